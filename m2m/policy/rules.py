@@ -1,0 +1,93 @@
+"""What a policy file compiles to: plain data that the server pushes and a datapath evaluates.
+
+Nothing here needs the grammar: an agent that only receives policy never imports lark.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from m2m.protocol.flow import Address
+
+
+class Kind(StrEnum):
+    """How an NF sees packets on its host (design: NF kinds)."""
+
+    TAP = "tap"  # copies only; packets go straight through from subsession to subsession
+    INLINE = "inline"  # restored headers travel through the host's own stack
+
+
+class Choose(StrEnum):
+    """How one instance is chosen among those of an NF type."""
+
+    HASH = "hash"  # rendezvous hash of the flow: stable, stateless
+    LEAST_LOADED = "least-loaded"  # by the loads that agents report to the policy server
+    AGENT = "agent"  # left to the client's agent: it avoids instances that did not answer
+
+
+class Fail(StrEnum):
+    """What becomes of a matching session whose chain cannot be set up."""
+
+    OPEN = "open"  # goes straight to its destination
+    CLOSED = "closed"  # is dropped
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """One running NF at an address."""
+
+    name: str
+    address: Address
+    load: float = 0.0  # sessions on that host, as last reported
+
+
+class NfType(msgspec.Struct, frozen=True):
+    """A named NF type: ``firewall``, ``ids``; its kind and its instances, in the file's order."""
+
+    name: str
+    kind: Kind
+    choose: Choose
+    instances: tuple[Instance, ...]
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """One ``match(...) >> {...}`` of the policy file. *id* is its place in the file, from 0."""
+
+    id: int
+    text: str
+    line: int
+    chain: tuple[str, ...]
+    fail: Fail
+
+
+class FlatRule(msgspec.Struct, frozen=True):
+    """A box in 5-tuple space that belongs to one policy; all bounds are inclusive.
+
+    A predicate with ``|`` or ``~`` becomes several boxes. The first matching box of the table
+    decides. The packed layout is ``struct m2m_rule`` of ``kmod/core``.
+    """
+
+    policy: int
+    src_lo: Address
+    src_hi: Address
+    dst_lo: Address
+    dst_hi: Address
+    sport_lo: int
+    sport_hi: int
+    dport_lo: int
+    dport_hi: int
+    proto_lo: int
+    proto_hi: int
+
+
+class PolicySet(msgspec.Struct, frozen=True):
+    """Everything an agent knows of policy; replaced as a whole, never in parts."""
+
+    generation: int
+    policies: tuple[Policy, ...]
+    rules: tuple[FlatRule, ...]
+    nfs: tuple[NfType, ...]
+
+
+EMPTY = PolicySet(generation=0, policies=(), rules=(), nfs=())

@@ -1,0 +1,155 @@
+"""What one host does to the packets of one session: the link between protocol and datapath.
+
+A session passes a host at one :class:`Position`. Its *left* subsession leads towards the client,
+its *right* one towards the server; both are written in the direction client to server. From
+these :func:`entries_for` derives the translation entries, and :func:`view_of` is its inverse,
+by which a restarted agent takes its sessions over from the kernel.
+
+=========  ====================================  ====================================
+position   packets towards the server            packets towards the client
+=========  ====================================  ====================================
+CLIENT     OUT super -> right, SEND              IN ~right -> ~super, DELIVER
+TAP        IN left -> right, SEND                IN ~right -> ~left, SEND
+INLINE     IN left -> super, DELIVER             IN ~right -> ~super, DELIVER
+           OUT super -> right, SEND              OUT ~super -> ~left, SEND
+SERVER     IN left -> super, DELIVER             OUT ~super -> ~left, SEND
+=========  ====================================  ====================================
+
+(``~`` is the reverse flow.) TAP is horizontal NAT alone; DELIVER is vertical NAT on the way in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+from m2m.protocol.flow import Address, Flow
+
+
+class Hook(IntEnum):
+    """Where a packet meets the datapath."""
+
+    IN = 0  # entering the host from a network
+    OUT = 1  # leaving the host, after its own stack
+
+
+class Action(IntEnum):
+    """What happens after the rewrite."""
+
+    DELIVER = 0  # on to the host's own stack
+    SEND = 1  # to the next hop
+    PASS = 2  # nothing is rewritten: a flow whose policy failed open
+    DROP = 3  # a flow whose policy failed closed
+
+
+class Toward(IntEnum):
+    """Which end of the session a packet travels to."""
+
+    RIGHT = 0  # the server
+    LEFT = 1  # the client
+
+
+class Position(IntEnum):
+    """What a host is in a session."""
+
+    CLIENT = 0
+    TAP = 1
+    INLINE = 2
+    SERVER = 3
+
+
+class NextHop(NamedTuple):
+    """Where SEND sends: an interface and the neighbour to hand the packet to."""
+
+    ifindex: int
+    gateway: Address  # the neighbour on that link (the destination itself when on-link)
+    mtu: int
+
+
+class Entry(NamedTuple):
+    """One row of the translation table. ``(hook, match)`` is its key.
+
+    ``mss`` clamps the option in SYN segments (0: leave it): chains can have a smaller MTU than
+    the direct path, and no router on the way can tell the sender, who sees other addresses.
+    ``chain`` and ``generation`` name the policy and the policy set it came from.
+    """
+
+    session: int  # 64 bits, chosen by the client at random; 0 for PASS and DROP
+    hook: Hook
+    match: Flow
+    rewrite: Flow
+    action: Action
+    toward: Toward
+    position: Position
+    supersession: Flow  # in the direction client to server
+    mss: int = 0
+    chain: int = 0
+    generation: int = 0
+    hop: NextHop | None = None  # filled in by the shell for SEND
+
+    @property
+    def key(self) -> tuple[Hook, Flow]:
+        return self.hook, self.match
+
+
+class SessionView(NamedTuple):
+    """A session as one host sees it."""
+
+    session: int
+    position: Position
+    supersession: Flow
+    left: Flow | None  # None at the client
+    right: Flow | None  # None at the server
+    mss: int = 0
+    chain: int = 0
+    generation: int = 0
+
+
+def entries_for(view: SessionView) -> tuple[Entry, ...]:
+    """The entries a host needs for a session: two, or four at an inline middlebox."""
+    sup, left, right = view.supersession, view.left, view.right
+    rows: list[tuple[Hook, Flow, Flow, Action, Toward]] = []
+    if view.position is Position.TAP:
+        assert left is not None and right is not None
+        rows.append((Hook.IN, left, right, Action.SEND, Toward.RIGHT))
+        rows.append((Hook.IN, right.reverse(), left.reverse(), Action.SEND, Toward.LEFT))
+    else:
+        if left is not None:
+            rows.append((Hook.IN, left, sup, Action.DELIVER, Toward.RIGHT))
+            rows.append((Hook.OUT, sup.reverse(), left.reverse(), Action.SEND, Toward.LEFT))
+        if right is not None:
+            rows.append((Hook.OUT, sup, right, Action.SEND, Toward.RIGHT))
+            rows.append((Hook.IN, right.reverse(), sup.reverse(), Action.DELIVER, Toward.LEFT))
+    return tuple(
+        Entry(view.session, hook, match, rewrite, action, toward, view.position, sup,
+              view.mss, view.chain, view.generation)
+        for hook, match, rewrite, action, toward in rows
+    )  # fmt: skip
+
+
+def view_of(entries: Iterable[Entry]) -> SessionView:
+    """Rebuild the session from its entries, the inverse of :func:`entries_for`.
+
+    Raises :class:`ValueError` when *entries* are not the complete entries of one session.
+    """
+    rows = {entry.key: entry for entry in entries}
+    if not rows:
+        raise ValueError("no entries")
+    first = next(iter(rows.values()))
+    left = right = None
+    for entry in rows.values():
+        if entry.hook is Hook.IN and entry.toward is Toward.RIGHT:
+            left = entry.match
+        elif entry.hook is Hook.IN and entry.toward is Toward.LEFT:
+            right = entry.match.reverse()
+    view = SessionView(
+        first.session, first.position, first.supersession, left, right,
+        first.mss, first.chain, first.generation,
+    )  # fmt: skip
+    has = {Position.CLIENT: (False, True), Position.SERVER: (True, False)}
+    if (left is not None, right is not None) != has.get(first.position, (True, True)):
+        raise ValueError(f"session {first.session:016x}: a {first.position.name} lacks an entry")
+    if {entry.key for entry in entries_for(view)} != rows.keys():
+        raise ValueError(f"session {first.session:016x}: entries do not belong together")
+    return view
