@@ -17,6 +17,7 @@ Address: TypeAlias = bytes
 
 _V4_PREFIX = b"\0" * 10 + b"\xff\xff"
 _PACKED = struct.Struct("!16s16sHHB3x")
+PACKED_SIZE = _PACKED.size
 
 
 class Proto(IntEnum):
@@ -55,8 +56,6 @@ class Flow(NamedTuple):
     sport: int
     dst: Address
     dport: int
-
-    PACKED_SIZE = 40
 
     @classmethod
     def of(cls, proto: int, src: str, sport: int, dst: str, dport: int) -> Flow:
