@@ -1,0 +1,211 @@
+"""The wire format: the documented bytes, the round trip, and that nothing else gets in."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m2m.protocol import wire
+from m2m.protocol.flow import Flow, Proto, parse_address
+from m2m.protocol.translation import Position
+from m2m.protocol.wire import (
+    Ack,
+    Cause,
+    Challenge,
+    Envelope,
+    Fin,
+    FinAck,
+    Hop,
+    Malformed,
+    PathRep,
+    PathReq,
+    Rst,
+    Syn,
+    SynAck,
+    WireError,
+    decode,
+    encode,
+)
+
+LEG = Flow.of(Proto.TCP, "10.0.0.1", 61000, "10.0.1.2", 63263)
+SUPER = Flow.of(Proto.TCP, "10.0.0.1", 40000, "10.0.9.9", 80)
+CHAIN = (
+    Hop(parse_address("10.0.1.2"), Position.INLINE, "fw"),
+    Hop(parse_address("10.0.9.9"), Position.SERVER),
+)
+SESSION = 0x0102030405060708
+SYN = Syn(SESSION, LEG, SUPER, CHAIN, mtu=1500, policy=3, generation=9)
+
+addresses = st.binary(min_size=16, max_size=16)
+ports = st.integers(0, 0xFFFF)
+flows = st.builds(Flow, st.sampled_from(Proto), addresses, ports, addresses, ports)
+u64 = st.integers(0, 2**64 - 1)
+nonzero = st.integers(1, 2**64 - 1)
+names = st.from_regex(r"[a-z][a-z0-9_-]{0,14}", fullmatch=True)
+chains = st.builds(
+    lambda middle, server: (*middle, server),
+    st.lists(
+        st.builds(Hop, addresses, st.sampled_from((Position.TAP, Position.INLINE)), names),
+        max_size=wire.MAX_CHAIN - 1,
+    ),
+    st.builds(Hop, addresses, st.just(Position.SERVER)),
+)
+messages = st.one_of(
+    st.builds(
+        Syn, nonzero, flows, flows, chains,
+        st.integers(0, 0xFFFF), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1),
+    ),
+    st.builds(SynAck, nonzero, flows, st.integers(0, 0xFFFF)),
+    st.builds(Ack, nonzero, flows),
+    st.builds(Fin, nonzero, flows),
+    st.builds(FinAck, nonzero, flows),
+    st.builds(
+        Rst, nonzero, flows, st.sampled_from(Cause), st.text().map(wire.clip),
+        st.none() | addresses.filter(any),
+    ),
+    st.builds(Challenge, u64),
+    st.builds(PathReq, nonzero),
+    st.builds(PathRep, nonzero, st.binary(max_size=wire.MAX_REPORT)),
+)  # fmt: skip
+envelopes = st.builds(Envelope, nonzero, u64, nonzero, messages)
+
+
+def sealed(message: wire.Message) -> bytes:
+    return encode(Envelope(0x11, 0x22, 1, message))
+
+
+def refusal(data: bytes) -> Malformed:
+    with pytest.raises(WireError) as caught:
+        decode(data)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    ("example", "envelope"),
+    [
+        (0, Envelope(0x11, 0x22, 7, Ack(SESSION, LEG))),
+        (1, Envelope(0x11, 0x22, 1, SYN)),
+    ],
+    ids=["ack", "syn"],
+)
+def test_documented_examples(example: int, envelope: Envelope) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
+    blocks = re.findall(r"(?m)(?:^    [0-9a-f ]+\n)+", page.partition("## Examples")[2])
+    documented = bytes.fromhex(blocks[example])
+    assert encode(envelope) == documented
+    assert decode(documented) == envelope
+
+
+@given(envelopes)
+def test_round_trip(envelope: Envelope) -> None:
+    data = encode(envelope)
+    assert decode(data) == envelope
+    assert len(data) + wire.MAC_SIZE <= wire.MAX_DATAGRAM
+
+
+@given(st.binary(max_size=1200) | st.builds(lambda e, t: encode(e) + t, envelopes, st.binary()))
+def test_decode_raises_nothing_but_wire_errors(data: bytes) -> None:
+    try:
+        envelope = decode(data)
+    except WireError:
+        return
+    assert encode(envelope) == data  # one message, one encoding
+
+
+@given(envelopes, st.data())
+def test_a_changed_byte_is_noticed(envelope: Envelope, data: st.DataObject) -> None:
+    good = bytearray(encode(envelope))
+    at = data.draw(st.integers(0, len(good) - 1))
+    good[at] ^= data.draw(st.integers(1, 255))
+    try:
+        changed = decode(bytes(good))
+    except WireError:
+        return
+    assert changed != envelope
+    assert encode(changed) == good
+
+
+@given(envelopes, st.data())
+def test_every_prefix_is_truncated(envelope: Envelope, data: st.DataObject) -> None:
+    good = encode(envelope)
+    cut = data.draw(st.integers(0, len(good) - 1))
+    assert refusal(good[:cut]) is Malformed.TRUNCATED
+    assert refusal(good + b"\0") is Malformed.OVERSIZED
+
+
+def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
+    data = sealed(message)
+    return data[:offset] + new + data[offset + len(new) :]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", Malformed.TRUNCATED),
+        (patched(SYN, 0, b"M3"), Malformed.MAGIC),
+        (patched(SYN, 2, b"\x02"), Malformed.VERSION),
+        (patched(SYN, 3, b"\x00"), Malformed.TYPE),
+        (patched(SYN, 3, b"\x0a"), Malformed.TYPE),
+        (patched(SYN, 4, b"\x00\x01"), Malformed.VALUE),  # flags
+        (patched(SYN, 8, bytes(8)), Malformed.VALUE),  # sender epoch
+        (patched(SYN, 24, bytes(8)), Malformed.VALUE),  # sequence number
+        (patched(SYN, 32, bytes(8)), Malformed.VALUE),  # session
+        (patched(Challenge(1), 32, b"\x01"), Malformed.VALUE),  # session of none
+        (patched(SYN, 40 + 36, b"\x01"), Malformed.VALUE),  # ICMP
+        (patched(SYN, 40 + 37, b"\x01"), Malformed.VALUE),  # padding of a flow
+        (patched(SYN, 40 + 90, b"\x00"), Malformed.OVERSIZED),  # no hops, but bytes of them
+        (patched(SYN, 40 + 90, b"\x01"), Malformed.OVERSIZED),
+        (patched(SYN, 40 + 90, b"\x03"), Malformed.TRUNCATED),
+        (patched(SYN, 40 + 90, b"\x11"), Malformed.OVERSIZED),  # 17 hops
+        (patched(SYN, 40 + 91, b"\x01"), Malformed.VALUE),  # padding
+        (patched(SYN, 40 + 92 + 16, b"\x00"), Malformed.VALUE),  # a client in the chain
+        (patched(SYN, 40 + 92 + 16, b"\x03"), Malformed.VALUE),  # a server in the middle
+        (patched(SYN, 40 + 92 + 17, b"\x10"), Malformed.OVERSIZED),  # a name of 16 bytes
+        (patched(SYN, 40 + 92 + 18, b"\xff"), Malformed.VALUE),  # not UTF-8
+        (patched(SYN, 40 + 92 + 18, b"\x1b"), Malformed.VALUE),  # an escape sequence
+        (patched(SYN, len(sealed(SYN)) - 2, b"\x01"), Malformed.VALUE),  # ends at a tap
+        (patched(Rst(1, LEG, Cause.LOOP, "x"), 40 + 56, b"\xee"), Malformed.VALUE),
+        (patched(Rst(1, LEG, Cause.LOOP, "x" * 200), 40 + 57, b"\xc9"), Malformed.OVERSIZED),
+    ],
+)
+def test_refusals(data: bytes, reason: Malformed) -> None:
+    assert refusal(data) is reason
+
+
+def test_no_hops_at_all() -> None:
+    data = bytearray(sealed(SYN)[: 40 + 92])
+    struct.pack_into("!H", data, 6, 92)
+    data[40 + 90] = 0
+    assert refusal(bytes(data)) is Malformed.VALUE
+
+
+def test_a_report_has_a_bound() -> None:
+    data = bytearray(sealed(PathRep(1, bytes(1024))) + b"\0")
+    struct.pack_into("!H", data, 6, 1025)
+    assert refusal(bytes(data)) is Malformed.OVERSIZED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Syn(1, LEG, SUPER, (), 1500, 0, 0),
+        Syn(1, LEG, SUPER, CHAIN[:1], 1500, 0, 0),
+        Syn(1, LEG, SUPER, CHAIN[:1] * 16 + CHAIN[1:], 1500, 0, 0),
+        Syn(1, LEG, SUPER, (Hop(LEG.dst, Position.TAP, "x" * 16), CHAIN[1]), 1500, 0, 0),
+        Rst(1, LEG, Cause.LOOP, "x" * 201),
+        PathRep(1, bytes(1025)),
+    ],
+    ids=["empty", "no server", "17 hops", "long name", "long text", "long report"],
+)
+def test_what_cannot_be_sent(message: wire.Message) -> None:
+    with pytest.raises(WireError):
+        sealed(message)
+
+
+def test_clip_keeps_text_printable_and_whole() -> None:
+    assert wire.clip("a\x1b[31m\n" + "é" * 300) == "a?[31m?" + "é" * 96
