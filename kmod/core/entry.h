@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * One row of the translation table: what happens to the packets that match its key.
+ *
+ * 144 bytes on purpose: with the 40 bytes of the key, the 48 a kernel hash element costs and its
+ * share of the buckets, the two entries of a session stay below 512 bytes of kernel memory.
+ * m2m.datapath.layout packs the same layout in Python.
+ */
+#ifndef M2M_CORE_ENTRY_H
+#define M2M_CORE_ENTRY_H
+
+#include "checksum.h"
+#include "sequence.h"
+#include "tuple.h"
+
+enum m2m_action {
+	M2M_DELIVER = 0, /* on to the host's own stack */
+	M2M_SEND = 1,	 /* to the next hop */
+	M2M_PASS = 2,	 /* nothing is rewritten: the policy failed open */
+	M2M_DROP = 3,	 /* the policy failed closed */
+};
+
+enum m2m_toward {
+	M2M_RIGHT = 0, /* the server */
+	M2M_LEFT = 1,  /* the client */
+};
+
+enum m2m_position {
+	M2M_CLIENT = 0,
+	M2M_TAP = 1,
+	M2M_INLINE = 2,
+	M2M_SERVER = 3,
+};
+
+/* entry->flags: what has passed. Written by whoever carries packets. */
+#define M2M_SEEN_FIN 0x01
+#define M2M_SEEN_RST 0x02
+#define M2M_SEEN_SEQ 0x04 /* max_seq holds a number */
+
+/* entry->role: action, toward, position; and a mark that only the sweeper sets. */
+#define M2M_ROLE(action, toward, position) ((u8)((action) | (toward) << 2 | (position) << 3))
+#define M2M_ROLE_ACTION(role) ((role) & 3)
+#define M2M_ROLE_TOWARD(role) ((role) >> 2 & 1)
+#define M2M_ROLE_POSITION(role) ((role) >> 3 & 3)
+#define M2M_ROLE_REPORTED 0x80 /* the agent has been told that this session is over */
+
+/* Time in entries: CLOCK_MONOTONIC_COARSE in units of 2^20 ns, wrapping after 52 days. */
+#define M2M_TICK_SHIFT 20
+#define M2M_TICKS(seconds) ((u32)((seconds) * 1000000000ull >> M2M_TICK_SHIFT))
+
+/* How long a refused flow (action M2M_DROP) stays refused, from its installation. */
+#define M2M_REFUSAL_TICKS M2M_TICKS(1)
+
+struct m2m_entry {
+	/*
+	 * m2m_key_tag() of the entry's own key. First, because elements are filled front to
+	 * back: who sees any part of a new entry then sees its tag too.
+	 */
+	u32 tag;
+	u32 ifindex; /* where M2M_SEND leaves; 0: no next hop is known */
+	u64 session; /* 0: M2M_PASS and M2M_DROP */
+	u64 packets; /* a GSO packet counts as its segments */
+	u64 bytes;   /* IP total length of those */
+	u32 last_seen; /* ticks; of the last packet, or of the installation */
+	u32 max_seq; /* m2m_seq_end(), the largest; its first value is the ISN + 1 */
+	u32 chain;
+	u32 generation;
+	u8 role;
+	u8 flags;
+	u16 mss; /* clamp of the option in SYN segments, 0: leave it */
+	u16 mtu; /* of the next link, 0: no limit */
+	u16 addr_diff; /* checksum difference of the addresses, see m2m_entry_seal() */
+	__be16 sport; /* the new header ... */
+	__be16 dport;
+	__be16 super_sport; /* ... and the supersession's, in direction client to server */
+	__be16 super_dport;
+	struct m2m_addr src;
+	struct m2m_addr dst;
+	struct m2m_addr next_hop;
+	struct m2m_addr super_src;
+	struct m2m_addr super_dst;
+};
+
+_Static_assert(sizeof(struct m2m_entry) == 144, "memory budget; packed in Python");
+
+/* Fill in what follows from the key and the rest; to be called before an entry is inserted. */
+m2m_inline void m2m_entry_seal(const struct m2m_key *key, struct m2m_entry *entry)
+{
+	entry->tag = m2m_key_tag(key);
+	entry->addr_diff = m2m_csum_diff_addrs(&key->tuple.src, &entry->src, &key->tuple.dst,
+					       &entry->dst);
+}
+
+m2m_inline u16 m2m_entry_port_diff(const struct m2m_key *key, const struct m2m_entry *entry)
+{
+	return m2m_csum_diff_ports(key->tuple.sport, entry->sport, key->tuple.dport, entry->dport);
+}
+
+#endif /* M2M_CORE_ENTRY_H */

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * When is a session over? Packets only leave marks in their own direction's entry; one sweeper
+ * looks at both directions together, so that no half of a pair is ever taken for the whole.
+ */
+#ifndef M2M_CORE_LIFETIME_H
+#define M2M_CORE_LIFETIME_H
+
+#include "config.h"
+#include "entry.h"
+
+enum m2m_end {
+	M2M_END_NOT = 0,
+	M2M_END_FIN = 1, /* both directions closed, lingering over */
+	M2M_END_RST = 2,
+	M2M_END_IDLE = 3,
+};
+
+/*
+ * The key of the entry for the opposite direction. What an entry sends comes back from the
+ * network; what it delivers comes back from the host's own stack.
+ */
+m2m_inline void m2m_partner_key(struct m2m_key *partner, const struct m2m_key *key,
+				const struct m2m_entry *entry)
+{
+	partner->tuple.src = entry->dst;
+	partner->tuple.dst = entry->src;
+	partner->tuple.sport = entry->dport;
+	partner->tuple.dport = entry->sport;
+	partner->tuple.proto = key->tuple.proto;
+	partner->tuple.hook =
+		M2M_ROLE_ACTION(entry->role) == M2M_SEND ? M2M_HOOK_IN : M2M_HOOK_OUT;
+	partner->tuple.zero[0] = 0;
+	partner->tuple.zero[1] = 0;
+}
+
+/* The host's own side of a session towards the server: the entry (OUT, supersession). */
+m2m_inline void m2m_super_key(struct m2m_key *key, u8 proto, const struct m2m_entry *entry)
+{
+	key->tuple.src = entry->super_src;
+	key->tuple.dst = entry->super_dst;
+	key->tuple.sport = entry->super_sport;
+	key->tuple.dport = entry->super_dport;
+	key->tuple.proto = proto;
+	key->tuple.hook = M2M_HOOK_OUT;
+	key->tuple.zero[0] = 0;
+	key->tuple.zero[1] = 0;
+}
+
+m2m_inline u32 m2m_idle_limit(const struct m2m_config *config, u8 proto)
+{
+	return proto == M2M_PROTO_TCP ? config->tcp_idle : config->udp_idle;
+}
+
+/*
+ * Whether one entry has had its time: a last_seen that is ahead of now (a packet passed while
+ * the sweeper ran) is not long ago but just now.
+ */
+m2m_inline u32 m2m_ticks_since(u32 last_seen, u32 now)
+{
+	u32 ticks = now - last_seen;
+
+	return ticks & 0x80000000u ? 0 : ticks;
+}
+
+/* The two directions of one session at one place, seen together; partner may be absent. */
+m2m_inline enum m2m_end m2m_pair_end(const struct m2m_config *config, u8 proto,
+				     const struct m2m_entry *entry,
+				     const struct m2m_entry *partner, u32 now)
+{
+	u32 quiet = m2m_ticks_since(entry->last_seen, now);
+	u8 any = entry->flags, both = partner ? entry->flags & partner->flags : 0;
+
+	if (partner) {
+		u32 other = m2m_ticks_since(partner->last_seen, now);
+
+		if (other < quiet)
+			quiet = other;
+		any |= partner->flags;
+	}
+	if (quiet > config->linger) {
+		if (any & M2M_SEEN_RST)
+			return M2M_END_RST;
+		if (both & M2M_SEEN_FIN)
+			return M2M_END_FIN;
+	}
+	return quiet > m2m_idle_limit(config, proto) ? M2M_END_IDLE : M2M_END_NOT;
+}
+
+#endif /* M2M_CORE_LIFETIME_H */
