@@ -1,0 +1,282 @@
+"""A running lab: hosts as network namespaces, with agents and services in them.
+
+:func:`open_lab` builds one for the length of an ``async with`` block; a lab that is *detached*
+there stays up for ``m2m-lab exec``, ``status`` and ``down``. Whatever a killed run left behind
+(namespaces, processes, pinned BPF objects, files) is taken away by the next one of that name.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from m2m.auth import DomainKey
+from m2m.lab import netns, process, programs, state
+from m2m.lab.netns import LabError
+from m2m.lab.process import Notifications, Started
+from m2m.lab.topology import Nft, Ready, Topology
+
+_CLEANUP_LIMIT = 20.0  # s
+
+
+class Completed(msgspec.Struct, frozen=True):
+    """What a command in a lab's host printed, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
+@asynccontextmanager
+async def open_lab(
+    topology: Topology, *, name: str | None = None, agents: bool = True
+) -> AsyncIterator[Lab]:
+    """Build a lab, give it to the block, and take it down afterwards unless it was detached.
+
+    With ``agents=False`` the policy server and the agents wait for
+    :meth:`Lab.start_agents`; services and NFs run. Raises :exc:`LabError`, with the tail of the
+    log that matters, when something does not start or ends too early.
+    """
+    lab_name = name or topology.name
+    if os.geteuid() != 0:
+        raise LabError("a lab makes network namespaces, which needs root; run it with sudo")
+    with state.exclusive(lab_name):
+        state.refuse_if_up(lab_name)
+        await state.clean(lab_name)
+        lab = Lab(topology, lab_name)
+        try:
+            with _plain_errors():
+                async with trio.open_nursery() as nursery:
+                    await lab._build(nursery, agents)
+                    yield lab
+                    nursery.cancel_scope.cancel()
+        finally:
+            if not lab.state.up:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT):
+                    await state.clean(lab_name)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise a nursery's only error as itself: callers need not know of the nursery."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group:
+            raise
+        raise error from error.__cause__
+
+
+class Lab:
+    """A lab that is up. All paths and names come from it; made by :func:`open_lab`."""
+
+    def __init__(self, topology: Topology, name: str) -> None:
+        self.topology = topology
+        self.name = name
+        self.directory = state.directory(name)
+        self.state = state.State(
+            name=name,
+            roles={h: host.role and str(host.role) for h, host in topology.hosts.items()},
+            addresses={host: topology.address(host) for host in topology.hosts},
+        )
+        self._nursery: trio.Nursery | None = None
+        self._running: dict[tuple[str, str], trio.Process] = {}
+        self._ending: set[int] = set()
+
+    def address(self, host: str) -> str:
+        """The address by which other hosts know *host*."""
+        return self.topology.address(host)
+
+    def namespace(self, host: str) -> Path:
+        """The file by which the network namespace of *host* is entered."""
+        return netns.namespace_path(self.name, host)
+
+    def control_socket(self, host: str) -> Path:
+        """Where ``m2mctl`` reaches the agent of *host*."""
+        return state.control_socket(self.name, host)
+
+    def pid(self, host: str, name: str) -> int:
+        """The process id of a running process, such as ``("client", "agent")``."""
+        return self._running[host, name].pid
+
+    def log(self, host: str, name: str) -> Path:
+        """Where the output of a process goes."""
+        return self.directory / "log" / f"{host}-{name}.log"
+
+    def detach(self) -> None:
+        """Leave the lab up when the block ends."""
+        self.state.up = True
+        self.state.save()
+
+    # -- building ---------------------------------------------------------------------------
+
+    async def _build(self, nursery: trio.Nursery, agents: bool) -> None:
+        self._nursery = nursery
+        self.state.save()  # first of all: what is made from here on can be found again
+        for part in ("log", "run"):
+            (self.directory / part).mkdir(parents=True)
+        await netns.build(self.topology, self.name)
+        async with trio.open_nursery() as starting:
+            if agents and self.topology.policy is not None:
+                starting.start_soon(self.start_agents)
+            for host in self.topology.hosts:
+                starting.start_soon(self._start_services, host)
+
+    async def _start_services(self, host: str) -> None:
+        for item in self.topology.hosts[host].run:
+            if isinstance(item, Nft):
+                await self.run(host, "nft", "-f", "-", stdin=item.ruleset)
+                continue
+            home = self.directory / f"{host}-{programs.name_of(item)}"
+            for program in programs.of(item, home):
+                await self.start(host, program.name, program.argv, ready=program.ready)
+
+    async def start_agents(self) -> None:
+        """Start the policy server, then the agents of all hosts that have a role."""
+        policy = self.topology.policy
+        if policy is None or policy.text is None:
+            raise LabError(f"lab {self.name!r} has no [policy]")
+        DomainKey.generate(self._key)
+        self._policy_file.write_text(policy.text)
+        program = programs.policy_server(
+            self._policy_file,
+            self.address(policy.host),
+            key=self._key,
+            store=self.directory / "policy.db",
+        )
+        await self.start(policy.host, program.name, program.argv, ready=program.ready)
+        async with trio.open_nursery() as starting:
+            for host, _ in self.topology.with_role():
+                starting.start_soon(self.start_agent, host)
+
+    async def start_agent(self, host: str) -> None:
+        """Start the agent of *host*, for the first time or again; it is ready on return."""
+        policy = self.topology.policy
+        assert policy is not None
+        program = programs.agent(
+            self.topology.hosts[host],
+            state.agent_name(self.name, host),
+            policy_server=self.address(policy.host),
+            key=self._key,
+            run_dir=self.directory / "run",
+        )
+        await self.start(host, program.name, program.argv, ready=program.ready)
+
+    @property
+    def _key(self) -> Path:
+        return self.directory / "domain.key"
+
+    @property
+    def _policy_file(self) -> Path:
+        return self.directory / "policy.m2m"
+
+    # -- processes --------------------------------------------------------------------------
+
+    async def run(
+        self,
+        host: str,
+        *argv: str,
+        check: bool = True,
+        stdin: str = "",
+        timeout: float = 60.0,  # noqa: ASYNC109  (a bound for every command, not the caller's)
+    ) -> Completed:
+        """Run a command in *host* to its end.
+
+        Raises :exc:`LabError` when it exits with another status than 0 (unless *check* is off)
+        or takes longer than *timeout* seconds.
+        """
+        with trio.move_on_after(timeout):
+            done = await trio.run_process(
+                process.enter(self.namespace(host), argv),
+                stdin=stdin.encode(),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                env={**os.environ, **self._environment(host)},
+            )
+            result = Completed(done.returncode, done.stdout.decode(), done.stderr.decode())
+            if check and done.returncode:
+                raise LabError(
+                    f"{' '.join(argv)} on {host} ended with status {done.returncode}:"
+                    f" {(result.err or result.out).strip()}"
+                )
+            return result
+        raise LabError(f"{' '.join(argv)} on {host} did not end within {timeout:g} s")
+
+    async def start(
+        self, host: str, name: str, argv: list[str], *, ready: Ready | None = None
+    ) -> None:
+        """Start a process in *host* that runs until :meth:`stop` or the lab's end.
+
+        Returns when it is *ready*. If it ends by itself, the lab fails with its log's tail.
+        """
+        assert self._nursery is not None
+        ready = ready or Ready()
+        log = self.log(host, name)
+        environment = self._environment(host)
+        async with Notifications(self.directory / f"{host}-{name}.notify") as notifications:
+            if ready.notify:
+                environment["NOTIFY_SOCKET"] = str(notifications.path)
+            started = await process.spawn(
+                host, name, self.namespace(host), argv, log=log, env=environment
+            )
+            born = process.birth(started.pid)
+            self.state.processes.append(Started(host, name, started.pid, born or 0, str(log)))
+            self.state.save()
+            await process.wait_ready(
+                started,
+                f"{name} on {host}",
+                ready,
+                namespace=self.namespace(host),
+                log=log,
+                notifications=notifications if ready.notify else None,
+            )
+        self._running[host, name] = started
+        self._nursery.start_soon(self._supervise, host, name, started)
+
+    async def _supervise(self, host: str, name: str, running: trio.Process) -> None:
+        status = await running.wait()
+        self.state.processes = [p for p in self.state.processes if p.pid != running.pid]
+        self.state.save()
+        if running.pid not in self._ending:
+            raise LabError(
+                f"{name} on {host} ended with status {status}:\n"
+                f"{process.tail(self.log(host, name))}"
+            )
+
+    async def stop(self, host: str, name: str, number: int = signal.SIGTERM) -> None:
+        """End a process with a signal (``SIGKILL`` for a crash); returns when it is gone."""
+        running = self._running.pop((host, name))
+        self._ending.add(running.pid)
+        running.send_signal(number)
+        await running.wait()
+
+    def _environment(self, host: str) -> dict[str, str]:
+        return state.environment(self.name, host)
+
+    # -- M2M --------------------------------------------------------------------------------
+
+    async def ctl(self, host: str, *arguments: str) -> Any:
+        """What ``m2mctl --json ARGUMENTS`` says at *host*, decoded."""
+        done = await self.run(host, programs.tool("m2mctl"), *arguments, "--json")
+        return msgspec.json.decode(done.out)
+
+    async def load_policy(self, text: str) -> None:
+        """Give the policy server another policy file."""
+        policy = self.topology.policy
+        assert policy is not None
+        self._policy_file.write_text(text)
+        await self.run(
+            policy.host, programs.tool("m2m-policy"), "load", str(self._policy_file),
+            "--server", self.address(policy.host), "--key-file", str(self._key),
+        )  # fmt: skip
