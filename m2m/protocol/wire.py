@@ -93,6 +93,7 @@ class Syn(msgspec.Struct, frozen=True):
     mtu: int  # smallest on the path so far
     policy: int
     generation: int
+    patience: int  # ms the sender waits for a SYNACK; the receiver waits a little less
 
 
 class SynAck(msgspec.Struct, frozen=True):
@@ -212,7 +213,7 @@ def decode(data: bytes) -> Envelope:
 # --- payloads ---------------------------------------------------------------------------------
 
 _HEADER = struct.Struct("!2sBBHHQQQQ")
-_SYN = struct.Struct("!40s40sIIHBx")  # subsession, supersession, policy, generation, mtu, hops
+_SYN = struct.Struct("!40s40sIIHHBx")  # two flows, policy, generation, mtu, patience, hops
 _HOP = struct.Struct("!16sBB")  # address, kind, length of the name that follows
 _SYNACK = struct.Struct("!40sH")
 _RST = struct.Struct("!40s16sBB")  # subsession, blame, cause, length of the text that follows
@@ -271,7 +272,7 @@ def _pack_syn(syn: Syn) -> bytes:
     parts = [
         _SYN.pack(
             syn.subsession.pack(), syn.supersession.pack(),
-            syn.policy, syn.generation, syn.mtu, len(syn.chain),
+            syn.policy, syn.generation, syn.mtu, syn.patience, len(syn.chain),
         )
     ]  # fmt: skip
     for hop in syn.chain:
@@ -283,7 +284,7 @@ def _pack_syn(syn: Syn) -> bytes:
 
 def _unpack_syn(session: int, data: bytes) -> Syn:
     _at_least(data, _SYN.size, "SYN")
-    left, supersession, policy, generation, mtu, count = _SYN.unpack_from(data)
+    left, supersession, policy, generation, mtu, patience, count = _SYN.unpack_from(data)
     if data[_SYN.size - 1]:
         raise WireError(Malformed.VALUE, "padding of a SYN is not zero")
     if count > MAX_CHAIN:
@@ -302,7 +303,9 @@ def _unpack_syn(session: int, data: bytes) -> Syn:
         at += length
     _exactly(data, at, "SYN")
     _check_chain(tuple(chain))
-    return Syn(session, _flow(left), _flow(supersession), tuple(chain), mtu, policy, generation)
+    return Syn(
+        session, _flow(left), _flow(supersession), tuple(chain), mtu, policy, generation, patience
+    )  # fmt: skip
 
 
 def _pack_synack(synack: SynAck) -> bytes:

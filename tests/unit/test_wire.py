@@ -39,7 +39,7 @@ CHAIN = (
     Hop(parse_address("10.0.9.9"), Position.SERVER),
 )
 SESSION = 0x0102030405060708
-SYN = Syn(SESSION, LEG, SUPER, CHAIN, mtu=1500, policy=3, generation=9)
+SYN = Syn(SESSION, LEG, SUPER, CHAIN, mtu=1500, policy=3, generation=9, patience=1000)
 
 addresses = st.binary(min_size=16, max_size=16)
 ports = st.integers(0, 0xFFFF)
@@ -58,7 +58,7 @@ chains = st.builds(
 messages = st.one_of(
     st.builds(
         Syn, nonzero, flows, flows, chains,
-        st.integers(0, 0xFFFF), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1),
+        st.integers(0, 0xFFFF), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), ports,
     ),
     st.builds(SynAck, nonzero, flows, st.integers(0, 0xFFFF)),
     st.builds(Ack, nonzero, flows),
@@ -158,16 +158,16 @@ def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
         (patched(Challenge(1), 32, b"\x01"), Malformed.VALUE),  # session of none
         (patched(SYN, 40 + 36, b"\x01"), Malformed.VALUE),  # ICMP
         (patched(SYN, 40 + 37, b"\x01"), Malformed.VALUE),  # padding of a flow
-        (patched(SYN, 40 + 90, b"\x00"), Malformed.OVERSIZED),  # no hops, but bytes of them
-        (patched(SYN, 40 + 90, b"\x01"), Malformed.OVERSIZED),
-        (patched(SYN, 40 + 90, b"\x03"), Malformed.TRUNCATED),
-        (patched(SYN, 40 + 90, b"\x11"), Malformed.OVERSIZED),  # 17 hops
-        (patched(SYN, 40 + 91, b"\x01"), Malformed.VALUE),  # padding
-        (patched(SYN, 40 + 92 + 16, b"\x00"), Malformed.VALUE),  # a client in the chain
-        (patched(SYN, 40 + 92 + 16, b"\x03"), Malformed.VALUE),  # a server in the middle
-        (patched(SYN, 40 + 92 + 17, b"\x10"), Malformed.OVERSIZED),  # a name of 16 bytes
-        (patched(SYN, 40 + 92 + 18, b"\xff"), Malformed.VALUE),  # not UTF-8
-        (patched(SYN, 40 + 92 + 18, b"\x1b"), Malformed.VALUE),  # an escape sequence
+        (patched(SYN, 40 + 92, b"\x00"), Malformed.OVERSIZED),  # no hops, but bytes of them
+        (patched(SYN, 40 + 92, b"\x01"), Malformed.OVERSIZED),
+        (patched(SYN, 40 + 92, b"\x03"), Malformed.TRUNCATED),
+        (patched(SYN, 40 + 92, b"\x11"), Malformed.OVERSIZED),  # 17 hops
+        (patched(SYN, 40 + 93, b"\x01"), Malformed.VALUE),  # padding
+        (patched(SYN, 40 + 94 + 16, b"\x00"), Malformed.VALUE),  # a client in the chain
+        (patched(SYN, 40 + 94 + 16, b"\x03"), Malformed.VALUE),  # a server in the middle
+        (patched(SYN, 40 + 94 + 17, b"\x10"), Malformed.OVERSIZED),  # a name of 16 bytes
+        (patched(SYN, 40 + 94 + 18, b"\xff"), Malformed.VALUE),  # not UTF-8
+        (patched(SYN, 40 + 94 + 18, b"\x1b"), Malformed.VALUE),  # an escape sequence
         (patched(SYN, len(sealed(SYN)) - 2, b"\x01"), Malformed.VALUE),  # ends at a tap
         (patched(Rst(1, LEG, Cause.LOOP, "x"), 40 + 56, b"\xee"), Malformed.VALUE),
         (patched(Rst(1, LEG, Cause.LOOP, "x" * 200), 40 + 57, b"\xc9"), Malformed.OVERSIZED),
@@ -178,9 +178,9 @@ def test_refusals(data: bytes, reason: Malformed) -> None:
 
 
 def test_no_hops_at_all() -> None:
-    data = bytearray(sealed(SYN)[: 40 + 92])
-    struct.pack_into("!H", data, 6, 92)
-    data[40 + 90] = 0
+    data = bytearray(sealed(SYN)[: 40 + 94])
+    struct.pack_into("!H", data, 6, 94)
+    data[40 + 92] = 0
     assert refusal(bytes(data)) is Malformed.VALUE
 
 
@@ -193,10 +193,10 @@ def test_a_report_has_a_bound() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        Syn(1, LEG, SUPER, (), 1500, 0, 0),
-        Syn(1, LEG, SUPER, CHAIN[:1], 1500, 0, 0),
-        Syn(1, LEG, SUPER, CHAIN[:1] * 16 + CHAIN[1:], 1500, 0, 0),
-        Syn(1, LEG, SUPER, (Hop(LEG.dst, Position.TAP, "x" * 16), CHAIN[1]), 1500, 0, 0),
+        Syn(1, LEG, SUPER, (), 1500, 0, 0, 0),
+        Syn(1, LEG, SUPER, CHAIN[:1], 1500, 0, 0, 0),
+        Syn(1, LEG, SUPER, CHAIN[:1] * 16 + CHAIN[1:], 1500, 0, 0, 0),
+        Syn(1, LEG, SUPER, (Hop(LEG.dst, Position.TAP, "x" * 16), CHAIN[1]), 1500, 0, 0, 0),
         Rst(1, LEG, Cause.LOOP, "x" * 201),
         PathRep(1, bytes(1025)),
     ],
