@@ -1,0 +1,199 @@
+"""Sealing and opening datagrams: who sent this, to whom, and is it new?
+
+Anyone can put a datagram into the network, or record one and send it again. A MAC under the
+domain key answers the first half. For the second, an agent picks a random *epoch* when it
+starts, and every datagram carries the epochs of both ends and a sequence number:
+
+* A datagram that does not carry the receiver's current epoch is not looked into. The receiver
+  answers with a CHALLENGE that tells the epoch, and the sender seals the message again and sends
+  it at once. This is how two agents meet, and how they meet again after either has restarted.
+* Of each sender epoch, the receiver remembers which of the last 1024 sequence numbers it has
+  seen; what is older or seen is refused. Sequence numbers count over all peers of a sender, so
+  one window serves a sender under all its addresses.
+* The table of windows is bounded. When it is full the receiver takes a new epoch and forgets
+  all windows: nothing recorded before can carry the new epoch, so nothing can be replayed.
+
+A CHALLENGE is believed only if it carries the epoch of its receiver and answers a datagram that
+was sent lately and not challenged before. Neither side needs a clock, and the receiver keeps no
+state for anybody who has not proved to know its epoch.
+"""
+
+from __future__ import annotations
+
+import random
+import typing
+from collections import Counter, deque
+from typing import NamedTuple
+
+from m2m.protocol.flow import Address
+from m2m.protocol.wire import (
+    HEADER_SIZE,
+    MAC_SIZE,
+    MAX_DATAGRAM,
+    Challenge,
+    Envelope,
+    Malformed,
+    Message,
+    WireError,
+    decode,
+    encode,
+)
+
+__all__ = ["WINDOW", "Association", "Key", "Opened"]
+
+WINDOW = 1024
+"""How far datagrams of one sender may overtake each other, in sequence numbers."""
+
+_SENDERS = 1024  # sender epochs remembered before a new epoch is taken
+_PEERS = 1024  # peers whose epoch is remembered; a forgotten one costs a challenge
+_RECENT = 64  # datagrams per peer that a challenge can still be about; others are retransmitted
+
+
+class Key(typing.Protocol):
+    """What is needed of :class:`m2m.auth.DomainKey`."""
+
+    def mac(self, data: bytes) -> bytes:
+        """:data:`~m2m.protocol.wire.MAC_SIZE` bytes that prove where *data* comes from."""
+
+    def verify(self, data: bytes, mac: bytes) -> bool:
+        """Whether *mac* belongs to *data*, in constant time."""
+
+
+class Opened(NamedTuple):
+    """What came of a datagram: a message to process, or a datagram to send back, or neither."""
+
+    message: Message | None
+    reply: bytes | None
+
+
+class _Window:
+    """Which of one sender's last :data:`WINDOW` numbers were seen (as RFC 4303 §3.4.3)."""
+
+    __slots__ = ("_seen", "_top")
+
+    def __init__(self) -> None:
+        self._top = 0
+        self._seen = 0  # bit n: top - n was seen
+
+    def accept(self, seq: int) -> bool:
+        """Whether *seq* is new; it is not the next time."""
+        ahead = seq - self._top
+        if ahead > 0:
+            self._seen = ((self._seen << ahead) & _MASK if ahead < WINDOW else 0) | 1
+            self._top = seq
+            return True
+        bit = 1 << -ahead
+        if -ahead >= WINDOW or self._seen & bit:
+            return False
+        self._seen |= bit
+        return True
+
+
+_MASK = (1 << WINDOW) - 1
+
+
+class _Peer:
+    __slots__ = ("epoch", "recent")
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.recent: deque[tuple[int, Message]] = deque(maxlen=_RECENT)
+
+
+class Association:
+    """One agent's end of all its conversations.
+
+    ``rejected`` counts refused datagrams by reason; ``challenged`` those answered by CHALLENGE.
+    *rng* should be :class:`random.SystemRandom` outside tests.
+    """
+
+    def __init__(self, key: Key, rng: random.Random, *, senders: int = _SENDERS) -> None:
+        self._key = key
+        self._rng = rng
+        self._max_senders = senders
+        self._seq = 0
+        self._peers: dict[Address, _Peer] = {}
+        self._windows: dict[int, _Window] = {}
+        self._epoch = self._new_epoch()
+        self.rejected: Counter[Malformed] = Counter()
+        self.challenged = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch a datagram must carry to be processed here."""
+        return self._epoch
+
+    def seal(self, peer: Address, message: Message) -> bytes:
+        """The datagram that carries *message* to *peer*. Sending it twice is of no use: seal
+        again. Raises :exc:`WireError` when the message breaks a bound of the wire format."""
+        known = self._peer(peer)
+        data = self._seal(known.epoch, message)
+        known.recent.append((self._seq, message))
+        return data
+
+    def open(self, peer: Address, datagram: bytes) -> Opened:
+        """What a datagram from *peer* holds. A reply, if there is one, goes back to *peer*.
+
+        Raises :exc:`WireError`, already counted, for whatever is forged, malformed or old.
+        """
+        try:
+            envelope = self._authentic(datagram)
+            if isinstance(envelope.message, Challenge):
+                return Opened(None, self._met(peer, envelope, envelope.message))
+            if envelope.receiver != self._epoch:
+                self.challenged += 1
+                return Opened(None, self._seal(envelope.sender, Challenge(envelope.seq)))
+            self._fresh(envelope)
+        except WireError as error:
+            self.rejected[error.reason] += 1
+            raise
+        self._peer(peer).epoch = envelope.sender
+        return Opened(envelope.message, None)
+
+    def _seal(self, receiver: int, message: Message) -> bytes:
+        self._seq += 1
+        data = encode(Envelope(self._epoch, receiver, self._seq, message))
+        return data + self._key.mac(data)
+
+    def _authentic(self, datagram: bytes) -> Envelope:
+        if len(datagram) < HEADER_SIZE + MAC_SIZE:
+            raise WireError(Malformed.TRUNCATED, f"a datagram of {len(datagram)} bytes")
+        if len(datagram) > MAX_DATAGRAM:
+            raise WireError(Malformed.OVERSIZED, f"a datagram of {len(datagram)} bytes")
+        data = datagram[:-MAC_SIZE]
+        if not self._key.verify(data, datagram[-MAC_SIZE:]):
+            raise WireError(Malformed.BAD_MAC, "not sealed with this domain's key")
+        return decode(data)
+
+    def _fresh(self, envelope: Envelope) -> None:
+        window = self._windows.get(envelope.sender)
+        if window is None:
+            if len(self._windows) >= self._max_senders:
+                self._epoch = self._new_epoch()
+                self._windows.clear()
+                # This one is new still: it carried the epoch that was current until now.
+            window = self._windows[envelope.sender] = _Window()
+        if not window.accept(envelope.seq):
+            raise WireError(Malformed.REPLAYED, f"sequence number {envelope.seq} is not new")
+
+    def _met(self, peer: Address, envelope: Envelope, challenge: Challenge) -> bytes:
+        """Learn the peer's epoch, and seal what it could not accept again."""
+        known = self._peers.get(peer)
+        if known is not None and envelope.receiver == self._epoch:
+            for at, (seq, message) in enumerate(known.recent):
+                if seq == challenge.seq:
+                    del known.recent[at]
+                    known.epoch = envelope.sender
+                    return self.seal(peer, message)
+        raise WireError(Malformed.REPLAYED, f"a challenge to {challenge.seq}, which is not recent")
+
+    def _peer(self, address: Address) -> _Peer:
+        known = self._peers.get(address)
+        if known is None:
+            if len(self._peers) >= _PEERS:
+                del self._peers[next(iter(self._peers))]
+            known = self._peers[address] = _Peer()
+        return known
+
+    def _new_epoch(self) -> int:
+        return self._rng.randrange(1, 1 << 64)
