@@ -9,7 +9,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 VENV := .venv
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(wildcard m2m/datapath/*.pyx m2m/datapath/*.pxd m2m/bpf/*.c m2m/bpf/*.h \
-                       kmod/core/*.h)
+                       kmod/core/*.h m2m/datapath/*.h)
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

@@ -33,7 +33,8 @@ BINDINGS = {
 
 def headers() -> list[str]:
     """The C headers that both the bindings and the BPF programs are built from."""
-    found = [*(ROOT / CORE_DIR).rglob("*.h"), *(ROOT / BPF_DIR).glob("*.h")]
+    rooms = (CORE_DIR, BPF_DIR, Path("m2m/datapath"))
+    found = [path for room in rooms for path in (ROOT / room).glob("*.h")]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
@@ -62,7 +63,7 @@ def extensions() -> list[Extension]:
                     f"m2m.datapath.{name}",
                     [str(source)],
                     depends=headers(),
-                    include_dirs=["kmod"],
+                    include_dirs=["kmod", "m2m/datapath"],
                     libraries=libraries,
                     extra_compile_args=C_FLAGS,
                 )

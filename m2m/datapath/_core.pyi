@@ -1,0 +1,78 @@
+"""The translation core of ``kmod/core``, callable from Python.
+
+It is the same C that the BPF programs and the module are built from. Keys, entries, rules and
+configurations are their packed C layouts; functions that take them raise :class:`ValueError`
+when the length is wrong. Port numbers, checksums and differences are in host order.
+"""
+
+from typing import final
+
+from m2m.policy.rules import PolicySet
+from m2m.protocol.flow import Address, Flow
+
+def layout() -> dict[str, tuple[int, dict[str, tuple[int, int]]]]:
+    """By name of a C structure: its size, and offset and size of each field, in bytes."""
+
+def seq_after(a: int, b: int) -> bool:
+    """Whether TCP sequence number *a* comes after *b*, wrapping (RFC 1982)."""
+
+def seq_end(seq: int, payload: int, syn: bool, fin: bool) -> int:
+    """One past the last sequence number of a segment with *payload* bytes."""
+
+def address_compare(a: Address, b: Address) -> int:
+    """Negative, zero or positive, as *a* is less than, equal to or greater than *b*."""
+
+def csum_diff_addresses(
+    old_src: Address, new_src: Address, old_dst: Address, new_dst: Address
+) -> int:
+    """What an Internet checksum changes by when these addresses change (RFC 1624)."""
+
+def csum_diff_ports(old_sport: int, new_sport: int, old_dport: int, new_dport: int) -> int:
+    """What an Internet checksum changes by when these ports change (RFC 1624)."""
+
+def csum_apply(check: int, difference: int) -> int:
+    """The checksum field *check* after a change of *difference* (RFC 1624, equation 3)."""
+
+def key_tag(key: bytes) -> int:
+    """The short hash of a key that its entry carries."""
+
+def seal(key: bytes, entry: bytes) -> bytes:
+    """The entry with what follows from its key filled in: tag and checksum difference."""
+
+def partner_key(key: bytes, entry: bytes) -> bytes:
+    """The key of the entry for the session's other direction."""
+
+def pair_end(config: bytes, proto: int, entry: bytes, partner: bytes | None, now: int) -> int:
+    """Whether two entries of a session are over (``enum m2m_end``) at *now*, in ticks."""
+
+@final
+class Translation:
+    """One entry under its key, ready to judge and to rewrite packets."""
+
+    def __init__(self, key: bytes, entry: bytes) -> None:
+        """Raises :class:`ValueError` when *entry* was not sealed for *key*."""
+
+    def judge(self, *, wire_len: int, ttl: int = 64, now: int = 0) -> tuple[int, int | None]:
+        """``enum m2m_verdict`` and, where there is one, the :class:`~m2m.datapath.Reason`.
+
+        *wire_len* is the IP total length of the largest packet this one becomes on the wire,
+        *now* the time in ticks.
+        """
+
+    def rewrite(self, packet: bytes) -> bytes:
+        """The IPv4 packet after the translation.
+
+        Raises :class:`ValueError` for other packets and for headers that are cut short.
+        """
+
+    def time_rewrite(self, packet: bytes, rounds: int) -> float:
+        """Nanoseconds that one rewrite of *packet* takes, the mean of *rounds*."""
+
+@final
+class RuleTable:
+    """A policy set's rules in the datapath's own form."""
+
+    def __init__(self, policy: PolicySet) -> None: ...
+    def __len__(self) -> int: ...
+    def match(self, flow: Flow) -> int | None:
+        """The id of the first policy with a rule that holds *flow*, or None."""

@@ -1,0 +1,438 @@
+"""A datapath in memory: what a kernel would do, for tests of everything above it.
+
+:class:`FakeKernel` is the part that stays when an agent goes: tables, rules, counters. A
+:class:`FakeDatapath` is one agent's hold on it. A test plays the network::
+
+    outcome = datapath.packet(Hook.OUT, flow, flags=Tcp.SYN)
+    assert outcome.fate is Fate.HELD
+
+Time is Trio's, so an autojump clock lets sessions expire at once.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from enum import Enum, IntFlag
+from typing import NamedTuple
+
+import trio
+
+from m2m.datapath import (
+    Counters,
+    Datapath,
+    DatapathError,
+    DatapathFull,
+    Ended,
+    EndReason,
+    Event,
+    Held,
+    Limits,
+    Reason,
+    Row,
+    Verdict,
+)
+from m2m.datapath._core import RuleTable, seq_after, seq_end
+from m2m.policy.rules import EMPTY, Fail, Policy, PolicySet
+from m2m.protocol.flow import Address, Flow, Proto
+from m2m.protocol.translation import Action, Entry, Hook, NextHop, Toward
+
+__all__ = ["FakeDatapath", "FakeKernel", "Fate", "Outcome", "Tcp"]
+
+ENTRIES_PER_SESSION = 4  # an inline middlebox's
+REFUSAL = 1.0  # s for which a refused flow stays refused
+
+
+class Tcp(IntFlag):
+    """Flags of a TCP header."""
+
+    FIN = 0x01
+    SYN = 0x02
+    RST = 0x04
+    ACK = 0x10
+
+
+class Fate(Enum):
+    """What became of a packet."""
+
+    DELIVERED = "delivered"  # rewritten, to the host's own stack
+    SENT = "sent"  # rewritten, to the next hop
+    UNTOUCHED = "untouched"
+    HELD = "held"
+    DROPPED = "dropped"
+
+
+class Outcome(NamedTuple):
+    """A packet after the datapath: its fate, the flow its headers now show, and why."""
+
+    fate: Fate
+    flow: Flow
+    hop: NextHop | None = None
+    reason: Reason | None = None
+    payload: bytes = b""
+
+
+class _Packet(NamedTuple):
+    hook: Hook
+    flow: Flow
+    payload: bytes
+    length: int
+    seq: int
+    flags: Tcp
+    ttl: int
+
+    @property
+    def opens(self) -> bool:
+        """Whether a first packet looks like this."""
+        is_udp = self.flow.proto == Proto.UDP
+        return is_udp or self.flags & (Tcp.SYN | Tcp.ACK) == Tcp.SYN
+
+
+class _Slot:
+    """One entry of the table and what it has seen."""
+
+    def __init__(self, entry: Entry, now: float) -> None:
+        self.entry = entry
+        self.packets = 0
+        self.bytes = 0
+        self.max_seq: int | None = None
+        self.seen = now
+        self.flags = Tcp(0)
+
+    def count(self, packet: _Packet, now: float) -> None:
+        self.packets += 1
+        self.bytes += packet.length
+        self.seen = now
+        if packet.flow.proto == Proto.TCP:
+            self.flags |= packet.flags
+            syn, fin = bool(packet.flags & Tcp.SYN), bool(packet.flags & Tcp.FIN)
+            end = seq_end(packet.seq, len(packet.payload), syn, fin)
+            if self.max_seq is None or seq_after(end, self.max_seq):
+                self.max_seq = end
+
+    def row(self, now: float) -> Row:
+        fin, rst = bool(self.flags & Tcp.FIN), bool(self.flags & Tcp.RST)
+        idle = now - self.seen
+        return Row(self.entry, Counters(self.packets, self.bytes, self.max_seq, idle, fin, rst))
+
+
+class _Decided:
+    """A flow that is not steered: passed until idle, or refused until a time."""
+
+    def __init__(self, action: Action, until: float) -> None:
+        self.action = action
+        self.until = until
+
+
+class FakeKernel:
+    """The tables of one host, and the packets that meet them.
+
+    *interfaces* are the indexes that exist, None for any; *ports* the subsession ports.
+    """
+
+    def __init__(
+        self,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+        *,
+        interfaces: frozenset[int] | None = None,
+        ports: range = range(61000, 65536),
+    ) -> None:
+        self.limits = limits
+        self.interfaces = interfaces
+        self.ports = ports
+        self.released: list[Outcome] = []  # what became of held packets, in order
+        self.clear()
+
+    def clear(self) -> None:
+        """Be as a kernel that never heard of M2M."""
+        self.attached: frozenset[int] = frozenset()
+        self.addresses: frozenset[Address] = frozenset()
+        self.policy: PolicySet = EMPTY
+        self.reasons: Counter[Reason] = Counter()
+        self.agent_present = False
+        self._rules = RuleTable(EMPTY)
+        self._policies: dict[int | None, Policy] = {}
+        self._slots: dict[tuple[Hook, Flow], _Slot] = {}
+        self._sessions: dict[int, set[tuple[Hook, Flow]]] = {}
+        self._ended: set[int] = set()
+        self._deadlines: list[tuple[float, int]] = []
+        self._decided: dict[Flow, _Decided] = {}
+        self._held: dict[Flow, list[_Packet]] = {}
+        self._announced: deque[Flow] = deque()
+        self._changed = trio.Event()
+
+    # -- packets ------------------------------------------------------------------------
+
+    def packet(
+        self,
+        hook: Hook,
+        flow: Flow,
+        *,
+        payload: bytes = b"",
+        length: int | None = None,
+        seq: int = 0,
+        flags: Tcp = Tcp.ACK,
+        ttl: int = 64,
+    ) -> Outcome:
+        """Let one packet meet *hook*; *length* is its IP total length (default: as it comes)."""
+        if length is None:
+            length = 20 + (20 if flow.proto == Proto.TCP else 8) + len(payload)
+        return self._pass(_Packet(hook, flow, payload, length, seq, flags, ttl))
+
+    def _pass(self, packet: _Packet) -> Outcome:
+        slot = self._slots.get((packet.hook, packet.flow))
+        if slot is not None:
+            return self._translate(packet, slot)
+        if packet.hook is Hook.OUT:
+            return self._unsteered(packet)
+        mine = packet.flow.dst in self.addresses
+        subsession = packet.flow.sport in self.ports and packet.flow.dport in self.ports
+        if packet.hook is Hook.IN and mine and subsession:
+            return self._drop(packet, Reason.NO_ENTRY)
+        return self._untouched(packet)
+
+    def _translate(self, packet: _Packet, slot: _Slot) -> Outcome:
+        entry = slot.entry
+        if entry.action is Action.SEND:
+            if packet.hook is Hook.IN and packet.ttl <= 1:
+                return self._drop(packet, Reason.TTL_EXPIRED)
+            if entry.hop is not None and packet.length > entry.hop.mtu:
+                return self._drop(packet, Reason.TOO_BIG)
+        before = slot.flags
+        slot.count(packet, trio.current_time())
+        if slot.flags & (Tcp.FIN | Tcp.RST) != before & (Tcp.FIN | Tcp.RST):
+            self._watch(entry.session)
+        fate = Fate.SENT if entry.action is Action.SEND else Fate.DELIVERED
+        return Outcome(fate, entry.rewrite, entry.hop, payload=packet.payload)
+
+    def _unsteered(self, packet: _Packet) -> Outcome:
+        if (decided := self._decided.get(packet.flow)) is not None:
+            now = trio.current_time()
+            if now >= decided.until:
+                del self._decided[packet.flow]
+            elif decided.action is Action.PASS:
+                decided.until = now + self._idle_after(packet.flow)
+                return self._untouched(packet, Reason.PASSED)
+            else:
+                return self._drop(packet, Reason.REFUSED)
+        policy = self._policies.get(self._rules.match(packet.flow)) if packet.opens else None
+        if policy is None or not policy.chain:
+            return self._untouched(packet)
+        if not self.agent_present:
+            return self._agent_away(packet, policy.fail)
+        if sum(map(len, self._held.values())) >= self.limits.hold_packets:
+            return self._drop(packet, Reason.HOLD_OVERFLOW)
+        if packet.flow not in self._held:
+            self._announced.append(packet.flow)
+            self.wake()
+        self._held.setdefault(packet.flow, []).append(packet)
+        self.reasons[Reason.HELD] += 1
+        return Outcome(Fate.HELD, packet.flow, reason=Reason.HELD, payload=packet.payload)
+
+    def _agent_away(self, packet: _Packet, fail: Fail) -> Outcome:
+        if fail is Fail.OPEN:
+            return self._untouched(packet, Reason.AGENT_AWAY_OPEN)
+        return self._drop(packet, Reason.AGENT_AWAY_CLOSED)
+
+    def _untouched(self, packet: _Packet, reason: Reason | None = None) -> Outcome:
+        if reason is not None:
+            self.reasons[reason] += 1
+        return Outcome(Fate.UNTOUCHED, packet.flow, reason=reason, payload=packet.payload)
+
+    def _drop(self, packet: _Packet, reason: Reason) -> Outcome:
+        self.reasons[reason] += 1
+        return Outcome(Fate.DROPPED, packet.flow, reason=reason, payload=packet.payload)
+
+    # -- what an agent does, through FakeDatapath ---------------------------------------
+
+    def set_policy(self, policy: PolicySet) -> None:
+        self.policy, self._rules = policy, RuleTable(policy)
+        self._policies = {rule.id: rule for rule in policy.policies}
+
+    def install(self, entries: Sequence[Entry]) -> None:
+        added = {entry.key for entry in entries} - self._slots.keys()
+        room = self.limits.sessions * ENTRIES_PER_SESSION - len(self._slots)
+        if len(added) > room:
+            raise DatapathFull(
+                f"the table has room for {room} more entries, not {len(added)};"
+                f" it was opened for {self.limits.sessions} sessions (--sessions)"
+            )
+        now = trio.current_time()
+        for entry in entries:
+            self.remove(entry.key)
+            self._slots[entry.key] = _Slot(entry, now)
+            self._sessions.setdefault(entry.session, set()).add(entry.key)
+            if entry.hook is Hook.OUT:
+                self._decided.pop(entry.match, None)
+        for session in {entry.session for entry in entries}:
+            self._ended.discard(session)
+            self._watch(session)
+
+    def remove(self, key: tuple[Hook, Flow]) -> None:
+        slot = self._slots.pop(key, None)
+        if slot is None:
+            return
+        keys = self._sessions[slot.entry.session]
+        keys.discard(key)
+        if not keys:
+            del self._sessions[slot.entry.session]
+            self._ended.discard(slot.entry.session)
+
+    def rows(self, keys: Iterable[tuple[Hook, Flow]] | None = None) -> list[Row]:
+        now = trio.current_time()
+        wanted = list(self._slots) if keys is None else keys
+        return [self._slots[key].row(now) for key in wanted if key in self._slots]
+
+    def release(self, flow: Flow, verdict: Verdict) -> None:
+        now = trio.current_time()
+        if verdict is Verdict.PASS:
+            self._decided[flow] = _Decided(Action.PASS, now + self._idle_after(flow))
+        elif verdict is Verdict.DROP:
+            self._decided[flow] = _Decided(Action.DROP, now + REFUSAL)
+        for packet in self._held.pop(flow, ()):
+            unheld = verdict is Verdict.STEER and (packet.hook, flow) not in self._slots
+            self.released.append(self._untouched(packet) if unheld else self._pass(packet))
+
+    def agent_gone(self) -> None:
+        """Nobody will decide any more: what is held goes by its policy."""
+        self.agent_present = False
+        held, self._held = self._held, {}
+        self._announced.clear()
+        for packets in held.values():
+            self.released += map(self._pass, packets)
+
+    # -- events -------------------------------------------------------------------------
+
+    def next_event(self) -> Event | None:
+        """The next event that is due now."""
+        while self._announced:
+            flow = self._announced.popleft()
+            if flow in self._held:
+                return Held(flow)
+        now = trio.current_time()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, session = heapq.heappop(self._deadlines)
+            if session not in self._sessions or session in self._ended:
+                continue
+            due, reason = self._end_of(session)
+            if due <= now:
+                self._ended.add(session)
+                return Ended(session, reason)
+            heapq.heappush(self._deadlines, (due, session))  # packets have come since
+        return None
+
+    async def wait(self) -> None:
+        """Return when :meth:`next_event` is worth asking again."""
+        due = self._deadlines[0][0] if self._deadlines else math.inf
+        with trio.move_on_at(due):
+            await self._changed.wait()
+        self._changed = trio.Event()
+
+    def _end_of(self, session: int) -> tuple[float, EndReason]:
+        """When and why a session ends if no other packet comes."""
+        slots = [self._slots[key] for key in self._sessions[session]]
+        seen = max(slot.seen for slot in slots)
+        if any(slot.flags & Tcp.RST for slot in slots):
+            return seen + self.limits.linger, EndReason.RST
+        closed = {slot.entry.toward for slot in slots if slot.flags & Tcp.FIN}
+        if closed == set(Toward):
+            return seen + self.limits.linger, EndReason.FIN
+        return seen + self._idle_after(slots[0].entry.match), EndReason.IDLE
+
+    def _idle_after(self, flow: Flow) -> float:
+        return self.limits.tcp_idle if flow.proto == Proto.TCP else self.limits.udp_idle
+
+    def _watch(self, session: int) -> None:
+        heapq.heappush(self._deadlines, (self._end_of(session)[0], session))
+        self.wake()
+
+    def wake(self) -> None:
+        self._changed.set()
+
+
+class FakeDatapath(Datapath):
+    """One agent's hold on a :class:`FakeKernel`."""
+
+    name = "fake"
+
+    def __init__(self, kernel: FakeKernel | None = None) -> None:
+        self.kernel = FakeKernel() if kernel is None else kernel
+        self._closed = False
+        self.packet = self.kernel.packet
+
+    async def _step(self) -> None:
+        """Every method is a checkpoint, and happens wholly after it."""
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise DatapathError("this datapath is closed; open another one")
+
+    async def attach(self, ifindexes: Iterable[int]) -> None:
+        await self._step()
+        wanted = frozenset(ifindexes)
+        known = self.kernel.interfaces
+        if known is not None and (unknown := wanted - known):
+            raise DatapathError(f"there is no interface with index {min(unknown)}")
+        self.kernel.attached = wanted
+
+    async def set_addresses(self, addresses: Iterable[Address]) -> None:
+        await self._step()
+        self.kernel.addresses = frozenset(addresses)
+
+    async def load_policy(self, policy: PolicySet) -> None:
+        await self._step()
+        self.kernel.set_policy(policy)
+
+    async def install(self, entries: Sequence[Entry]) -> None:
+        await self._step()
+        for entry in entries:
+            if entry.action is Action.SEND and entry.hop is None:
+                raise DatapathError(f"entry for {entry.match}: SEND needs a next hop")
+        self.kernel.install(entries)
+
+    async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
+        await self._step()
+        for key in keys:
+            self.kernel.remove(key)
+
+    async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
+        await self._step()
+        return self.kernel.rows(keys)
+
+    async def dump(self) -> AsyncIterator[Row]:
+        await self._step()
+        for row in self.kernel.rows():
+            yield row
+
+    async def release(self, flow: Flow, verdict: Verdict) -> None:
+        await self._step()
+        self.kernel.release(flow, verdict)
+
+    async def events(self) -> AsyncIterator[Event]:
+        await self._step()
+        self.kernel.agent_present = True
+        try:
+            while not self._closed:
+                event = self.kernel.next_event()
+                if event is None:
+                    await self.kernel.wait()
+                else:
+                    yield event
+        finally:
+            if not self._closed:
+                self.kernel.agent_gone()
+
+    async def reasons(self) -> Mapping[Reason, int]:
+        await self._step()
+        return {reason: self.kernel.reasons[reason] for reason in Reason}
+
+    async def close(self, *, keep: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            return
+        self._closed = True
+        self.kernel.agent_gone()
+        self.kernel.wake()
+        if not keep:
+            self.kernel.clear()
