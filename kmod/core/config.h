@@ -23,7 +23,7 @@ struct m2m_config {
 	u32 linger;	     /* ticks a finished TCP session is kept */
 	u32 tcp_idle;	     /* ticks */
 	u32 udp_idle;	     /* ticks */
-	u16 port_lo;	     /* subsession ports of this host, inclusive, host order */
+	u16 port_lo;	     /* subsession ports, both ends' alike; inclusive, host order */
 	u16 port_hi;
 	u32 version;	     /* M2M_LAYOUT_VERSION; 0: not yet set up */
 };

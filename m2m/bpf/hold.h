@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What hold.bpf.c and m2m/datapath/hold.py share: how many packets wait in the netfilter queue.
+ *
+ * Order is strict because packets are counted twice: by BPF when they go to the queue, by the
+ * agent after they have left it (its verdict re-injects them before the call returns). As long as
+ * the counts of a flow differ, its later packets go to the queue too, entries or not.
+ */
+#ifndef M2M_BPF_HOLD_H
+#define M2M_BPF_HOLD_H
+
+#include "core/tuple.h"
+
+/* All flows together. One instance. */
+struct m2m_hold_state {
+	u64 queued;   /* packets sent to the queue; written by BPF */
+	u64 released; /* packets that have left it again; written by the agent */
+	u64 epoch;    /* of the agent; records of another one count for nothing */
+	u64 limit;    /* packets that may wait */
+};
+
+/*
+ * One UDP flow. TCP needs none: what is held there is a SYN and its repetitions, and nothing
+ * else of the flow can come before it is answered.
+ */
+struct m2m_hold_record {
+	u64 queued;
+	u64 released;
+	u64 since; /* ns, CLOCK_MONOTONIC: when the last packet was queued */
+	u64 epoch;
+};
+
+/* What the program `settle` is asked and answers; m2m.datapath.hold packs the same layout. */
+struct m2m_settle {
+	struct m2m_tuple flow;
+	u64 released; /* in: packets of the flow that have left since the last time */
+	u64 waiting;  /* out: packets of the flow that are still on their way through the queue */
+	u64 quiet;    /* in: ns; remove a record with none waiting that has been quiet for longer; 0: keep */
+	u64 kept;     /* out: whether there is still a record */
+};
+
+_Static_assert(sizeof(struct m2m_settle) == 72, "packed in Python");
+
+#endif /* M2M_BPF_HOLD_H */

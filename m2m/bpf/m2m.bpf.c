@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The datapath: every packet that enters or leaves the host on an attached interface.
+ *
+ *   network ─► m2m_in ──(IN, tuple)──► DELIVER: restored, on to the host's own stack
+ *                 │                └─► SEND: translated, straight to the next hop
+ *                 └─ unknown ─► untouched (or dropped, if it claims to be of a session)
+ *
+ *   stack ──► m2m_out ─(OUT, tuple)─► SEND: translated, to the next hop (a tap never gets here)
+ *                 └─ unknown ─► untouched
+ */
+#include "fragments.h"
+#include "maps.h"
+#include "packet.h"
+#include "rewrite.h"
+#include "sweep.h"
+
+#define AF_INET 2
+
+/* The host's own addresses: what is addressed to others we only forward. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct m2m_addr);
+	__type(value, u8);
+} addresses SEC(".maps");
+
+/*
+ * Redirected packets pass the egress hook once more; this mark spares them the second look-up.
+ * It can leave the host on a veth whose egress has no program: ingress takes it off again.
+ */
+#define M2M_TRANSLATED 0x4d32
+
+static __always_inline u32 m2m_now(void)
+{
+	return bpf_ktime_get_coarse_ns() >> M2M_TICK_SHIFT;
+}
+
+static __always_inline int m2m_drop(enum m2m_reason reason, u32 packets)
+{
+	m2m_count(reason, packets);
+	return TC_ACT_SHOT;
+}
+
+/* A packet that no entry matches. */
+static __always_inline int m2m_unknown(const struct m2m_key *key,
+				       const struct m2m_headers *headers, u32 now)
+{
+	const struct m2m_config *config;
+
+	if (key->tuple.hook == M2M_HOOK_OUT)
+		return TC_ACT_UNSPEC;
+	if (headers->later_fragment) {
+		/*
+		 * Without ports nobody can tell whose it is, and fragments of untouched traffic
+		 * may arrive in any order. Between hosts whose subsessions are being fragmented
+		 * it is most likely one of those, whose first was lost: it would only wait in
+		 * the stack for a datagram that never becomes whole.
+		 */
+		if (m2m_find_fragment(key, M2M_ANY_DATAGRAM, now) &&
+		    bpf_map_lookup_elem(&addresses, &key->tuple.dst))
+			return m2m_drop(M2M_FRAGMENT_UNKNOWN, 1);
+		return TC_ACT_UNSPEC;
+	}
+	/*
+	 * Both ports of a subsession are of the range, so nothing else is met here. The stack
+	 * would answer with a reset or an ICMP error, and end a session elsewhere.
+	 */
+	config = m2m_get_config();
+	if (config && m2m_is_subsession_port(config, key->tuple.dport) &&
+	    m2m_is_subsession_port(config, key->tuple.sport) &&
+	    bpf_map_lookup_elem(&addresses, &key->tuple.dst))
+		return m2m_drop(M2M_NO_ENTRY, 1);
+	return TC_ACT_UNSPEC;
+}
+
+/*
+ * Note what has passed. Counters are atomic: the two hooks of a busy host run on several CPUs for
+ * one flow (retransmissions by timer, steering by the device), and uncontended atomics cost a few
+ * nanoseconds. The rest is marks of which the last or the largest counts. An element recycled for
+ * another flow just now may get one packet too many counted; its translation is safe
+ * (m2m_edit_of).
+ */
+static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2m_key *key,
+					const struct m2m_headers *headers,
+					const struct m2m_wire *wire, u32 now)
+{
+	__sync_fetch_and_add(&entry->packets, wire->packets);
+	__sync_fetch_and_add(&entry->bytes, wire->bytes);
+	if (entry->last_seen != now)
+		entry->last_seen = now;
+	if (key->tuple.proto == M2M_PROTO_TCP && !headers->later_fragment) {
+		u8 tcp = headers->tcp_flags, marks = M2M_SEEN_SEQ, flags = entry->flags;
+		u32 payload = headers->len - (headers->l4 - M2M_L3) - headers->l4_len;
+		u32 end = m2m_seq_end(headers->seq, payload, tcp & M2M_TCP_SYN, tcp & M2M_TCP_FIN);
+		u32 seen = entry->max_seq;
+		int tries;
+
+		if (tcp & M2M_TCP_FIN)
+			marks |= M2M_SEEN_FIN;
+		if (tcp & M2M_TCP_RST)
+			marks |= M2M_SEEN_RST;
+		for (tries = 0; tries < 4; tries++) {
+			u32 found;
+
+			if (flags & M2M_SEEN_SEQ && !m2m_seq_after(end, seen))
+				break;
+			found = __sync_val_compare_and_swap(&entry->max_seq, seen, end);
+			if (found == seen)
+				break;
+			seen = found;
+		}
+		if ((flags & marks) != marks)
+			entry->flags = flags | marks;
+	}
+}
+
+static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
+{
+	const struct m2m_fragment *fragment;
+	struct m2m_headers headers;
+	struct m2m_entry *entry;
+	struct m2m_packet packet;
+	struct m2m_edit edit;
+	struct m2m_wire wire;
+	struct m2m_key key;
+	enum m2m_verdict verdict;
+	enum m2m_reason reason;
+	u32 now;
+
+	if (!m2m_parse(skb, hook, &key, &headers))
+		return TC_ACT_UNSPEC;
+	if (headers.later_fragment) {
+		now = m2m_now();
+		fragment = m2m_find_fragment(&key, headers.ip_id, now);
+		if (!fragment)
+			return m2m_unknown(&key, &headers, now);
+		key = fragment->key;
+	}
+	entry = bpf_map_lookup_elem(&flows, &key);
+	if (!entry)
+		return m2m_unknown(&key, &headers, 0);
+	if (!m2m_edit_of(&edit, &key, entry))
+		return m2m_unknown(&key, &headers, 0);
+
+	now = m2m_now();
+	m2m_measure(skb, &headers, &wire);
+	packet.hook = hook;
+	packet.ttl = headers.ttl;
+	packet.wire_len = wire.longest;
+	if (headers.truncated)
+		return m2m_drop(M2M_TRUNCATED, 1);
+	verdict = m2m_judge(&edit, &packet, now, &reason);
+	if (reason < M2M_REASONS)
+		m2m_count(reason, wire.packets);
+	if (verdict == M2M_VERDICT_DROP)
+		return TC_ACT_SHOT;
+	if (verdict == M2M_VERDICT_PASS) {
+		/* A refusal that has run out is as good as gone; it does not live on by retries. */
+		if (reason == M2M_PASSED)
+			m2m_account(entry, &key, &headers, &wire, now);
+		return TC_ACT_UNSPEC;
+	}
+	m2m_account(entry, &key, &headers, &wire, now);
+	if (headers.first_fragment)
+		m2m_note_fragment(&key, headers.ip_id, now);
+	if (edit.mss && headers.tcp_flags & M2M_TCP_SYN &&
+	    m2m_clamp_mss(skb, headers.l4, headers.l4_len, edit.mss))
+		return m2m_drop(M2M_TRUNCATED, 1);
+	if (m2m_rewrite(skb, key.tuple.proto, &headers, &edit,
+			verdict == M2M_VERDICT_SEND && hook == M2M_HOOK_IN))
+		return m2m_drop(M2M_TRUNCATED, 1);
+	if (verdict == M2M_VERDICT_SEND) {
+		struct bpf_redir_neigh neighbour = {
+			.nh_family = AF_INET,
+			.ipv4_nh = edit.next_hop.word[3],
+		};
+
+		skb->tc_index = M2M_TRANSLATED;
+		return bpf_redirect_neigh(edit.ifindex, &neighbour, sizeof(neighbour), 0);
+	}
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int m2m_in(struct __sk_buff *skb)
+{
+	if (skb->tc_index == M2M_TRANSLATED)
+		skb->tc_index = 0;
+	/* A monitor that listens to everything makes others' packets come here too. */
+	if (skb->pkt_type != 0 /* PACKET_HOST */)
+		return TC_ACT_UNSPEC;
+	return m2m_process(skb, M2M_HOOK_IN);
+}
+
+SEC("tc")
+int m2m_out(struct __sk_buff *skb)
+{
+	if (skb->tc_index == M2M_TRANSLATED) {
+		skb->tc_index = 0;
+		return TC_ACT_UNSPEC;
+	}
+	return m2m_process(skb, M2M_HOOK_OUT);
+}
+
+char _license[] SEC("license") = "GPL";

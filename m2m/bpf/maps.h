@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * The tables that all programs of one agent share, by their pins under
+ * /sys/fs/bpf/m2m/<agent>/. An object that needs only some of them takes all: the loader gives
+ * each map that is pinned already to every object that names it.
+ *
+ * Sizes are those of the smallest agent; the loader sets max_entries of `flows` before the first
+ * load.
+ */
+#ifndef M2M_BPF_MAPS_H
+#define M2M_BPF_MAPS_H
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "core/core.h"
+
+/* Preallocated: an insertion never waits for memory, and the whole table is paid for at start. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct m2m_key);
+	__type(value, struct m2m_entry);
+} flows SEC(".maps");
+
+/* Two sets of M2M_MAX_RULES rows each; config.active_rules says which one counts. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * M2M_MAX_RULES);
+	__type(key, u32);
+	__type(value, struct m2m_rule);
+} rules SEC(".maps");
+
+/* Mapped into the agent's memory, so that a heartbeat is one store. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, u32);
+	__type(value, struct m2m_config);
+} config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, M2M_REASONS);
+	__type(key, u32);
+	__type(value, u64);
+} reasons SEC(".maps");
+
+/* Count packets under a reason. Atomic, because PREEMPT_RT lets programs of one CPU interleave. */
+static __always_inline void m2m_count(enum m2m_reason reason, u32 packets)
+{
+	u32 index = reason;
+	u64 *count = bpf_map_lookup_elem(&reasons, &index);
+
+	if (count)
+		__sync_fetch_and_add(count, packets);
+}
+
+static __always_inline const struct m2m_config *m2m_get_config(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+#endif /* M2M_BPF_MAPS_H */
