@@ -52,7 +52,7 @@ async def open_lab(
         await state.clean(lab_name)
         lab = Lab(topology, lab_name)
         try:
-            with _plain_errors():
+            with plain_errors():
                 async with trio.open_nursery() as nursery:
                     await lab._build(nursery, agents)
                     yield lab
@@ -64,7 +64,7 @@ async def open_lab(
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Raise a nursery's only error as itself: callers need not know of the nursery."""
     try:
         yield

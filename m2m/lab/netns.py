@@ -84,7 +84,7 @@ def _links(topology: Topology, lab: str) -> Iterable[str]:
     for link in topology.links:
         left, right = link.between
         yield (
-            f"link add {right} netns {namespace(lab, left)} mtu {link.mtu} type veth"
+            f"link add name {right} netns {namespace(lab, left)} mtu {link.mtu} type veth"
             f" peer name {left} netns {namespace(lab, right)} mtu {link.mtu}"
         )
 
@@ -93,7 +93,7 @@ def _addressing(topology: Topology, host: str) -> Iterable[str]:
     yield "link set lo up"
     for link in topology.links_of(host):
         yield f"address add {link.address(host)} dev {link.other(host)}"
-        yield f"link set {link.other(host)} up"
+        yield f"link set dev {link.other(host)} up"
     yield from routing.routes(topology, host)
     yield from routing.detours(topology, host)
 
