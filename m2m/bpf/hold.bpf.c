@@ -38,7 +38,12 @@ struct {
 #define TCP_SYN 0x02
 #define TCP_ACK 0x10
 
-static const u32 zero;
+static __always_inline struct m2m_hold_state *get_state(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&hold_state, &zero);
+}
 
 /* The key of a packet that may begin a session; false for all others. */
 static __always_inline int read_opening(struct __sk_buff *skb, struct m2m_key *key)
@@ -138,7 +143,7 @@ int hold(struct __sk_buff *skb)
 
 	if (!read_opening(skb, &key))
 		return 0;
-	state = bpf_map_lookup_elem(&hold_state, &zero);
+	state = get_state();
 	config = m2m_get_config();
 	if (!state || !config)
 		return 0;
@@ -188,7 +193,7 @@ int refuse(struct __sk_buff *skb)
 
 	if (!read_opening(skb, &key))
 		return 0;
-	state = bpf_map_lookup_elem(&hold_state, &zero);
+	state = get_state();
 	config = m2m_get_config();
 	if (!state || !config)
 		return 1;
@@ -213,7 +218,7 @@ overflow:
 	return 1;
 }
 
-/* Run by the agent: packets of a flow have left the queue. */
+/* Run by the agent, for what only a program can do without losing a count made meanwhile. */
 SEC("syscall")
 int settle(struct m2m_settle *request)
 {
@@ -222,13 +227,16 @@ int settle(struct m2m_settle *request)
 
 	request->waiting = 0;
 	request->kept = 0;
+	if (request->refused)
+		m2m_count(M2M_REFUSED, request->refused);
+	if (request->overflowed)
+		m2m_count(M2M_HOLD_OVERFLOW, request->overflowed);
 	if (!record)
 		return 0;
-	if (request->released)
-		__sync_fetch_and_add(&record->released, request->released);
-	if ((__s64)(record->queued - record->released) > 0)
+	__sync_fetch_and_add(&record->released, request->released);
+	if ((__s64)(record->queued - record->released) > 0) {
 		request->waiting = record->queued - record->released;
-	else if (request->quiet && bpf_ktime_get_ns() - record->since > request->quiet) {
+	} else if (request->quiet && bpf_ktime_get_ns() - record->since > request->quiet) {
 		bpf_map_delete_elem(&holds, &flow);
 		return 0;
 	}

@@ -33,10 +33,12 @@ struct m2m_hold_record {
 /* What the program `settle` is asked and answers; m2m.datapath.hold packs the same layout. */
 struct m2m_settle {
 	struct m2m_tuple flow;
-	u64 released; /* in: packets of the flow that have left since the last time */
-	u64 waiting;  /* out: packets of the flow that are still on their way through the queue */
-	u64 quiet;    /* in: ns; remove a record with none waiting that has been quiet for longer; 0: keep */
-	u64 kept;     /* out: whether there is still a record */
+	u64 released;	/* in: packets of the flow that have left since the last time */
+	u64 quiet;	/* in: ns; forget a flow with none waiting and none queued for longer; 0: keep */
+	u32 refused;	/* in: packets to count as M2M_REFUSED */
+	u32 overflowed; /* in: packets to count as M2M_HOLD_OVERFLOW */
+	u32 waiting;	/* out: packets of the flow that are still on their way through the queue */
+	u32 kept;	/* out: whether there is a record of the flow */
 };
 
 _Static_assert(sizeof(struct m2m_settle) == 72, "packed in Python");

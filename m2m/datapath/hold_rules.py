@@ -1,0 +1,79 @@
+"""The iptables rules that bring first packets to :mod:`m2m.datapath.hold`.
+
+They stand at the end of the mangle table's OUTPUT chain, behind whatever the host does there
+itself: a held packet goes on with the next table, not with the next rule of this chain.
+
+The commands are run by blocking calls. They are few (at the start, the end and when interfaces
+change), take some 5 ms each, and must run in the calling thread's network namespace, which a
+thread of a pool need not be in.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from m2m.errors import UnsupportedHost
+
+CHAIN = "M2M-HOLD"  # which packets
+_QUEUE_CHAIN = "M2M-QUEUE"  # what becomes of them
+
+_WAIT = "5"  # s for another program's iptables to finish
+
+
+def install(interfaces: Iterable[str], hold: Path, refuse: Path, queue: int) -> None:
+    """Show what leaves by *interfaces* to the pinned programs; what they pick goes to *queue*.
+
+    Replaces, in one step, rules that are there already. Raises :exc:`UnsupportedHost`.
+    """
+    picked = "".join(
+        f"-A {CHAIN} -o {name} -m bpf --object-pinned {hold} -g {_QUEUE_CHAIN}\n"
+        for name in interfaces
+    )
+    rules = (
+        "*mangle\n"
+        f":{CHAIN} - [0:0]\n"
+        f":{_QUEUE_CHAIN} - [0:0]\n"
+        f"{picked}"
+        f"-A {_QUEUE_CHAIN} -m bpf --object-pinned {refuse} -j DROP\n"
+        f"-A {_QUEUE_CHAIN} -j NFQUEUE --queue-num {queue}\n"
+        "COMMIT\n"
+    )
+    said = _run("iptables-restore", "--noflush", "--wait", _WAIT, given=rules)
+    if said is None and _iptables("-C", "OUTPUT", "-j", CHAIN) is not None:
+        said = _iptables("-A", "OUTPUT", "-j", CHAIN)
+    if said is not None:
+        raise UnsupportedHost(
+            f"the rule that holds first packets cannot be installed ({said}); M2M needs iptables"
+            " and a kernel with xt_bpf and xt_NFQUEUE (CONFIG_NETFILTER_XT_MATCH_BPF,"
+            " CONFIG_NETFILTER_XT_TARGET_NFQUEUE)"
+        )
+
+
+def remove() -> None:
+    """Take the rules out; it is no error when they are not there."""
+    while _iptables("-D", "OUTPUT", "-j", CHAIN) is None:
+        pass
+    for chain in (CHAIN, _QUEUE_CHAIN):
+        _iptables("-F", chain)
+    for chain in (CHAIN, _QUEUE_CHAIN):
+        _iptables("-X", chain)
+
+
+def _iptables(*arguments: str) -> str | None:
+    return _run("iptables", "--wait", _WAIT, "-t", "mangle", *arguments)
+
+
+def _run(*command: str, given: str = "") -> str | None:
+    """None when the command succeeds, else why it did not."""
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UnsupportedHost(
+            f"{command[0]} is missing, with which first packets are held; install iptables"
+        ) from None
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return "; ".join(lines) if lines else f"{command[0]}: status {done.returncode}"
