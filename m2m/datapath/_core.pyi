@@ -5,10 +5,13 @@ configurations are their packed C layouts; functions that take them raise :class
 when the length is wrong. Port numbers, checksums and differences are in host order.
 """
 
-from typing import final
+from typing import Final, final
 
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import Address, Flow
+
+REASONS: Final[int]
+"""How many reasons there are (``enum m2m_reason``)."""
 
 def layout() -> dict[str, tuple[int, dict[str, tuple[int, int]]]]:
     """By name of a C structure: its size, and offset and size of each field, in bytes."""

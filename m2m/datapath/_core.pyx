@@ -132,6 +132,9 @@ cdef extern from *:
     m2m_applied m2m_apply(const m2m_edit *, uint8_t, uint8_t *, size_t) nogil
 
 
+REASONS = <int>M2M_REASONS
+
+
 cdef int fill(void *target, size_t size, bytes data, str what) except -1:
     """Copy a packed structure in; its length is all that can be wrong with it."""
     if <size_t>len(data) != size:

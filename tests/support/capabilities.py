@@ -81,6 +81,15 @@ def _nfqueue() -> str | None:
     return refused and f"no netfilter queue with a BPF match ({refused})"
 
 
+def _fuzzer() -> str | None:
+    target = "int LLVMFuzzerTestOneInput(const char *d, unsigned long n) { return !d && n; }"
+    command = ["clang", "-xc", "-", "-fsanitize=fuzzer,address,undefined", "-o", "/dev/null"]
+    if reason := _program("clang"):
+        return reason
+    done = subprocess.run(command, input=target, capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else "clang has no libFuzzer here; run: sudo make setup"
+
+
 def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"the program {name} is missing; run: sudo make setup"
 
@@ -91,6 +100,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "bpf": _bpf,
     "bpffs": _bpffs,
     "nfqueue": _nfqueue,
+    "fuzzer": _fuzzer,
 }
 
 
