@@ -232,15 +232,15 @@ def _show(console: Console, file: str, answer: Explanation) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from m2m.policy.server import main_serve  # needs Trio and SQLite; the other commands do not
+    from m2m.cli.policy_serve import main_serve  # needs Trio and SQLite; the other commands do not
 
-    return main_serve(args) or 0
+    return main_serve(args)
 
 
 def _load(args: argparse.Namespace) -> int:
-    from m2m.policy.server import main_load
+    from m2m.cli.policy_serve import main_load
 
-    return main_load(args) or 0
+    return main_load(args)
 
 
 def _keygen(args: argparse.Namespace) -> int:

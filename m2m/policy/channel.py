@@ -30,7 +30,7 @@ import trio.abc
 from m2m.auth import MAC_SIZE, DomainKey
 from m2m.errors import M2MError
 
-__all__ = ["MAX_PAYLOAD", "Channel", "ChannelError", "Codec", "Fault", "Side"]
+__all__ = ["MAX_PAYLOAD", "Channel", "ChannelError", "Codec", "Fault", "Side", "errors_in"]
 
 MAX_PAYLOAD = 16 << 20
 """Bytes of the largest message: some 80 000 rules."""
@@ -68,6 +68,14 @@ class ChannelError(M2MError):
     def __init__(self, fault: Fault, message: str) -> None:
         super().__init__(message)
         self.fault = fault
+
+
+def errors_in(group: BaseExceptionGroup[ChannelError]) -> list[ChannelError]:
+    """The errors that a nursery has wrapped, however deep."""
+    found: list[ChannelError] = []
+    for error in group.exceptions:
+        found += errors_in(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
 
 
 class Side(Enum):

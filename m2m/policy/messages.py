@@ -12,7 +12,7 @@ the domain key may send :class:`LoadFile` or :class:`ListAgents`, one request af
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,13 @@ __all__ = [
     "Agents", "AgentInfo", "Confirm", "FromServer", "Hello", "ListAgents", "Load", "LoadFile",
     "Loaded", "Push", "Refused", "Role", "ToServer",
 ]  # fmt: skip
+
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+_Generation: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+_Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Name: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=63)]
+_Packed: TypeAlias = Annotated[Address, msgspec.Meta(min_length=16, max_length=16)]
 
 
 class Role(StrEnum):
@@ -40,24 +47,24 @@ class _Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):
 class Hello(_Message, frozen=True):
     """An agent introduces itself, or tells that its addresses have changed."""
 
-    name: str
+    name: _Name
     role: Role
-    addresses: tuple[Address, ...]
-    generation: int  # of the set it has already; 0: none
+    addresses: tuple[_Packed, ...]
+    generation: _Generation  # of the set it has already; 0: none
 
 
 class Load(_Message, frozen=True):
     """How busy an agent's host is."""
 
-    sessions: int
-    cpu: float  # share of the host's processors that are busy, 0 to 1
+    sessions: _Count
+    cpu: _Share  # of the host's processors that is busy
     counters: dict[str, int] = {}
 
 
 class Confirm(_Message, frozen=True):
     """The agent's datapath holds packets by the set of this generation from now on."""
 
-    generation: int
+    generation: _Generation
 
 
 class LoadFile(_Message, frozen=True):
@@ -65,7 +72,7 @@ class LoadFile(_Message, frozen=True):
 
     file: str  # its name, for error messages
     text: str
-    wait: float = 2.0  # s to wait at most for the agents' confirmations
+    wait: float = 2.0  # s to wait at most for the agents to confirm it
 
 
 class ListAgents(_Message, frozen=True):
