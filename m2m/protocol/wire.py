@@ -31,6 +31,7 @@ MAX_CHAIN: Final = 16  # hops in a SYN, the server included
 MAX_NAME: Final = 15  # bytes of an NF's name
 MAX_TEXT: Final = 200  # bytes of an RST's text
 MAX_REPORT: Final = 1024  # bytes of a PATHREP's report
+MIN_MTU: Final = 68  # of any IPv4 link (RFC 791 §3.2)
 MAX_DATAGRAM: Final = HEADER_SIZE + MAX_REPORT + MAC_SIZE  # below IPv6's smallest MTU, 1280
 
 NO_ADDRESS: Final[Address] = bytes(16)
@@ -173,6 +174,17 @@ def clip(text: str) -> str:
     return printable.encode("utf-8", "replace")[:MAX_TEXT].decode("utf-8", "ignore")
 
 
+def check_chain(chain: tuple[Hop, ...]) -> None:
+    """Raise :exc:`WireError` if *chain* is not one that a SYN can carry."""
+    if not 1 <= len(chain) <= MAX_CHAIN:
+        reason = Malformed.OVERSIZED if chain else Malformed.VALUE
+        raise WireError(reason, f"a chain of {len(chain)} hops, allowed are 1 to {MAX_CHAIN}")
+    if any((hop.kind is Position.SERVER) != (hop is chain[-1]) for hop in chain):
+        raise WireError(Malformed.VALUE, "a server stands at the end of a chain and only there")
+    for hop in chain:
+        _bounded(hop.nf.encode(), MAX_NAME, f"NF name {hop.nf}")
+
+
 def encode(envelope: Envelope) -> bytes:
     """Header and payload, without MAC. Raises :exc:`WireError` if the message breaks a bound."""
     message = envelope.message
@@ -259,16 +271,13 @@ def _bounded(data: bytes, limit: int, what: str) -> bytes:
     return data
 
 
-def _check_chain(chain: tuple[Hop, ...]) -> None:
-    if not 1 <= len(chain) <= MAX_CHAIN:
-        reason = Malformed.OVERSIZED if chain else Malformed.VALUE
-        raise WireError(reason, f"a chain of {len(chain)} hops, allowed are 1 to {MAX_CHAIN}")
-    if any((hop.kind is Position.SERVER) != (hop is chain[-1]) for hop in chain):
-        raise WireError(Malformed.VALUE, "a server stands at the end of a chain and only there")
+def _check_mtu(mtu: int) -> None:
+    if mtu < MIN_MTU:
+        raise WireError(Malformed.VALUE, f"an MTU of {mtu}, IPv4 needs {MIN_MTU}")
 
 
 def _pack_syn(syn: Syn) -> bytes:
-    _check_chain(syn.chain)
+    check_chain(syn.chain)
     parts = [
         _SYN.pack(
             syn.subsession.pack(), syn.supersession.pack(),
@@ -276,7 +285,7 @@ def _pack_syn(syn: Syn) -> bytes:
         )
     ]  # fmt: skip
     for hop in syn.chain:
-        name = _bounded(hop.nf.encode(), MAX_NAME, "NF name")
+        name = hop.nf.encode()
         parts.append(_HOP.pack(hop.address, hop.kind, len(name)))
         parts.append(name)
     return b"".join(parts)
@@ -302,7 +311,8 @@ def _unpack_syn(session: int, data: bytes) -> Syn:
         chain.append(Hop(address, Position(kind), _text(data[at : at + length], "NF name")))
         at += length
     _exactly(data, at, "SYN")
-    _check_chain(tuple(chain))
+    check_chain(tuple(chain))
+    _check_mtu(mtu)
     return Syn(
         session, _flow(left), _flow(supersession), tuple(chain), mtu, policy, generation, patience
     )  # fmt: skip
@@ -315,6 +325,7 @@ def _pack_synack(synack: SynAck) -> bytes:
 def _unpack_synack(session: int, data: bytes) -> SynAck:
     _exactly(data, _SYNACK.size, "SYNACK")
     flow, mtu = _SYNACK.unpack(data)
+    _check_mtu(mtu)
     return SynAck(session, _flow(flow), mtu)
 
 

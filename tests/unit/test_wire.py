@@ -43,6 +43,7 @@ SYN = Syn(SESSION, LEG, SUPER, CHAIN, mtu=1500, policy=3, generation=9, patience
 
 addresses = st.binary(min_size=16, max_size=16)
 ports = st.integers(0, 0xFFFF)
+mtus = st.integers(68, 0xFFFF)
 flows = st.builds(Flow, st.sampled_from(Proto), addresses, ports, addresses, ports)
 u64 = st.integers(0, 2**64 - 1)
 nonzero = st.integers(1, 2**64 - 1)
@@ -58,9 +59,9 @@ chains = st.builds(
 messages = st.one_of(
     st.builds(
         Syn, nonzero, flows, flows, chains,
-        st.integers(0, 0xFFFF), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), ports,
+        mtus, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), ports,
     ),
-    st.builds(SynAck, nonzero, flows, st.integers(0, 0xFFFF)),
+    st.builds(SynAck, nonzero, flows, mtus),
     st.builds(Ack, nonzero, flows),
     st.builds(Fin, nonzero, flows),
     st.builds(FinAck, nonzero, flows),
@@ -158,6 +159,8 @@ def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
         (patched(Challenge(1), 32, b"\x01"), Malformed.VALUE),  # session of none
         (patched(SYN, 40 + 36, b"\x01"), Malformed.VALUE),  # ICMP
         (patched(SYN, 40 + 37, b"\x01"), Malformed.VALUE),  # padding of a flow
+        (patched(SYN, 40 + 88, b"\x00\x43"), Malformed.VALUE),  # an MTU of 67
+        (patched(SynAck(1, LEG, 68), 40 + 40, b"\x00\x43"), Malformed.VALUE),
         (patched(SYN, 40 + 92, b"\x00"), Malformed.OVERSIZED),  # no hops, but bytes of them
         (patched(SYN, 40 + 92, b"\x01"), Malformed.OVERSIZED),
         (patched(SYN, 40 + 92, b"\x03"), Malformed.TRUNCATED),
