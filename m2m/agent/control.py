@@ -1,0 +1,287 @@
+"""The agent's control socket, server side. What is said on it is in :mod:`m2m.agent.dialogue`.
+
+Whoever may open the socket (mode 0660, in a directory of mode 0750) may ask everything and end
+sessions; there is no further check.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import trio
+import trio.abc
+
+from m2m.agent.api import ControlSource, SessionInfo, UnknownSession, parse_session
+from m2m.agent.dialogue import (
+    MAX_REQUEST,
+    SNAPSHOT_SESSIONS,
+    AgentsItem,
+    AskAgents,
+    AskPath,
+    AskPolicy,
+    AskSessions,
+    AskStats,
+    Done,
+    End,
+    EventItem,
+    Failed,
+    Item,
+    PathItem,
+    PolicyItem,
+    Request,
+    SessionItem,
+    Snapshot,
+    StatsItem,
+    Watch,
+)
+from m2m.errors import ConfigError, M2MError
+
+__all__ = ["serve"]
+
+Each = TypeVar("Each")
+
+_SHOWN = 5  # sessions that the answer to an unknown id names
+_BATCH = 64 << 10  # bytes of items written at once
+
+
+async def serve(
+    path: Path,
+    source: ControlSource,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer on the Unix socket *path* from *source* until cancelled; started when it is there.
+
+    Takes the place of a socket on which nobody answers any more. Raises :exc:`ConfigError` when
+    somebody does, or when it cannot be made.
+    """
+    listener = await _listen(path)
+    made = os.stat(path).st_ino
+
+    async def talk(stream: trio.SocketStream) -> None:
+        await _Conversation(stream, source).run()
+
+    try:
+        await trio.serve_listeners(talk, [listener], task_status=_Discard(task_status))
+    finally:
+        try:
+            if os.stat(path).st_ino == made:  # not another agent's by now
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+class _Discard:
+    """Starts with None, whatever it is told."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status = task_status
+
+    def started(self, value: object = None) -> None:
+        self._task_status.started()
+
+
+async def _listen(path: Path) -> trio.SocketListener:
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _clear(path)
+        unix = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await unix.bind(os.fspath(path))
+            os.chmod(path, 0o660)
+            unix.listen(16)
+        except BaseException:
+            unix.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make the control socket {path}: {error.strerror or error}; choose another "
+            "directory with --run-dir"
+        ) from error
+    return trio.SocketListener(unix)
+
+
+def _clear(path: Path) -> None:
+    """Remove what an agent that was killed has left. Raises :exc:`ConfigError` when alive."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(
+                f"{path} is in the way of the control socket and is no socket: remove it"
+            )
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        failed = probe.connect_ex(os.fspath(path))
+    if failed in (0, errno.EAGAIN):  # EAGAIN: alive, with a full queue
+        raise ConfigError(
+            f"an agent answers on {path} already: stop it, or give this one another --name"
+        )
+    path.unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def _closing(items: AsyncIterator[Each]) -> AsyncGenerator[AsyncIterator[Each], None]:
+    """Have *items* finish when the reader stops early, not when memory is collected."""
+    try:
+        yield items
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
+
+
+class _Conversation:
+    """One client: its requests are answered in turn."""
+
+    def __init__(self, stream: trio.abc.Stream, source: ControlSource) -> None:
+        self._stream = stream
+        self._source = source
+        self._encoder = msgspec.json.Encoder()
+        self._decoder = msgspec.json.Decoder[Any](Request)
+        self._in = bytearray()
+        self._out = bytearray()
+
+    async def run(self) -> None:
+        async with self._stream:
+            try:
+                while (line := await self._line()) is not None:
+                    if not await self._answer(line):
+                        return
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # the client has gone: it knows
+
+    async def _line(self) -> bytes | None:
+        """The next request; None when there will be none, or none that could be read."""
+        while (end := self._in.find(b"\n")) < 0:
+            if len(self._in) > MAX_REQUEST:
+                await self._say(Failed(f"a request has at most {MAX_REQUEST} bytes in one line"))
+                await self._flush()
+                return None
+            data = await self._stream.receive_some()
+            if not data:
+                return None
+            self._in += data
+        line = bytes(self._in[:end])
+        del self._in[: end + 1]
+        return line
+
+    async def _answer(self, line: bytes) -> bool:
+        """Answer one request; whether another one may follow."""
+        try:
+            request: Request = self._decoder.decode(line)
+            if isinstance(request, Watch):
+                await self._watch(request.interval)
+                return False
+            await self._carry_out(request)
+        except msgspec.DecodeError as error:
+            await self._say(Failed(f"this is no request: {error}"))
+        except M2MError as error:
+            await self._say(Failed(str(error)))
+        else:
+            await self._say(Done())
+        await self._flush()
+        return True
+
+    async def _carry_out(self, request: Request) -> None:
+        source = self._source
+        if isinstance(request, AskSessions):
+            async with _closing(source.sessions()) as sessions:
+                async for session in sessions:
+                    await self._say(SessionItem(session))
+        elif isinstance(request, AskPath):
+            try:
+                await self._say(PathItem(await source.path(parse_session(request.id))))
+            except UnknownSession as error:
+                raise await self._with_known(error) from error
+        elif isinstance(request, AskPolicy):
+            await self._say(PolicyItem(await source.policy()))
+        elif isinstance(request, AskAgents):
+            await self._say(AgentsItem(tuple(await source.agents())))
+        elif isinstance(request, AskStats):
+            await self._say(StatsItem(await source.stats()))
+        elif isinstance(request, End):
+            try:
+                await source.end(parse_session(request.id))
+            except UnknownSession as error:
+                raise await self._with_known(error) from error
+
+    async def _with_known(self, error: UnknownSession) -> M2MError:
+        """*error* with the sessions there are instead."""
+        known = [session.id for session in await self._some_sessions(_SHOWN + 1)]
+        if not known:
+            return M2MError(f"{error}; there are no sessions now")
+        more = ", ..." if len(known) > _SHOWN else ""
+        return M2MError(f"{error}; there are {', '.join(known[:_SHOWN])}{more}")
+
+    async def _some_sessions(self, count: int) -> tuple[SessionInfo, ...]:
+        found: list[SessionInfo] = []
+        async with _closing(self._source.sessions()) as sessions:
+            async for session in sessions:
+                found.append(session)
+                if len(found) == count:
+                    break
+        return tuple(found)
+
+    # -- watching -----------------------------------------------------------------------
+
+    async def _watch(self, interval: float) -> None:
+        """Tell what happens until the client closes."""
+        turn = trio.Lock()
+        problem = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_events, turn)
+                nursery.start_soon(self._tell_snapshots, turn, interval)
+                while await self._still_there():
+                    pass
+                nursery.cancel_scope.cancel()
+        except* M2MError as group:
+            problem = str(group.exceptions[0])
+        if problem is not None:
+            raise M2MError(problem)
+
+    async def _still_there(self) -> bool:
+        try:
+            return bool(await self._stream.receive_some())  # nothing is asked during a watch
+        except trio.BrokenResourceError:
+            return False
+
+    async def _tell_events(self, turn: trio.Lock) -> None:
+        async with _closing(self._source.events()) as events:
+            async for event in events:
+                await self._tell(turn, EventItem(event))
+
+    async def _tell_snapshots(self, turn: trio.Lock, interval: float) -> None:
+        while True:
+            stats = await self._source.stats()
+            sessions = await self._some_sessions(SNAPSHOT_SESSIONS)
+            await self._tell(turn, Snapshot(time.time(), stats, sessions))
+            await trio.sleep(interval)
+
+    async def _tell(self, turn: trio.Lock, item: Item) -> None:
+        async with turn:
+            try:
+                await self._say(item)
+                await self._flush()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await trio.sleep_forever()  # the reader sees it too, and ends the watch
+
+    # -- output -------------------------------------------------------------------------
+
+    async def _say(self, item: Item) -> None:
+        self._out += self._encoder.encode(item) + b"\n"
+        if len(self._out) >= _BATCH:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        out, self._out = self._out, bytearray()
+        await self._stream.send_all(out)
