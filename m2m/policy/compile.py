@@ -83,7 +83,8 @@ def evaluate(policy_set: PolicySet, flow: Flow) -> Policy | None:
             and rule.dport_lo <= flow.dport <= rule.dport_hi
             and rule.proto_lo <= flow.proto <= rule.proto_hi
         ):
-            return policy_set.policies[rule.policy]
+            # By its id, not its place: an agent's set lacks the policies that do not concern it.
+            return next(policy for policy in policy_set.policies if policy.id == rule.policy)
     return None
 
 

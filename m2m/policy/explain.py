@@ -9,7 +9,7 @@ import msgspec
 from m2m.errors import ConfigError
 from m2m.policy.choose import ChainError, resolve
 from m2m.policy.compile import compile_policy, evaluate
-from m2m.policy.rules import Choose, Fail, PolicySet
+from m2m.policy.rules import Choose, Fail, Policy, PolicySet
 from m2m.policy.syntax import PolicyFile, refusals
 from m2m.protocol.flow import Flow, Proto, format_address, is_ipv4, parse_address
 
@@ -108,7 +108,7 @@ def explain(policy: PolicyFile, flow: Flow) -> Explanation:
         notes = ("the chain is empty; the session goes straight to its destination",)
     else:
         try:
-            chain = _hops(policy_set, matched.id, flow)
+            chain = _hops(policy_set, matched, flow)
             outcome = Outcome.STEERED
             notes = _notes(chain)
         except ChainError as error:
@@ -118,7 +118,7 @@ def explain(policy: PolicyFile, flow: Flow) -> Explanation:
     return Explanation(str(flow), outcome, matched.line, matched.text, fail, chain, missed, notes)
 
 
-def _hops(policy_set: PolicySet, policy: int, flow: Flow) -> tuple[Hop, ...]:
+def _hops(policy_set: PolicySet, policy: Policy, flow: Flow) -> tuple[Hop, ...]:
     ways = {nf.name: nf.choose for nf in policy_set.nfs}
     return tuple(
         Hop(
@@ -128,7 +128,7 @@ def _hops(policy_set: PolicySet, policy: int, flow: Flow) -> tuple[Hop, ...]:
             one.instance_name,
             format_address(one.address),
         )
-        for one in resolve(policy_set, policy_set.policies[policy], flow)
+        for one in resolve(policy_set, policy, flow)
     )
 
 

@@ -86,8 +86,7 @@ def region_of(predicate: Predicate, limit: int, *, negated: bool = False) -> lis
             regions = [region_of(part, limit, negated=negated) for part in parts]
             if isinstance(predicate, And) == negated:  # De Morgan
                 joined = _tidy([block for region in regions for block in region])
-                if len(joined) > limit:
-                    raise TooMany
+                _bound(joined, limit)
                 return joined
             return _met(predicate, regions, limit)
 
@@ -160,13 +159,17 @@ def _met(node: Predicate, regions: list[list[Block]], limit: int) -> list[Block]
             raise TooMany
         pairs = itertools.product(result, region)
         result = _tidy([block for one, other in pairs if (block := _common(one, other))])
-        if len(result) > limit:
-            raise TooMany
+        _bound(result, limit)
     if not result:
         raise Empty(node, mixed=False)
     if not any(_families(block[0]) & _families(block[1]) for block in result):
         raise Empty(node, mixed=True)
     return result
+
+
+def _bound(region: list[Block], limit: int) -> None:
+    if len(region) > limit or any(len(spans) > limit for block in region for spans in block):
+        raise TooMany
 
 
 def _common(one: Block, other: Block) -> Block | None:
@@ -208,7 +211,17 @@ def _union(sets: list[Spans]) -> Spans:
 
 
 def _intersection(one: Spans, other: Spans) -> Spans:
-    return tuple((max(a, c), min(b, d)) for a, b in one for c, d in other if max(a, c) <= min(b, d))
+    common: list[Span] = []
+    i = j = 0
+    while i < len(one) and j < len(other):
+        lo, hi = max(one[i][0], other[j][0]), min(one[i][1], other[j][1])
+        if lo <= hi:
+            common.append((lo, hi))
+        if one[i][1] < other[j][1]:
+            i += 1
+        else:
+            j += 1
+    return tuple(common)
 
 
 def _complement(spans: Spans, whole: Span) -> Spans:
