@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from m2m.cli import policy_serve
 from m2m.cli.policy import main
 from m2m.errors import ConfigError
-from m2m.policy import server
 from m2m.policy.explain import Outcome, explain, parse_flow
 from m2m.policy.language import parse
 from m2m.protocol.flow import Flow
@@ -239,7 +239,7 @@ def test_serve_and_load_get_their_arguments(
         seen.append(args)
         return 3
 
-    monkeypatch.setattr(server, called, run)
+    monkeypatch.setattr(policy_serve, called, run)
     assert main(arguments) == 3
     assert expected.items() <= vars(seen[0]).items()
 
