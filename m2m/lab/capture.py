@@ -129,8 +129,10 @@ _numbers = itertools.count(1)
 
 
 @asynccontextmanager
-async def on_links(lab: Lab, links: Iterable[Link]) -> AsyncIterator[list[LinkCapture]]:
-    """Capture on *links* during the block.
+async def on_links(
+    lab: Lab, links: Iterable[Link], which: str = "tcp or udp"
+) -> AsyncIterator[list[LinkCapture]]:
+    """Capture on *links* during the block; *which* packets is an expression for tcpdump.
 
     A link is watched from the end that has no agent, if there is one: what is seen there has
     come over the wire.
@@ -145,7 +147,7 @@ async def on_links(lab: Lab, links: Iterable[Link]) -> AsyncIterator[list[LinkCa
             host,
             name,
             ["tcpdump", "-i", link.other(host), "-n", "-U", "--immediate-mode", "-Z", "root",
-             "-B", "16384", "-s", str(_SNAP), "-w", str(capture.file), "tcp or udp"],
+             "-B", "16384", "-s", str(_SNAP), "-w", str(capture.file), which],
             ready=Ready(log="listening on"),
         )  # fmt: skip
         captures.append((name, capture))

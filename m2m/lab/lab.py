@@ -109,6 +109,10 @@ class Lab:
         """The process id of a running process, such as ``("client", "agent")``."""
         return self._running[host, name].pid
 
+    def home(self, host: str, name: str) -> Path:
+        """The working directory of a process: what it writes by a relative path is there."""
+        return self.directory / f"{host}-{name}"
+
     def log(self, host: str, name: str) -> Path:
         """Where the output of a process goes."""
         return self.directory / "log" / f"{host}-{name}.log"
@@ -137,8 +141,7 @@ class Lab:
             if isinstance(item, Nft):
                 await self.run(host, "nft", "-f", "-", stdin=item.ruleset)
                 continue
-            home = self.directory / f"{host}-{programs.name_of(item)}"
-            for program in programs.of(item, home):
+            for program in programs.of(item, self.home(host, programs.name_of(item))):
                 await self.start(host, program.name, program.argv, ready=program.ready)
 
     async def start_agents(self) -> None:
@@ -227,8 +230,10 @@ class Lab:
         async with Notifications(self.directory / f"{host}-{name}.notify") as notifications:
             if ready.notify:
                 environment["NOTIFY_SOCKET"] = str(notifications.path)
+            home = self.home(host, name)
+            home.mkdir(exist_ok=True)
             started = await process.spawn(
-                host, name, self.namespace(host), argv, log=log, env=environment
+                host, name, self.namespace(host), argv, home=home, log=log, env=environment
             )
             born = process.birth(started.pid)
             self.state.processes.append(Started(host, name, started.pid, born or 0, str(log)))

@@ -53,13 +53,21 @@ def enter(namespace: Path, argv: Iterable[str]) -> list[str]:
 
 
 async def spawn(
-    host: str, name: str, namespace: Path, argv: list[str], *, log: Path, env: Mapping[str, str]
+    host: str,
+    name: str,
+    namespace: Path,
+    argv: list[str],
+    *,
+    home: Path,
+    log: Path,
+    env: Mapping[str, str],
 ) -> trio.Process:
-    """Start a process that outlives this one if it has to; its output goes to *log*."""
+    """Start a process that outlives this one if it has to, in *home*; its output goes to *log*."""
     with log.open("ab") as output:
         try:
             return await trio.lowlevel.open_process(
                 enter(namespace, argv),
+                cwd=home,
                 stdin=subprocess.DEVNULL,
                 stdout=output.fileno(),
                 stderr=subprocess.STDOUT,
