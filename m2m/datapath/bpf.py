@@ -1,0 +1,248 @@
+"""The eBPF datapath: the programs of ``m2m/bpf`` behind the contract of :mod:`m2m.datapath`.
+
+Calls that touch interfaces work in the network namespace of the calling thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import select
+import socket
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import trio
+
+from m2m.datapath import (
+    Datapath,
+    DatapathError,
+    DatapathFull,
+    Ended,
+    Event,
+    Held,
+    Limits,
+    Reason,
+    Row,
+    Verdict,
+    host,
+    layout,
+)
+from m2m.datapath._bpf import Map, Object, RingBuffer, wait_for_programs
+from m2m.datapath.attach import Attachments
+from m2m.datapath.hold import HoldQueue
+from m2m.datapath.hold_tables import HoldTables
+from m2m.datapath.pins import Pins
+from m2m.datapath.sweep import Sweeper
+from m2m.datapath.tables import ENTRIES_PER_SESSION, Tables
+from m2m.policy.rules import PolicySet
+from m2m.protocol.flow import Address, Flow
+from m2m.protocol.translation import Action, Entry, Hook, Position, Toward
+
+__all__ = ["EbpfDatapath"]
+
+_PROGRAMS = Path(__file__).parent.parent / "bpf"
+_HEARTBEAT = 1.0  # s between signs of life
+_HEARTBEAT_LIMIT = 3.0  # s without one, and the agent counts as away
+
+
+class EbpfDatapath(Datapath):
+    """One agent's hold on its pinned tables and programs. Made by :meth:`open`."""
+
+    name: ClassVar[str] = "ebpf"
+
+    def __init__(self, pins: Pins, limits: Limits, ports: tuple[int, int], name: str) -> None:
+        """Use :meth:`open`."""
+        loaded = pins.load(
+            _PROGRAMS / "m2m.bpf.o", {"flows": limits.sessions * ENTRIES_PER_SESSION}
+        )
+        hold = pins.load(_PROGRAMS / "hold.bpf.o", {})
+        self._pins = pins
+        self._tables = Tables(loaded)
+        self._tables.configure(limits, ports, _HEARTBEAT_LIMIT)
+        self._attachments = Attachments(pins, loaded.program("m2m_in"), loaded.program("m2m_out"))
+        self._sweeper = Sweeper(loaded.program("m2m_sweep"))
+        self._ring = RingBuffer(loaded.map("events"))
+        self._queue, self._hold_tables = self._open_queue(hold, name, limits.hold_packets)
+        self._ready = select.epoll()
+        self._ready.register(self._ring.fileno(), select.EPOLLIN)
+        self._ready.register(self._queue.fileno(), select.EPOLLIN)
+        loaded.close()
+        hold.close()
+        self._sweeper.start()
+
+    @classmethod
+    async def open(
+        cls,
+        name: str,
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+        *,
+        ports: tuple[int, int] = (61000, 65535),
+    ) -> EbpfDatapath:
+        """Load the programs and make, or take over, the tables of the agent *name*.
+
+        *ports* are the first and the last subsession port. Tables taken over keep their size.
+        Raises :exc:`~m2m.errors.UnsupportedHost` when the host cannot do it, and
+        :exc:`~m2m.datapath.DatapathError` when another agent has the tables.
+        """
+        await trio.lowlevel.checkpoint()
+        host.check()
+        pins = Pins(name)
+        found_something = True
+        try:
+            _make_way(pins, name, limits)
+            found_something = bool(pins.names())
+            return cls(pins, limits, ports, name)
+        except BaseException:
+            pins.release(keep=found_something)
+            raise
+
+    # -- the contract -------------------------------------------------------------------
+
+    async def attach(self, ifindexes: Iterable[int]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._attachments.set(ifindexes)
+        self._watch_first_packets()
+
+    async def set_addresses(self, addresses: Iterable[Address]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._tables.set_addresses(addresses)
+
+    async def load_policy(self, policy: PolicySet) -> None:
+        # The spare set was the active one until the last call: let its last readers finish.
+        await trio.to_thread.run_sync(wait_for_programs)
+        had_rules = bool(self._tables.rule_count)
+        self._tables.set_rules(policy)
+        if bool(policy.rules) != had_rules:
+            self._watch_first_packets()
+
+    async def install(self, entries: Sequence[Entry]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._tables.install(entries)
+
+    async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._tables.remove(keys)
+
+    async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
+        await trio.lowlevel.checkpoint()
+        return self._tables.rows(keys)
+
+    async def dump(self) -> AsyncIterator[Row]:
+        for batch in self._tables.batches():
+            await trio.lowlevel.checkpoint()
+            for row in batch:
+                yield row
+
+    async def release(self, flow: Flow, verdict: Verdict) -> None:
+        await trio.lowlevel.checkpoint()
+        if verdict is not Verdict.STEER:
+            action = Action.PASS if verdict is Verdict.PASS else Action.DROP
+            # With no room for the decision it is made again for the flow's next first packet.
+            with contextlib.suppress(DatapathFull):
+                self._tables.install([_unsteered(flow, action)])
+        self._queue.release(flow, verdict)
+
+    async def events(self) -> AsyncIterator[Event]:
+        beat = 0.0
+        while True:
+            now = time.monotonic()
+            if now - beat >= _HEARTBEAT:
+                beat = now
+                self._tables.config[layout.HEARTBEAT] = time.monotonic_ns()
+                self._queue.tick()
+            for flow in self._queue.receive():
+                yield Held(flow)
+            for record in self._ring.consume():
+                yield Ended(*layout.unpack_ended(record))
+            if self._sweeper.failure is not None:
+                raise DatapathError(f"the sweeper failed: {self._sweeper.failure}")
+            with trio.move_on_after(beat + _HEARTBEAT - time.monotonic()):
+                await trio.lowlevel.wait_readable(self._ready)
+
+    async def reasons(self) -> Mapping[Reason, int]:
+        await trio.lowlevel.checkpoint()
+        return self._tables.reasons()
+
+    async def close(self, *, keep: bool) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._sweeper.stop)
+        # Whoever is told to wait for an agent now learns that there is none.
+        self._tables.config[layout.HEARTBEAT] = 0
+        self._queue.close(keep=keep)
+        if not keep:
+            self._attachments.set(())
+        self._ready.close()
+        self._ring.close()
+        self._hold_tables.close()
+        self._tables.close()
+        self._pins.release(keep=keep)
+
+    # -- first packets ------------------------------------------------------------------
+
+    def _open_queue(self, hold: Object, name: str, limit: int) -> tuple[HoldQueue, HoldTables]:
+        tables = HoldTables(
+            flows=hold.map("flows"),
+            holds=hold.map("holds"),
+            hold_state=hold.map("hold_state"),
+            settle=hold.program("settle"),
+        )
+        for program in ("hold", "refuse"):
+            self._pins.replace(program, hold.program(program))
+        pins = {program: self._pins.path(program) for program in ("hold", "refuse")}
+        return HoldQueue.open(name, tables, limit=limit, **pins), tables
+
+    def _watch_first_packets(self) -> None:
+        """No rules, nothing to hold: then packets need not be shown to iptables at all."""
+        interfaces = self._attachments.interfaces() if self._tables.rule_count else ()
+        self._queue.watch(map(socket.if_indextoname, interfaces))
+
+
+def _unsteered(flow: Flow, action: Action) -> Entry:
+    return Entry(0, Hook.OUT, flow, flow, action, Toward.RIGHT, Position.CLIENT, flow)
+
+
+@functools.cache
+def _key_and_value_sizes() -> dict[str, tuple[int, int]]:
+    return {
+        "flows": (layout.KEY_SIZE, layout.ENTRY_SIZE),
+        "config": (4, layout.CONFIG_SIZE),
+        "rules": (4, layout.RULE_SIZE),
+    }
+
+
+def _make_way(pins: Pins, name: str, limits: Limits) -> None:
+    """Remove tables that cannot be taken over, if they are empty.
+
+    Raises :exc:`DatapathError` when they carry sessions.
+    """
+    flows, config = pins.pinned_map("flows"), pins.pinned_map("config")
+    if flows is None or config is None:
+        pins.unpin(*pins.names())  # of an agent that was killed while it started
+        return
+    sizes = {"flows": flows, "config": config, "rules": pins.pinned_map("rules")}
+    same = all(
+        table is not None and (table.key_size, table.value_size) == _key_and_value_sizes()[each]
+        for each, table in sizes.items()
+    )
+    version = 0
+    if same:
+        value = config.lookup(bytes(4))
+        assert value is not None
+        version = int.from_bytes(value[layout.LAYOUT_VERSION.offset :][:4], "little")
+    empty = flows.next_key() is None
+    if version == layout.VERSION and (not empty or _has_room(flows, limits)):
+        return
+    if not empty:
+        raise DatapathError(
+            f"the tables of agent {name} are those of another version of M2M (layout {version},"
+            f" not {layout.VERSION}) and still carry sessions; let them end under that version,"
+            f" or give them up: rm -r {pins.directory}"
+        )
+    pins.unpin(*(pin for pin in pins.names() if not pin.startswith(("link-", "tc-"))))
+
+
+def _has_room(flows: Map, limits: Limits) -> bool:
+    return flows.max_entries == limits.sessions * ENTRIES_PER_SESSION

@@ -1,0 +1,80 @@
+"""What the eBPF datapath needs of its host, looked at before anything is done."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+from m2m.errors import UnsupportedHost
+
+BPFFS = Path("/sys/fs/bpf")
+_OLDEST_KERNEL = (5, 15)  # for ring buffers, for_each_map_elem, syscall programs, redirect_neigh
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
+_BPFFS_MAGIC = "bpf"
+
+
+def check() -> None:
+    """Raise :exc:`~m2m.errors.UnsupportedHost`, in one sentence, when something is missing.
+
+    Mounts the BPF file system where it is not mounted.
+    """
+    _check_kernel(platform.release())
+    _check_privileges(_effective_capabilities())
+    if not _is_mounted(BPFFS):
+        _mount(BPFFS)
+
+
+def _check_kernel(release: str) -> None:
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    if numbers is None or (int(numbers[1]), int(numbers[2])) < _OLDEST_KERNEL:
+        oldest = ".".join(map(str, _OLDEST_KERNEL))
+        raise UnsupportedHost(
+            f"Linux {release} is too old for the eBPF datapath, which needs {oldest} or newer;"
+            " boot a newer kernel"
+        )
+
+
+def _check_privileges(capabilities: int) -> None:
+    needed = {"CAP_NET_ADMIN": _CAP_NET_ADMIN, "CAP_BPF": _CAP_BPF}
+    if capabilities >> _CAP_SYS_ADMIN & 1:
+        del needed["CAP_BPF"]
+    missing = [name for name, bit in needed.items() if not capabilities >> bit & 1]
+    if missing:
+        raise UnsupportedHost(
+            f"the eBPF datapath may not be used by user {os.geteuid()}, who lacks"
+            f" {' and '.join(missing)}; run the agent as root"
+        )
+
+
+def _effective_capabilities() -> int:
+    status = Path("/proc/thread-self/status").read_text()
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return int(found[1], 16) if found else 0
+
+
+def _is_mounted(place: Path) -> bool:
+    for line in Path("/proc/thread-self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if where == str(place) and kind == _BPFFS_MAGIC:
+            return True
+    return False
+
+
+def _mount(place: Path) -> None:
+    if not place.is_dir():
+        raise UnsupportedHost(
+            f"{place} is missing, where the BPF file system belongs; the kernel was built without"
+            " CONFIG_BPF_SYSCALL, or sysfs is not mounted (mount -t sysfs sysfs /sys)"
+        )
+    done = subprocess.run(
+        ["mount", "-t", "bpf", "bpf", str(place)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or ["mount says nothing"]
+        raise UnsupportedHost(
+            f"the BPF file system cannot be mounted on {place} ({said[-1]});"
+            f" mount it by hand: mount -t bpf bpf {place}"
+        )

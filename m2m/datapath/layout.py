@@ -1,0 +1,168 @@
+"""The C layouts of ``kmod/core`` as Python packs them: keys, entries, rules, configuration.
+
+``tests/core`` compares the formats with what the compiler says (:func:`m2m.datapath._core.layout`).
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import NamedTuple
+
+from m2m.datapath import Counters, EndReason, Row
+from m2m.datapath._core import seal
+from m2m.policy.rules import Fail, PolicySet
+from m2m.protocol.flow import Flow, Proto
+from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
+
+VERSION = 1  # M2M_LAYOUT_VERSION
+MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
+
+KEY_SIZE = 40
+_HOOK_OFFSET = 37
+_KEY_TAILS = {Hook.IN: b"\0\0\0", Hook.OUT: b"\1\0\0"}
+
+# tag ifindex session packets bytes last_seen max_seq chain generation role flags mss mtu
+# addr_diff, ports of the new header, of the supersession; addresses of the new header, next hop,
+# addresses of the supersession
+_ENTRY = struct.Struct("=IIQQQIIIIBBHHH4s4s32s16s32s")
+ENTRY_SIZE = _ENTRY.size
+_SEEN_FIN, _SEEN_RST, _SEEN_SEQ = 1, 2, 4
+_ROLE_OFFSET, _LAST_SEEN_OFFSET = 48, 32
+_NO_HOP = bytes(16)
+
+_RULE = struct.Struct("=16s16s16s16sHHHHBBBBI")
+RULE_SIZE = _RULE.size
+
+_ENDED = struct.Struct("=QII")  # struct m2m_ended of m2m/bpf/sweep.h
+_END_REASONS = {1: EndReason.FIN, 2: EndReason.RST, 3: EndReason.IDLE}
+
+_TICK_SHIFT = 20
+_TICK = (1 << _TICK_SHIFT) / 1e9  # s
+_REFUSAL_TICKS = int(1e9) >> _TICK_SHIFT
+_CLOCK_MONOTONIC_COARSE = 6  # the clock of entries; linux/time.h
+
+
+class Field(NamedTuple):
+    """Where a field of ``struct m2m_config`` lies, and its :mod:`struct` format."""
+
+    offset: int
+    format: str
+
+
+CONFIG_SIZE = 56
+HEARTBEAT = Field(0, "Q")
+HEARTBEAT_LIMIT = Field(8, "Q")
+ACTIVE_RULES = Field(16, "I")
+RULE_COUNT = (Field(20, "I"), Field(24, "I"))
+GENERATION = (Field(28, "I"), Field(32, "I"))
+LINGER = Field(36, "I")
+TCP_IDLE = Field(40, "I")
+UDP_IDLE = Field(44, "I")
+PORT_LO = Field(48, "H")
+PORT_HI = Field(50, "H")
+LAYOUT_VERSION = Field(52, "I")
+
+
+def ticks(seconds: float) -> int:
+    """A duration in the unit of entries, 2**20 ns; at most what 31 bits hold, 26 days."""
+    return min(int(seconds * 1e9) >> _TICK_SHIFT, 0x7FFFFFFF)
+
+
+def now_ticks() -> int:
+    """The time that a program would stamp into an entry now."""
+    return (time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE) >> _TICK_SHIFT) & 0xFFFFFFFF
+
+
+def pack_key(hook: Hook, flow: Flow) -> bytes:
+    """``struct m2m_key``, 40 bytes."""
+    return flow.pack()[:_HOOK_OFFSET] + _KEY_TAILS[hook]
+
+
+def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
+    """Key and ``struct m2m_entry`` (144 bytes), the latter fresh at *now* (ticks)."""
+    key = entry.match.pack()[:_HOOK_OFFSET] + _KEY_TAILS[entry.hook]
+    new, old = entry.rewrite.pack(), entry.supersession.pack()
+    hop = entry.hop
+    ifindex, gateway, mtu = hop if hop is not None else (0, _NO_HOP, 0)
+    value = _ENTRY.pack(
+        0, ifindex, entry.session, 0, 0, now, 0, entry.chain, entry.generation,
+        entry.action | entry.toward << 2 | entry.position << 3, 0, entry.mss, min(mtu, 0xFFFF), 0,
+        new[32:36], old[32:36], new[:32], gateway, old[:32],
+    )  # fmt: skip
+    return key, seal(key, value)
+
+
+def unpack_row(key: bytes, value: bytes, now: int) -> Row:
+    """The entry and its counters at *now* (ticks)."""
+    (
+        _, ifindex, session, packets, octets, last_seen, max_seq, chain, generation, role, flags,
+        mss, mtu, _, new_ports, old_ports, new, gateway, old,
+    ) = _ENTRY.unpack(value)  # fmt: skip
+    match = Flow.unpack(key)
+    tail = key[36:]
+    action = Action(role & 3)
+    entry = Entry(
+        session=session,
+        hook=Hook(key[_HOOK_OFFSET]),
+        match=match,
+        rewrite=Flow.unpack(new + new_ports + tail),
+        action=action,
+        toward=Toward(role >> 2 & 1),
+        position=Position(role >> 3 & 3),
+        supersession=Flow.unpack(old + old_ports + tail),
+        mss=mss,
+        chain=chain,
+        generation=generation,
+        hop=NextHop(ifindex, gateway, mtu) if ifindex else None,
+    )
+    counters = Counters(
+        packets=packets,
+        bytes=octets,
+        max_seq=max_seq if match.proto == Proto.TCP and flags & _SEEN_SEQ else None,
+        idle=_since(last_seen, now) * _TICK,
+        fin=bool(flags & _SEEN_FIN),
+        rst=bool(flags & _SEEN_RST),
+    )
+    return Row(entry, counters)
+
+
+def session_of(value: bytes) -> int:
+    """The session of a packed entry; 0 for flows that are passed or refused."""
+    return int.from_bytes(value[8:16], "little" if struct.pack("=H", 1)[0] else "big")
+
+
+def says_nothing(value: bytes, now: int) -> bool:
+    """Whether a packed entry is a refusal whose time is over."""
+    if value[_ROLE_OFFSET] & 3 != Action.DROP:
+        return False
+    (last_seen,) = struct.unpack_from("=I", value, _LAST_SEEN_OFFSET)
+    return _since(last_seen, now) > _REFUSAL_TICKS
+
+
+def _since(last_seen: int, now: int) -> int:
+    """Ticks from *last_seen* to *now*; a packet may have passed after *now* was read."""
+    distance = (now - last_seen) & 0xFFFFFFFF
+    return 0 if distance & 0x80000000 else distance
+
+
+def pack_rules(policy: PolicySet) -> bytes:
+    """The policy set's rows of ``struct m2m_rule``, 80 bytes each, in their order."""
+    policies = {each.id: each for each in policy.policies}
+    rows = []
+    for rule in policy.rules:
+        decides = policies[rule.policy]
+        row = _RULE.pack(
+            rule.src_lo, rule.src_hi, rule.dst_lo, rule.dst_hi,
+            rule.sport_lo, rule.sport_hi, rule.dport_lo, rule.dport_hi,
+            rule.proto_lo, rule.proto_hi,
+            decides.fail is Fail.CLOSED, not decides.chain, rule.policy,
+        )  # fmt: skip
+        rows.append(row)
+    return b"".join(rows)
+
+
+def unpack_ended(record: bytes) -> tuple[int, EndReason]:
+    """A session that the sweeper found to be over, and why."""
+    session, end, _ = _ENDED.unpack(record)
+    return session, _END_REASONS[end]

@@ -1,0 +1,185 @@
+"""The tables of the BPF programs, spoken to in the words of the contract."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+
+from m2m.datapath import DatapathError, DatapathFull, Limits, Reason, Row, layout
+from m2m.datapath._bpf import EXIST, BpfError, Map, Object, possible_cpus
+from m2m.policy.rules import PolicySet
+from m2m.protocol.flow import Address, Flow
+from m2m.protocol.translation import Entry, Hook, Toward
+
+ENTRIES_PER_SESSION = 2  # a session takes four at an inline middlebox, which then holds half
+_BATCH = 4096
+_HERE = b"\1"
+
+
+class Config:
+    """``struct m2m_config`` as it lies in the kernel: each field is one aligned load or store."""
+
+    def __init__(self, table: Map) -> None:
+        self._memory = mmap.mmap(table.fd, mmap.PAGESIZE)
+        view = memoryview(self._memory)
+        self._views = {"Q": view.cast("Q"), "I": view.cast("I"), "H": view.cast("H")}
+
+    def __getitem__(self, field: layout.Field) -> int:
+        value: int = self._views[field.format][field.offset // struct.calcsize(field.format)]
+        return value
+
+    def __setitem__(self, field: layout.Field, value: int) -> None:
+        self._views[field.format][field.offset // struct.calcsize(field.format)] = value
+
+    def close(self) -> None:
+        for view in self._views.values():
+            view.release()
+        self._memory.close()
+
+
+class Tables:
+    """Flows, rules, own addresses, reasons."""
+
+    def __init__(self, loaded: Object) -> None:
+        self.config = Config(loaded.map("config"))
+        self._flows = loaded.map("flows")
+        self._rules = loaded.map("rules")
+        self._addresses = loaded.map("addresses")
+        self._reasons = loaded.map("reasons")
+
+    def configure(self, limits: Limits, ports: tuple[int, int], heartbeat_limit: float) -> None:
+        config = self.config
+        config[layout.LINGER] = layout.ticks(limits.linger)
+        config[layout.TCP_IDLE] = layout.ticks(limits.tcp_idle)
+        config[layout.UDP_IDLE] = layout.ticks(limits.udp_idle)
+        config[layout.PORT_LO], config[layout.PORT_HI] = ports
+        config[layout.HEARTBEAT_LIMIT] = int(heartbeat_limit * 1e9)
+        config[layout.LAYOUT_VERSION] = layout.VERSION
+
+    # -- entries ------------------------------------------------------------------------
+
+    def install(self, entries: Sequence[Entry]) -> None:
+        """All or none. What comes back is in place before what goes out.
+
+        Of two entries in one direction, the later one on a packet's way comes first.
+        """
+        if len(entries) > 1:
+            entries = sorted(entries, key=_install_order)
+        now = layout.now_ticks()
+        rows = [layout.pack_entry(entry, now) for entry in entries]
+        flows = self._flows
+        done: list[tuple[bytes, bytes | None]] = []
+        try:
+            for key, value in rows:
+                replaced = None
+                if not flows.add(key, value):
+                    replaced = flows.lookup(key)
+                    flows.update(key, value)
+                done.append((key, replaced))
+        except BpfError as error:
+            for key, replaced in reversed(done):
+                if replaced is None:
+                    flows.delete(key)
+                else:
+                    flows.update(key, replaced, EXIST)
+            if error.errno == _TABLE_FULL:
+                raise DatapathFull(
+                    f"the translation table is full: it has room for {flows.max_entries} entries;"
+                    " start the agent with room for more sessions (--sessions)"
+                ) from error
+            raise DatapathError(f"the kernel refuses an entry: {error.strerror}") from error
+
+    def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
+        for hook, flow in keys:
+            self._flows.delete(layout.pack_key(hook, flow))
+
+    def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
+        now, found = layout.now_ticks(), []
+        for hook, flow in keys:
+            key = layout.pack_key(hook, flow)
+            value = self._flows.lookup(key)
+            if value is not None and layout.session_of(value):
+                found.append(layout.unpack_row(key, value, now))
+        return found
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Every entry of every session, some thousand at a time."""
+        cursor, more = None, True
+        while more:
+            cursor, keys, values = self._flows.lookup_batch(cursor, _BATCH)
+            more = cursor is not None
+            now = layout.now_ticks()
+            yield [
+                layout.unpack_row(key, value, now)
+                for key, value in zip(
+                    _cut(keys, layout.KEY_SIZE), _cut(values, layout.ENTRY_SIZE), strict=True
+                )
+                if layout.session_of(value)
+            ]
+
+    # -- the rest -----------------------------------------------------------------------
+
+    def set_rules(self, policy: PolicySet) -> None:
+        """Fill the set of rules that is not in use, and make it the one that is.
+
+        No program may be reading that set any more since it was last in use.
+        """
+        if len(policy.rules) > layout.MAX_RULES:
+            raise DatapathError(
+                f"policy set {policy.generation} compiles to {len(policy.rules)} rules, more than"
+                f" the {layout.MAX_RULES} the datapath holds; simplify its predicates"
+            )
+        config = self.config
+        spare = 1 - config[layout.ACTIVE_RULES]
+        first, count = spare * layout.MAX_RULES, len(policy.rules)
+        if count:
+            self._rules.update_batch(
+                struct.pack(f"={count}I", *range(first, first + count)), layout.pack_rules(policy)
+            )
+        config[layout.RULE_COUNT[spare]] = count
+        config[layout.GENERATION[spare]] = policy.generation & 0xFFFFFFFF
+        config[layout.ACTIVE_RULES] = spare
+
+    @property
+    def rule_count(self) -> int:
+        """Rules in force."""
+        return self.config[layout.RULE_COUNT[self.config[layout.ACTIVE_RULES]]]
+
+    def set_addresses(self, addresses: Iterable[Address]) -> None:
+        wanted, there, key = set(addresses), set(), None
+        while (key := self._addresses.next_key(key)) is not None:
+            there.add(key)
+        try:
+            for address in wanted - there:
+                self._addresses.update(address, _HERE)
+        except BpfError as error:
+            raise DatapathError(
+                f"of this host's {len(wanted)} addresses only {self._addresses.max_entries} find"
+                f" room ({error.strerror}); name those to use (--address)"
+            ) from error
+        for address in there - wanted:
+            self._addresses.delete(address)
+
+    def reasons(self) -> dict[Reason, int]:
+        counts = {}
+        for reason in Reason:
+            value = self._reasons.lookup(struct.pack("=I", reason))
+            counts[reason] = sum(struct.unpack(f"={possible_cpus()}Q", value)) if value else 0
+        return counts
+
+    def close(self) -> None:
+        self.config.close()
+        for table in (self._flows, self._rules, self._addresses, self._reasons):
+            table.close()
+
+
+_TABLE_FULL = 7  # E2BIG
+
+
+def _install_order(entry: Entry) -> tuple[bool, bool]:
+    return entry.toward is Toward.RIGHT, entry.hook is Hook.IN
+
+
+def _cut(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]
