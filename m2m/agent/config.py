@@ -17,10 +17,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from m2m.datapath import Limits
 from m2m.errors import ConfigError
+from m2m.policy.endpoint import POLICY_PORT, Endpoint
 from m2m.protocol.flow import Address, is_ipv4, parse_address
 
 AGENT_PORT = 5262
-POLICY_PORT = 5263
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -30,7 +30,7 @@ class Config(NamedTuple):
 
     role: str
     name: str
-    policy_server: tuple[str, int] | None
+    policy_server: Endpoint | None
     key_file: Path | None  # None only with ``insecure``
     insecure: bool
     interfaces: tuple[str, ...]  # empty: all but loopback
@@ -97,14 +97,11 @@ def _port_range(value: str) -> tuple[int, int]:
     return low, high
 
 
-def _host_port(value: str) -> tuple[str, int]:
-    match = re.fullmatch(r"\[([^]]+)\](?::(\d{1,5}))?|([^:\s]+)(?::(\d{1,5}))?", value)
-    if not match:
-        raise ValueError(f"{value!r} is not HOST, HOST:PORT or [IPv6]:PORT")
-    port = int(match[2] or match[4] or POLICY_PORT)
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port {port} in {value!r} is not between 1 and 65535")
-    return match[1] or match[3], port
+def _endpoint(value: str) -> Endpoint:
+    try:
+        return Endpoint.parse(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _own_address(value: str) -> Address:
@@ -143,7 +140,7 @@ _OPTIONS = (
         "pinned BPF objects. Two agents on one machine need two names. Default: the host name.",
     ),
     _Option(
-        "policy-server", "policy and trust", "HOST[:PORT]", _host_port, None,
+        "policy-server", "policy and trust", "HOST[:PORT]", _endpoint, None,
         f"where m2m-policy serves (TCP, port {POLICY_PORT} unless given). A client needs it; the "
         "others get from it what runs on them and report their load to it. While it is away the "
         "last policies stay in force and the agent goes on trying.",
@@ -161,7 +158,7 @@ _OPTIONS = (
     _Option(
         "interface", "network", "IF", _text, (),
         "translate packets on this interface; may be given more than once (in the file: a list). "
-        "Default: every interface but loopback, and new ones as they come.", many=True,
+        "Default: every Ethernet-like interface, and new ones as they come.", many=True,
     ),
     _Option(
         "address", "network", "ADDRESS", _own_address, (),

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from m2m.errors import UnsupportedHost
 
-__all__ = ["forwards", "release_ports", "require_root", "reserve_ports", "strict_interfaces"]
+__all__ = [
+    "Cpu", "forwards", "release_ports", "require_root", "reserve_ports", "strict_interfaces",
+]  # fmt: skip
 
 _NET = Path("/proc/sys/net/ipv4")
 
@@ -104,3 +106,25 @@ def _format(ports: set[int]) -> str:
             parts.append(str(low) if low == high else f"{low}-{high}")
             start = end + 1
     return ",".join(parts)
+
+
+class Cpu:
+    """How busy the host's processors have been since one was asked last."""
+
+    def __init__(self, stat: Path = Path("/proc/stat")) -> None:
+        self._stat = stat
+        self._before = self._now()
+
+    def busy(self) -> float:
+        """The share of their time, 0 to 1."""
+        idle, total = self._now()
+        idle_before, total_before = self._before
+        self._before = idle, total
+        if total <= total_before:
+            return 0.0
+        return min(1.0, max(0.0, 1.0 - (idle - idle_before) / (total - total_before)))
+
+    def _now(self) -> tuple[int, int]:
+        # user, nice, system, idle, iowait, irq, softirq, steal (proc(5))
+        ticks = [int(field) for field in self._stat.read_text().split("\n", 1)[0].split()[1:9]]
+        return ticks[3] + ticks[4], sum(ticks)

@@ -32,7 +32,8 @@ _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _GETROUTE = 24, 26
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x80  # link, IPv4 address, IPv4 route, IPv4 rule
 _RTN_UNICAST = 1
-_IFF_UP, _IFF_LOOPBACK = 0x1, 0x8
+_IFF_UP = 0x1
+_ARPHRD_ETHER = 1  # loopback has 772
 
 _RECEIVE = 1 << 18
 _CACHED_WAYS = 65536
@@ -49,7 +50,7 @@ class Link(NamedTuple):
     name: str
     mtu: int
     up: bool
-    loopback: bool
+    ethernet: bool  # by its link layer, which is what the datapath can read
 
 
 class Way(NamedTuple):
@@ -158,7 +159,7 @@ class Network:
                     link.get_attr("IFLA_IFNAME"),
                     link.get_attr("IFLA_MTU"),
                     bool(link["flags"] & _IFF_UP),
-                    bool(link["flags"] & _IFF_LOOPBACK),
+                    link["ifi_type"] == _ARPHRD_ETHER,
                 )
         elif kind in (_NEWADDR, _DELADDR):
             found = _decode(ifaddrmsg, body)

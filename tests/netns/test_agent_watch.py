@@ -27,7 +27,7 @@ async def test_links_addresses_and_ways_are_known(pair: tuple[Namespace, Namespa
     a, _ = pair
     network = await opened(a)
     try:
-        assert {link.name for link in network.links.values() if not link.loopback} == {"eth0"}
+        assert {link.name for link in network.links.values() if link.ethernet} == {"eth0"}
         assert set(network.addresses) == {parse_address("127.0.0.1"), A1}
         way = network.way_to(B1)
         assert (way.source, way.hop) == (A1, (a.ifindex("eth0"), B1, 1500))

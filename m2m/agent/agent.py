@@ -1,0 +1,263 @@
+"""One agent: everything it owns, opened in order, run in one nursery, let go in reverse.
+
+::
+
+    kernel ──Held, Ended──►┐                        ┌──► datapath (install, remove, release)
+    other agents ──UDP────►├─ Sessions.feed ─ node ─┼──► other agents
+    timers ───────────────►┘                        └──► timers, journal
+    rtnetlink ──► interfaces, addresses, next hops ────► datapath
+    policy server ──► rules ───────────────────────────► datapath
+    m2mctl ──► control socket ──► questions to all of these
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from m2m.agent import control, host, notify
+from m2m.agent.api import EventKind
+from m2m.agent.config import Config
+from m2m.agent.journal import Journal
+from m2m.agent.path import Paths
+from m2m.agent.policy_client import PolicyClient
+from m2m.agent.sessions import Sessions
+from m2m.agent.source import Answers
+from m2m.agent.transport import Transport
+from m2m.agent.watch import Network
+from m2m.auth import DomainKey
+from m2m.datapath import Datapath, Held
+from m2m.errors import ConfigError
+from m2m.policy.messages import Load, Role
+from m2m.policy.rules import Kind, PolicySet
+from m2m.protocol.association import Association
+from m2m.protocol.flow import Address
+from m2m.protocol.node import Node, Settings
+from m2m.protocol.ports import PortAllocator
+from m2m.protocol.wire import Message, PathRep, PathReq
+
+__all__ = ["Agent", "serve"]
+
+_log = structlog.get_logger()
+
+_STOPPING = 5.0  # s that letting go of the datapath may take
+
+
+async def serve(config: Config, open_datapath: Callable[[Config], Awaitable[Datapath]]) -> None:
+    """Be an agent until SIGTERM or SIGINT. Its sessions run on afterwards.
+
+    Raises :exc:`~m2m.errors.M2MError` when the host, the configuration or the kernel does not
+    allow it.
+    """
+    key = DomainKey.insecure() if config.key_file is None else DomainKey.load(config.key_file)
+    config.run_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with Network() as network, trio.open_nursery() as nursery:
+            agent = Agent(config, key, network)
+            nursery.start_soon(_stop_on, signals, nursery.cancel_scope)
+            try:
+                await agent.run(open_datapath)
+            finally:
+                agent.close()
+
+
+async def _stop_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        _log.info("stopping, sessions run on", signal=signal.Signals(number).name)
+        notify.stopping()
+        scope.cancel()
+
+
+class Agent:
+    """The parts of one agent and how they are joined."""
+
+    def __init__(self, config: Config, key: DomainKey, network: Network) -> None:
+        """Raises :exc:`~m2m.errors.ConfigError` when the port is taken."""
+        self._config = config
+        self._role = Role(config.role)
+        self._key = key
+        self._network = network
+        self._forwards = host.forwards()
+        self._cpu = host.Cpu()
+        self.journal = Journal()
+        self.transport = Transport(Association(key, random.SystemRandom()), config.port)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self.transport.close()
+
+    async def run(
+        self,
+        open_datapath: Callable[[Config], Awaitable[Datapath]],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until cancelled; started when sessions can be set up."""
+        config = self._config
+        served = self._served(at_start=True)
+        host.reserve_ports(*config.ports, record=ports_record(config))
+        datapath = await open_datapath(config)
+        try:
+            await datapath.attach(served)
+            await datapath.set_addresses(self.addresses())
+            self._warn_of_strict_filters(served)
+            await self._run_with(datapath, task_status)
+        finally:
+            with trio.move_on_after(_STOPPING, shield=True):
+                await datapath.close(keep=True)
+
+    async def _run_with(self, datapath: Datapath, task_status: trio.TaskStatus[None]) -> None:
+        config = self._config
+        sessions = Sessions(
+            self._node(), datapath, self._network, self.transport.send, self.journal,
+            self._can_forward,
+        )  # fmt: skip
+        self.sessions = sessions
+        self.paths = Paths(config.name, self._role, sessions, self.transport.send)
+        await sessions.adopt()
+        await sessions.follow_routes()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.transport.run, self._received)
+            nursery.start_soon(self._follow_datapath, datapath)
+            nursery.start_soon(sessions.run_timers)
+            client = self._policy_client()
+            nursery.start_soon(self._follow_network, datapath, client)
+            if client is not None:
+                await nursery.start(client.run)
+            answers = Answers(
+                config.name, self._role, sessions, self.paths, self.transport.counters, client,
+                "" if client is None else str(client.server),
+            )  # fmt: skip
+            await nursery.start(control.serve, config.control_socket, answers)
+            status = f"{config.role} {config.name} serves, {len(sessions)} sessions"
+            _log.info(
+                "serving", role=config.role, name=config.name, sessions=len(sessions),
+                datapath=datapath.name, secure=not config.insecure,
+            )  # fmt: skip
+            notify.ready(status)
+            task_status.started()
+
+    def addresses(self) -> tuple[Address, ...]:
+        """The addresses of this host that sessions use."""
+        if self._config.addresses:
+            return self._config.addresses
+        served = self._served()
+        return tuple(
+            address for address, ifindex in self._network.addresses.items() if ifindex in served
+        )
+
+    def _node(self) -> Node:
+        rng = random.SystemRandom()
+        settings = Settings(setup_timeout=self._config.setup_timeout)
+        return Node(settings, PortAllocator(*self._config.ports, rng), rng)
+
+    def _policy_client(self) -> PolicyClient | None:
+        config = self._config
+        if config.policy_server is None:
+            return None
+        return PolicyClient(
+            config.policy_server,
+            self._key,
+            name=config.name,
+            role=self._role,
+            addresses=self.addresses,
+            load=lambda: Load(len(self.sessions), self._cpu.busy()),
+            on_policy=self._load_policy,
+            on_link=self._heard_of_server,
+            cache=config.run_dir / f"{config.name}.policy",
+        )
+
+    # -- what comes in ------------------------------------------------------------------
+
+    async def _received(self, peer: Address, message: Message, at: Address | None) -> None:
+        if isinstance(message, PathReq):
+            await self.paths.asked(peer, message, at)
+        elif isinstance(message, PathRep):
+            self.paths.answered(peer, message)
+        else:
+            await self.sessions.received(peer, message)
+
+    async def _follow_datapath(self, datapath: Datapath) -> None:
+        async for event in datapath.events():
+            if isinstance(event, Held):
+                await self.sessions.held(event.flow)
+            else:
+                await self.sessions.ended(event.session, event.reason)
+
+    async def _follow_network(self, datapath: Datapath, client: PolicyClient | None) -> None:
+        before = self._served()
+        addresses = frozenset(self.addresses())
+        async for change in self._network.changes():
+            if change.links or change.addresses:
+                served = self._served()
+                async with self.sessions.turn:
+                    if served.keys() != before.keys():
+                        await datapath.attach(served)
+                        _log.info("interfaces changed", interfaces=",".join(served.values()))
+                    if frozenset(self.addresses()) != addresses:
+                        await datapath.set_addresses(self.addresses())
+                before = served
+                if frozenset(self.addresses()) != addresses:
+                    addresses = frozenset(self.addresses())
+                    if client is not None:
+                        client.addresses_changed()
+            await self.sessions.follow_routes()
+
+    async def _load_policy(self, policy: PolicySet) -> None:
+        await self.sessions.load_policy(policy)
+        own = set(self.addresses())
+        inline = [
+            nf.name
+            for nf in policy.nfs
+            if nf.kind is Kind.INLINE and any(one.address in own for one in nf.instances)
+        ]
+        if inline and not self._can_forward():
+            _log.error(
+                "an inline network function runs here but this host does not forward packets, "
+                "its sessions are refused: run sysctl -w net.ipv4.ip_forward=1",
+                nf=",".join(inline),
+            )
+        text = f"generation {policy.generation}, {len(policy.policies)} policies"
+        _log.info("policy in force", generation=policy.generation, rules=len(policy.rules))
+        self.journal.tell(EventKind.POLICY, text)
+
+    def _heard_of_server(self, connected: bool, why: str) -> None:
+        self.journal.tell(EventKind.SERVER, "connected" if connected else f"away: {why}")
+
+    # -- what the host allows -----------------------------------------------------------
+
+    def _served(self, *, at_start: bool = False) -> dict[int, str]:
+        """The interfaces to translate on: index -> name."""
+        links = self._network.links.values()
+        wanted = self._config.interfaces
+        if not wanted:
+            return {link.ifindex: link.name for link in links if link.ethernet}
+        if at_start and (missing := set(wanted) - {link.name for link in links}):
+            there = ", ".join(sorted(link.name for link in links))
+            raise ConfigError(
+                f"there is no interface {', '.join(sorted(missing))} here; there are {there}"
+            )
+        return {link.ifindex: link.name for link in links if link.name in wanted}
+
+    def _can_forward(self) -> bool:
+        """Whether inline network functions can work; asked again only while they cannot."""
+        self._forwards = self._forwards or host.forwards()
+        return self._forwards
+
+    def _warn_of_strict_filters(self, served: dict[int, str]) -> None:
+        for name in host.strict_interfaces(served.values()):
+            _log.warning(
+                "strict reverse path filter: packets with restored addresses may be dropped; run "
+                f"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{name}.rp_filter=2",
+                interface=name,
+            )
+
+
+def ports_record(config: Config) -> Path:
+    """The file that tells which ports an agent of this name has reserved."""
+    return config.run_dir / f"{config.name}.ports"

@@ -1,0 +1,208 @@
+"""A session's path, asked hop by hop: each host describes its part and names its neighbours.
+
+The questions and answers travel like all control messages, but are the shell's own business:
+they change nothing, and their answers need the datapath's counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import msgspec
+import trio
+
+from m2m.agent.api import (
+    Direction,
+    FlowInfo,
+    HopReport,
+    PathInfo,
+    Role,
+    SessionState,
+    UnknownSession,
+    format_session,
+)
+from m2m.agent.sessions import Sessions
+from m2m.datapath import Row
+from m2m.policy.rules import PolicySet
+from m2m.protocol.flow import Address, format_address, parse_address
+from m2m.protocol.translation import Hook, Position, SessionView, Toward
+from m2m.protocol.wire import MAX_CHAIN, Message, PathRep, PathReq
+
+__all__ = ["Paths", "directions"]
+
+_PATIENCE = 0.25  # s to wait for a hop's answer, each time
+_TRIES = 3
+
+Send: TypeAlias = Callable[[Address, Message, Address | None], None]
+
+
+class _Question:
+    """One that is under way: *answer* is a report, or why there is none."""
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.answer: HopReport | str = "does not answer"
+
+
+class Paths:
+    """Asks others about sessions, and answers them."""
+
+    def __init__(self, name: str, role: Role, sessions: Sessions, send: Send) -> None:
+        self._name = name
+        self._role = role
+        self._sessions = sessions
+        self._send = send
+        self._questions: dict[tuple[Address, int], _Question] = {}
+
+    async def path(self, session: int) -> PathInfo:
+        """The whole path, both ways from here. A hop that does not answer ends the walk.
+
+        Takes less than a second per hop. Raises :exc:`~m2m.agent.api.UnknownSession`.
+        """
+        here = await self.report(session)
+        if here is None:
+            raise UnknownSession(f"no session {format_session(session)} is at this host")
+        lefts: list[HopReport] = []
+        rights: list[HopReport] = []
+        problems: list[str] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._walk, session, here.prev, "prev", lefts, problems)
+            nursery.start_soon(self._walk, session, here.next, "next", rights, problems)
+        hops = (*reversed(lefts), here, *rights)
+        if not problems and (hops[0].position, hops[-1].position) != ("client", "server"):
+            problems.append(f"it goes from a {hops[0].position} to a {hops[-1].position}")
+        return PathInfo(format_session(session), hops, not problems, "; ".join(problems))
+
+    async def report(self, session: int) -> HopReport | None:
+        """This host's part of a session, None when it has none."""
+        view, state = self._sessions.node.view(session), self._sessions.state(session)
+        if view is None or state is None:
+            return None
+        to_server, to_client = directions(await self._sessions.rows(view))
+        left, right = view.left, view.right
+        own = left.dst if left is not None else view.supersession.src
+        return HopReport(
+            session=format_session(session),
+            host=self._name,
+            address=format_address(own),
+            role=self._role,
+            position=view.position.name.lower(),
+            nf=_nf_at(own, view, self._sessions.policy),
+            state=state,
+            supersession=FlowInfo.of(view.supersession),
+            left=None if left is None else FlowInfo.of(left),
+            right=None if right is None else FlowInfo.of(right),
+            to_server=to_server,
+            to_client=to_client,
+            prev=None if left is None else format_address(left.src),
+            next=None if right is None else format_address(right.dst),
+        )
+
+    async def asked(self, peer: Address, request: PathReq, at: Address | None) -> None:
+        """Answer another agent that asked *at* one of our addresses; with nothing when the
+        session is not here."""
+        report = await self.report(request.session)
+        encoded = b"" if report is None else msgspec.msgpack.encode(report)
+        self._send(peer, PathRep(request.session, encoded), at)
+
+    def answered(self, peer: Address, reply: PathRep) -> None:
+        """Another agent's answer has come; one that nobody waits for is ignored."""
+        question = self._questions.get((peer, reply.session))
+        if question is None:
+            return
+        if not reply.report:
+            question.answer = "does not know the session"
+        else:
+            try:
+                question.answer = msgspec.msgpack.decode(reply.report, type=HopReport)
+            except msgspec.DecodeError as error:
+                question.answer = f"describes it in a way that is not understood ({error})"
+        question.answered.set()
+
+    async def _walk(
+        self,
+        session: int,
+        neighbour: str | None,
+        direction: str,
+        found: list[HopReport],
+        problems: list[str],
+    ) -> None:
+        for _ in range(MAX_CHAIN + 1):
+            if neighbour is None:
+                return
+            try:
+                answer = await self._ask(parse_address(neighbour), session)
+            except ValueError:
+                answer = "is not an address, though its neighbour says so"
+            if isinstance(answer, str):
+                problems.append(f"{neighbour} {answer}")
+                found.append(_unreachable(session, neighbour))
+                return
+            found.append(answer)
+            neighbour = getattr(answer, direction)
+
+    async def _ask(self, peer: Address, session: int) -> HopReport | str:
+        """What *peer* says of the session, or why it says nothing."""
+        key = (peer, session)
+        question = self._questions.get(key)
+        if question is None:  # else somebody asks already: wait for the same answer
+            question = self._questions[key] = _Question()
+        try:
+            for _ in range(_TRIES):
+                self._send(peer, PathReq(session), None)
+                with trio.move_on_after(_PATIENCE):
+                    await question.answered.wait()
+                    break
+            return question.answer
+        finally:
+            if self._questions.get(key) is question:
+                del self._questions[key]
+
+
+def directions(rows: Iterable[Row]) -> tuple[Direction | None, Direction | None]:
+    """What has come in for the server and for the client, from a session's entries.
+
+    An inline middlebox has an entry before and one behind its network function in each
+    direction; what the function drops is in the first one only, so that one is told.
+    """
+    found: dict[Toward, Row] = {}
+    for row in rows:
+        if row.entry.toward not in found or row.entry.hook is Hook.IN:
+            found[row.entry.toward] = row
+    to_server, to_client = found.get(Toward.RIGHT), found.get(Toward.LEFT)
+    return (
+        None if to_server is None else Direction.of(to_server.counters),
+        None if to_client is None else Direction.of(to_client.counters),
+    )
+
+
+def _nf_at(own: Address, view: SessionView, policy: PolicySet) -> str | None:
+    """The network function that a middlebox runs for the session, as far as policy tells."""
+    if view.position in (Position.CLIENT, Position.SERVER):
+        return None
+    for nf in policy.nfs:
+        if nf.kind.value == view.position.name.lower():
+            for instance in nf.instances:
+                if instance.address == own:
+                    return f"{nf.name}/{instance.name}"
+    return None
+
+
+def _unreachable(session: int, address: str) -> HopReport:
+    return HopReport(
+        session=format_session(session),
+        host="",
+        address=address,
+        role=None,
+        position="",
+        nf=None,
+        state=SessionState.UNREACHABLE,
+        supersession=None,
+        left=None,
+        right=None,
+        to_server=None,
+        to_client=None,
+        prev=None,
+        next=None,
+    )

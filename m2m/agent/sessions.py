@@ -1,0 +1,405 @@
+"""Where events become commands and commands become deeds.
+
+Everything that can happen to a session comes through :meth:`Sessions.feed`, one event at a time:
+the node (sans-IO) says what to do, and it is done, in order, before the next event is looked at.
+The same turn orders all use of the datapath, whose methods are for one task at a time. On the
+way of a set-up nothing here waits for another task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
+from time import perf_counter
+from types import TracebackType
+
+import structlog
+import trio
+
+from m2m.agent.api import EventKind, SessionState, format_session
+from m2m.agent.journal import Journal
+from m2m.agent.timers import Timers
+from m2m.agent.watch import Network, NoRoute
+from m2m.datapath import Datapath, DatapathError, EndReason, Row, Verdict
+from m2m.datapath._core import RuleTable
+from m2m.policy.choose import ChainError, resolve
+from m2m.policy.rules import EMPTY, Fail, Kind, Policy, PolicySet
+from m2m.protocol.commands import (
+    CancelTimer,
+    Closed,
+    Command,
+    Established,
+    Install,
+    Refuse,
+    Remove,
+    Send,
+    SetTimer,
+    Steer,
+)
+from m2m.protocol.events import (
+    Adopted,
+    Ended,
+    Event,
+    InstallFailed,
+    Opened,
+    Received,
+    Route,
+    TimerFired,
+)
+from m2m.protocol.flow import Address, Flow, format_address
+from m2m.protocol.node import Node
+from m2m.protocol.session import Session, State
+from m2m.protocol.translation import (
+    Action,
+    Entry,
+    NextHop,
+    Position,
+    SessionView,
+    entries_for,
+    view_of,
+)
+from m2m.protocol.wire import Hop, Message, Syn
+
+__all__ = ["Sessions"]
+
+_log = structlog.get_logger()
+
+_AVOID = 10.0  # s for which a host that did not answer is not chosen when there are others
+_CHUNK = 256  # sessions looked at before other tasks get their turn
+
+_STATES = {
+    State.OPENING: SessionState.OPENING,
+    State.CONFIRMING: SessionState.OPENING,
+    State.ESTABLISHED: SessionState.ESTABLISHED,
+    State.ADOPTED: SessionState.ESTABLISHED,
+    State.CLOSING: SessionState.CLOSING,
+    State.GONE: SessionState.CLOSING,
+}
+_POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
+
+
+class Turn:
+    """A lock that is taken without a task switch while nobody else wants it.
+
+    What is begun in a turn is finished: cancellation waits until it is over.
+    """
+
+    __slots__ = ("_lock", "_shield")
+
+    def __init__(self) -> None:
+        self._lock = trio.Lock()
+        self._shield = trio.CancelScope()
+
+    async def __aenter__(self) -> None:
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        self._shield = trio.CancelScope(shield=True)
+        self._shield.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._shield.__exit__(kind, value, traceback)
+        self._lock.release()
+
+
+class Sessions:
+    """All sessions of this host: one node, and the hands that do what it says.
+
+    ``turn`` is to be held by whoever uses node or datapath.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        datapath: Datapath,
+        network: Network,
+        send: Callable[[Address, Message], None],
+        journal: Journal,
+        can_forward: Callable[[], bool],
+    ) -> None:
+        self.node = node
+        self.datapath = datapath
+        self.journal = journal
+        self.turn = Turn()
+        self.policy = EMPTY
+        self._network = network
+        self._send = send
+        self._can_forward = can_forward
+        self._timers = Timers()
+        self._rules = RuleTable(EMPTY)
+        self._policies: dict[int, Policy] = {}
+        self._hops: dict[Address, NextHop] = {}  # in use, by neighbour
+        self._avoid: dict[Address, float] = {}  # hosts that did not answer -> until when
+        self._held: dict[Flow, float] = {}  # since when
+
+    # -- what happens -------------------------------------------------------------------
+
+    async def feed(self, event: Event) -> None:
+        """Let the node decide over *event* and carry out what it says, wholly."""
+        async with self.turn:
+            await self._carry_out(self.node.handle(event))
+
+    async def received(self, peer: Address, message: Message) -> None:
+        """A message from another agent has come."""
+        route = None
+        if isinstance(message, Syn) and len(message.chain) > 1:
+            try:
+                way = self._network.way_to(message.chain[1].address)
+            except NoRoute as error:
+                _log.info("no way on", session=format_session(message.session), why=str(error))
+            else:
+                route = Route(way.source, way.hop.mtu)
+        await self.feed(Received(peer, message, route))
+
+    async def held(self, flow: Flow) -> None:
+        """The first packet of *flow* waits: find its chain and set it up."""
+        policy_id = self._rules.match(flow)
+        policy = None if policy_id is None else self._policies[policy_id]
+        if policy is None or not policy.chain:  # the policy has changed since it was held
+            async with self.turn:
+                await self.datapath.release(flow, Verdict.PASS)
+            return
+        self._held.setdefault(flow, perf_counter())
+        fail_open = policy.fail is Fail.OPEN
+        try:
+            hops = [
+                Hop(one.address, _POSITIONS[one.kind], one.nf_type)
+                for one in resolve(self.policy, policy, flow, self._unanswering())
+            ]
+            way = self._network.way_to(hops[0].address)
+        except (ChainError, NoRoute) as error:
+            async with self.turn:
+                await self._do(Refuse(flow, fail_open, str(error), None))
+            return
+        hops.append(Hop(flow.dst, Position.SERVER))
+        await self.feed(
+            Opened(
+                flow,
+                tuple(hops),
+                fail_open,
+                policy.id,
+                self.policy.generation,
+                Route(way.source, way.hop.mtu),
+            )
+        )
+
+    async def ended(self, session: int, reason: EndReason) -> None:
+        """The datapath has seen the end of a session."""
+        await self.feed(Ended(session, reason.value))
+
+    async def run_timers(self) -> None:
+        """Tell the node whose time has come, for ever."""
+        async for session in self._timers.expired():
+            await self.feed(TimerFired(session))
+
+    async def load_policy(self, policy: PolicySet) -> None:
+        """From now on hold and choose by *policy*; live sessions keep their chains."""
+        rules = RuleTable(policy)
+        async with self.turn:
+            await self.datapath.load_policy(policy)
+            self.policy, self._rules = policy, rules
+            self._policies = {one.id: one for one in policy.policies}
+        for nf in policy.nfs:
+            for instance in nf.instances:
+                try:
+                    self._network.way_to(instance.address)  # warms the cache
+                except NoRoute as error:
+                    _log.debug("no way to an instance", nf=nf.name, why=str(error))
+
+    async def adopt(self) -> None:
+        """Take over the sessions that the kernel has kept while no agent was here."""
+        found: dict[int, list[Entry]] = {}
+        async for row in self.datapath.dump():
+            found.setdefault(row.entry.session, []).append(row.entry)
+        for entries in found.values():
+            try:
+                view = view_of(entries)
+            except ValueError as error:
+                _log.warning("incomplete session removed", why=str(error))
+                async with self.turn:
+                    await self.datapath.remove(entry.key for entry in entries)
+                self.journal.counts["incomplete"] += 1
+            else:
+                self._note_hops(entries)
+                await self.feed(Adopted(view))
+                self.journal.counts["adopted"] += 1
+        if found:
+            _log.info("sessions taken over", sessions=len(self))
+
+    async def follow_routes(self) -> None:
+        """The ways to other hosts may have changed: give the datapath the new ones."""
+        moved = {}
+        for neighbour, before in self._hops.items():
+            try:
+                hop = self._network.way_to(neighbour).hop
+            except NoRoute:
+                continue  # the old way is as good as none, and may come back
+            if hop != before:
+                moved[neighbour] = hop
+        if not moved:
+            return
+        count = 0
+        for sessions in self._chunks():
+            async with self.turn:
+                for session in sessions:
+                    if not _is_installed(session):
+                        continue
+                    entries = [
+                        self._routed(entry)
+                        for entry in entries_for(session.view)
+                        if entry.action is Action.SEND and entry.rewrite.dst in moved
+                    ]
+                    if entries:
+                        await self.datapath.install(entries)
+                        count += 1
+            await trio.lowlevel.checkpoint()
+        in_use = {flow.dst for session in self.node.sessions.values() for flow in _outward(session)}
+        self._hops = {host: hop for host, hop in (self._hops | moved).items() if host in in_use}
+        _log.info("next hops changed", neighbours=len(moved), sessions=count)
+
+    # -- what is asked ------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """How many sessions are at this host, those that come and go included."""
+        return len(self.node.sessions)
+
+    def state(self, session: int) -> SessionState | None:
+        """Where a session is in its life; None when it is not here."""
+        found = self.node.sessions.get(session)
+        return None if found is None else _STATES[found.state]
+
+    async def rows(self, view: SessionView) -> list[Row]:
+        """A session's entries with their counters."""
+        async with self.turn:
+            return await self.datapath.rows([entry.key for entry in entries_for(view)])
+
+    async def all_rows(
+        self,
+    ) -> AsyncIterator[tuple[SessionView, SessionState, list[Row]]]:
+        """Every session with what is in the datapath of it; others get their turn in between."""
+        for sessions in self._chunks():
+            views = [(session.view, _STATES[session.state]) for session in sessions]
+            keys = [entry.key for view, _ in views for entry in entries_for(view)]
+            async with self.turn:
+                rows = await self.datapath.rows(keys)
+            found: dict[int, list[Row]] = {}
+            for row in rows:
+                found.setdefault(row.entry.session, []).append(row)
+            for view, state in views:
+                yield view, state, found.get(view.session, [])
+            await trio.lowlevel.checkpoint()
+
+    # -- what is done -------------------------------------------------------------------
+
+    async def _carry_out(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Send):
+                self._send(command.peer, command.message)
+            elif isinstance(command, Install):
+                try:
+                    await self._install(command.view)
+                except (DatapathError, NoRoute) as error:
+                    session = command.view.session
+                    _log.warning("not installed", session=format_session(session), why=str(error))
+                    # What would have followed takes the entries for granted.
+                    await self._carry_out(self.node.handle(InstallFailed(session, str(error))))
+                    return
+            else:
+                await self._do(command)
+
+    async def _do(self, command: Command) -> None:
+        match command:
+            case SetTimer(session, delay):
+                self._timers.set(session, delay)
+            case CancelTimer(session):
+                self._timers.cancel(session)
+            case Steer(flow):
+                await self.datapath.release(flow, Verdict.STEER)
+                self._released(flow)
+            case Refuse(flow, fail_open, why, blame):
+                await self.datapath.release(flow, Verdict.PASS if fail_open else Verdict.DROP)
+                self._held.pop(flow, None)
+                if blame is not None:
+                    self._avoid[blame] = trio.current_time() + _AVOID
+                self._tell_refused(flow, fail_open, why, blame)
+            case Remove(view):
+                await self.datapath.remove([entry.key for entry in entries_for(view)])
+            case Established(view):
+                self._tell(EventKind.ESTABLISHED, view, "")
+            case Closed(view, why):
+                self._tell(EventKind.CLOSED, view, why)
+
+    async def _install(self, view: SessionView) -> None:
+        if view.position is Position.INLINE and not self._can_forward():
+            raise DatapathError(
+                "this host runs an inline network function but does not forward packets: run "
+                "sysctl -w net.ipv4.ip_forward=1"
+            )
+        entries = [self._routed(entry) for entry in entries_for(view)]
+        await self.datapath.install(entries)
+        self._note_hops(entries)
+
+    def _chunks(self) -> Iterator[list[Session]]:
+        """All sessions, a bounded number at a time."""
+        sessions = list(self.node.sessions.values())
+        for start in range(0, len(sessions), _CHUNK):
+            yield sessions[start : start + _CHUNK]
+
+    def _routed(self, entry: Entry) -> Entry:
+        if entry.action is not Action.SEND:
+            return entry
+        return entry._replace(hop=self._network.way_to(entry.rewrite.dst).hop)
+
+    def _note_hops(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.hop is not None:
+                self._hops[entry.rewrite.dst] = entry.hop
+
+    def _released(self, flow: Flow) -> None:
+        since = self._held.pop(flow, None)
+        if since is not None:
+            self.journal.set_up_times.append(perf_counter() - since)
+
+    def _unanswering(self) -> Container[Address]:
+        if self._avoid:
+            now = trio.current_time()
+            self._avoid = {host: until for host, until in self._avoid.items() if until > now}
+        return self._avoid
+
+    def _tell(self, kind: EventKind, view: SessionView, why: str) -> None:
+        if _log.is_enabled_for(logging.DEBUG):  # the texts cost more than the rest
+            _log.debug(
+                kind.value,
+                session=format_session(view.session),
+                position=view.position.name.lower(),
+                supersession=str(view.supersession),
+                why=why,
+            )
+        self.journal.tell(kind, why, view.session, view.supersession)
+
+    def _tell_refused(self, flow: Flow, fail_open: bool, why: str, blame: Address | None) -> None:
+        fate = "passed on unsteered" if fail_open else "dropped"
+        who = "" if blame is None else f" (at {format_address(blame)})"
+        _log.warning("session refused", flow=str(flow), packets=fate, why=why + who)
+        self.journal.tell(EventKind.REFUSED, f"{why}{who}; its packets are {fate}", None, flow)
+
+
+def _is_installed(session: Session) -> bool:
+    """Whether its entries are in the datapath: at a client they are since the SYNACK only."""
+    if session.state in (State.CLOSING, State.GONE):
+        return False
+    return session.left is not None or session.state is not State.OPENING
+
+
+def _outward(session: Session) -> Iterator[Flow]:
+    """The subsessions of a session, as they leave this host."""
+    if session.left is not None:
+        yield session.left.reverse()
+    if session.right is not None:
+        yield session.right

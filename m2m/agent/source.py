@@ -1,0 +1,128 @@
+"""What the agent answers on its control socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from m2m.agent.api import (
+    AgentInfo,
+    Event,
+    FlowInfo,
+    PathInfo,
+    PolicyInfo,
+    Role,
+    SessionInfo,
+    Stats,
+    UnknownSession,
+    describe_policy,
+    format_session,
+)
+from m2m.agent.path import Paths, directions
+from m2m.agent.sessions import Sessions
+from m2m.errors import M2MError
+from m2m.protocol.events import Ended
+
+__all__ = ["Answers", "PolicyServer"]
+
+
+class PolicyServer(Protocol):
+    """What is asked of the policy client."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server is reachable now."""
+
+    async def agents(self) -> Sequence[AgentInfo]:
+        """Every agent of the domain. Raises :exc:`M2MError` when the server is away."""
+
+
+class Answers:
+    """The :class:`~m2m.agent.api.ControlSource` of an agent."""
+
+    def __init__(
+        self,
+        name: str,
+        role: Role,
+        sessions: Sessions,
+        paths: Paths,
+        counters: Callable[[], dict[str, int]],
+        server: PolicyServer | None,
+        server_name: str,
+    ) -> None:
+        self._name = name
+        self._role = role
+        self._sessions = sessions
+        self._paths = paths
+        self._counters = counters
+        self._server = server
+        self._server_name = server_name
+        self._started = trio.current_time()
+
+    async def sessions(self) -> AsyncIterator[SessionInfo]:
+        """Every session at this host, with its counters."""
+        policies = {policy.id: policy.chain for policy in self._sessions.policy.policies}
+        generation = self._sessions.policy.generation
+        async for view, state, rows in self._sessions.all_rows():
+            to_server, to_client = directions(rows)
+            yield SessionInfo(
+                id=format_session(view.session),
+                position=view.position.name.lower(),
+                state=state,
+                supersession=FlowInfo.of(view.supersession),
+                left=None if view.left is None else FlowInfo.of(view.left),
+                right=None if view.right is None else FlowInfo.of(view.right),
+                policy=view.chain,
+                generation=view.generation,
+                chain=policies.get(view.chain, ()) if view.generation == generation else (),
+                to_server=to_server,
+                to_client=to_client,
+            )
+
+    async def path(self, session: int) -> PathInfo:
+        """The session hop by hop."""
+        return await self._paths.path(session)
+
+    async def policy(self) -> PolicyInfo:
+        """What is in force."""
+        connected = self._server is not None and self._server.connected
+        return describe_policy(self._sessions.policy, server=self._server_name, connected=connected)
+
+    async def agents(self) -> Sequence[AgentInfo]:
+        """Every agent of the domain, as the policy server knows them."""
+        if self._server is None:
+            raise M2MError("this agent knows of no others: it was started without --policy-server")
+        return await self._server.agents()
+
+    async def stats(self) -> Stats:
+        """The counters."""
+        sessions = self._sessions
+        async with sessions.turn:
+            reasons = await sessions.datapath.reasons()
+        set_ups = dict(sessions.journal.counts)
+        for share in (50, 99):
+            seconds = sessions.journal.percentile(share / 100)
+            if seconds is not None:
+                set_ups[f"set-up p{share} us"] = round(seconds * 1e6)
+        return Stats(
+            agent=self._name,
+            role=self._role,
+            uptime=trio.current_time() - self._started,
+            sessions=len(sessions),
+            reasons={reason.name.lower(): count for reason, count in reasons.items()},
+            control=self._counters(),
+            setups=set_ups,
+            datapath=sessions.datapath.name,
+        )
+
+    async def end(self, session: int) -> None:
+        """Tear the session down along its whole path."""
+        if session not in self._sessions.node.sessions:
+            raise UnknownSession(f"no session {format_session(session)} is at this host")
+        await self._sessions.feed(Ended(session, "ended by an operator"))
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on."""
+        return self._sessions.journal.events()

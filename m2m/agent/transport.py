@@ -1,0 +1,139 @@
+"""Control messages between agents over UDP: a thin shell round the association.
+
+One socket serves all peers. A wakeup handles what has come, up to a bound, and each message goes
+straight to the agent from the receive loop: set-up latency is counted in task switches. Nothing
+is resent here; the protocol does that, and a datagram that cannot be sent counts as lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, get_args
+
+import structlog
+import trio
+
+from m2m.errors import ConfigError
+from m2m.protocol.association import Association
+from m2m.protocol.flow import Address, format_address, parse_address
+from m2m.protocol.wire import MAX_DATAGRAM, Challenge, Message, PathRep, PathReq, WireError
+
+__all__ = ["Receive", "Transport"]
+
+Receive: TypeAlias = Callable[[Address, Message, Address | None], Awaitable[None]]
+"""Takes a message, the address it comes from, before it, and ours it was sent to, behind."""
+
+_log = structlog.get_logger()
+
+_BURST = 64  # datagrams handled before other tasks get their turn
+_QUEUE_BYTES = 4 << 20  # of the socket: a thousand chains at once
+_SO_RCVBUFFORCE = 33
+_IP_PKTINFO = 8
+_PKTINFO = struct.Struct("=i4s4s")  # interface, local address, destination in the header
+_PKTINFO_SPACE = socket.CMSG_SPACE(_PKTINFO.size)
+_NAMES = {kind: kind.__name__.lower() for kind in get_args(Message)}
+_V4_PREFIX = parse_address("0.0.0.0")[:12]
+
+
+class Transport:
+    """The agent's UDP socket.
+
+    ``counts`` has what was sent and received by type, and what could not be sent by error; what
+    was refused is counted by the association.
+    """
+
+    def __init__(self, association: Association, port: int) -> None:
+        """Bind to *port* on all addresses. Raises :exc:`~m2m.errors.ConfigError`."""
+        self.association = association
+        self.port = port
+        self.counts: Counter[str] = Counter()
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+        with contextlib.suppress(PermissionError):  # only bursts need it
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
+        self._socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        try:
+            self._socket.bind(("", port))
+        except OSError as error:
+            self._socket.close()
+            raise ConfigError(
+                f"cannot listen on UDP port {port}: {error.strerror}; is another agent running "
+                "here? Give one of them another --port"
+            ) from None
+
+    def counters(self) -> dict[str, int]:
+        """Messages sent and received by type, and datagrams not sent or refused by reason."""
+        refused = self.association.rejected.items()
+        return {
+            **self.counts,
+            **{f"dropped.{reason.value}": count for reason, count in refused},
+            "challenged": self.association.challenged,
+        }
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def send(self, peer: Address, message: Message, source: Address | None = None) -> None:
+        """Send *message* to the agent at *peer*, now or never.
+
+        A message about a subsession leaves from our end of it, the address by which the peer
+        knows us, whatever the route prefers; others from *source*, if given.
+        """
+        if not isinstance(message, PathReq | PathRep | Challenge):
+            leg = message.subsession
+            source = leg.src if leg.dst == peer else leg.dst
+        self.counts["sent." + _NAMES[type(message)]] += 1
+        self._send(peer, self.association.seal(peer, message), source)
+
+    async def run(self, receive: Receive) -> None:
+        """Hand every authentic, new message to *receive*, one after the other."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            for _ in range(_BURST):
+                try:
+                    datagram, extra, _, (host, port) = self._socket.recvmsg(
+                        MAX_DATAGRAM + 1, _PKTINFO_SPACE
+                    )
+                except BlockingIOError:
+                    break
+                peer = _V4_PREFIX + socket.inet_aton(host)
+                try:
+                    message, reply = self.association.open(peer, datagram)
+                except WireError as error:
+                    _log.debug("datagram refused", peer=host, reason=error.reason, why=str(error))
+                    continue
+                local = _local_address(extra)
+                if reply is not None:
+                    self._send(peer, reply, local, port)
+                if message is not None:
+                    self.counts["received." + _NAMES[type(message)]] += 1
+                    await receive(peer, message, local)
+
+    def _send(
+        self, peer: Address, datagram: bytes, source: Address | None, port: int | None = None
+    ) -> None:
+        extra = []
+        if source is not None:
+            info = _PKTINFO.pack(0, source[12:], b"\0\0\0\0")
+            extra.append((socket.IPPROTO_IP, _IP_PKTINFO, info))
+        to = (format_address(peer), port or self.port)
+        try:
+            self._socket.sendmsg([datagram], extra, 0, to)
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "unknown")
+            self.counts["unsent." + name.lower()] += 1
+            _log.debug("datagram not sent", peer=to[0], error=name)
+
+
+def _local_address(extra: list[tuple[int, int, bytes]]) -> Address | None:
+    for level, kind, data in extra:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            address: bytes = _PKTINFO.unpack_from(data)[1]
+            return _V4_PREFIX + address
+    return None

@@ -1,0 +1,56 @@
+"""``m2m-agent``: one agent, in the foreground, until it is told to stop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import trio
+
+from m2m import logs
+from m2m.agent import host
+from m2m.agent.agent import ports_record, serve
+from m2m.agent.config import Config, configure
+from m2m.datapath import Datapath
+from m2m.datapath.bpf import EbpfDatapath
+from m2m.errors import M2MError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run with *argv* (default: the process's own); returns the exit status."""
+    failed = False
+    try:
+        config = configure(sys.argv[1:] if argv is None else argv)
+        logs.configure(config.log_level)
+        host.require_root()
+        if config.cleanup:
+            trio.run(_clean_up, config)
+        else:
+            trio.run(serve, config, _open)
+    except* M2MError as group:
+        failed = True
+        print(f"m2m-agent: {_first(group)}", file=sys.stderr)
+    return int(failed)
+
+
+async def _open(config: Config) -> Datapath:
+    return await EbpfDatapath.open(config.name, config.limits, ports=config.ports)
+
+
+async def _clean_up(config: Config) -> None:
+    datapath = await _open(config)
+    await datapath.close(keep=False)
+    host.release_ports(ports_record(config))
+    for left in ("policy", "ports"):
+        (config.run_dir / f"{config.name}.{left}").unlink(missing_ok=True)
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that a group of one or more is about."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
