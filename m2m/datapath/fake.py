@@ -129,7 +129,9 @@ class _Decided:
 class FakeKernel:
     """The tables of one host, and the packets that meet them.
 
-    *interfaces* are the indexes that exist, None for any; *ports* the subsession ports.
+    *interfaces* are the indexes that exist: others cannot be attached, and as long as none is
+    attached packets are untouched. Without, a test need not think of interfaces. *ports* are the
+    subsession ports.
     """
 
     def __init__(
@@ -182,6 +184,10 @@ class FakeKernel:
         return self._pass(_Packet(hook, flow, payload, length, seq, flags, ttl))
 
     def _pass(self, packet: _Packet) -> Outcome:
+        if self.interfaces is not None and not self.attached:
+            return self._untouched(packet)
+        if packet.hook is Hook.OUT and packet.opens and packet.flow in self._held:
+            return self._hold(packet)  # entries may stand by now, but others wait before it
         slot = self._slots.get((packet.hook, packet.flow))
         if slot is not None:
             return self._translate(packet, slot)
@@ -222,6 +228,9 @@ class FakeKernel:
             return self._untouched(packet)
         if not self.agent_present:
             return self._agent_away(packet, policy.fail)
+        return self._hold(packet)
+
+    def _hold(self, packet: _Packet) -> Outcome:
         if sum(map(len, self._held.values())) >= self.limits.hold_packets:
             return self._drop(packet, Reason.HOLD_OVERFLOW)
         if packet.flow not in self._held:
