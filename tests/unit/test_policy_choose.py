@@ -76,9 +76,9 @@ def test_hash_spreads_flows_and_keeps_each_where_it_was() -> None:
 
 
 def test_nf_types_choose_independently() -> None:
-    nfs = "nf a tap { w = 10.0.2.1, x = 10.0.2.2 } nf b tap { y = 10.0.3.1, z = 10.0.3.2 }"
-    pairs = Counter(tuple(hosts(nfs, "a b", flow)) for flow in FLOWS)
-    assert set(pairs) == set(itertools.product("wx", "yz"))
+    nfs = "nf a tap { x = 10.0.2.1, y = 10.0.2.2 } nf b tap { x = 10.0.2.1, y = 10.0.2.2 }"
+    pairs = {(*hosts(nfs, "a", flow), *hosts(nfs, "b", flow)) for flow in FLOWS[:100]}
+    assert pairs == set(itertools.product("xy", repeat=2))
 
 
 def test_hash_is_the_same_in_every_process() -> None:

@@ -181,6 +181,7 @@ def test_a_predicate_that_never_matches(predicate: str, found: str) -> None:
         (["dstport=80-90", "dstport=91-99", "dstport=85-95"], "lines 1 and 2 take"),
         (["dstport=80", "srcport=1", "srcip=10.0.0.1", "dstport=80 & srcport=2"], "line 1 takes"),
         (["dstport=80", "dstport!=80", "*"], "lines 1 and 2 take"),
+        (["dstport=80", "srcport=1", "dstport=80 | srcport=1"], "lines 1 and 2 take"),
         (["srcip=0.0.0.0/0", "dstip=10.0.0.1"], "line 1 takes"),  # an IPv4 session has both
         (["srcip=0.0.0.0/0", "srcip=::/0", "dstport=80"], "lines 1 and 2 take"),
         (["proto=tcp", "proto=udp", "*"], "lines 1 and 2 take"),
