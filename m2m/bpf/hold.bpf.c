@@ -89,13 +89,11 @@ static __always_inline int has_entry(const struct m2m_key *key)
 	return (u32)(bpf_ktime_get_coarse_ns() >> M2M_TICK_SHIFT) - since <= M2M_REFUSAL_TICKS;
 }
 
-static __always_inline int still_waiting(const struct m2m_hold_state *state,
-					 const struct m2m_tuple *flow)
+static __always_inline int still_waiting(const struct m2m_tuple *flow)
 {
 	const struct m2m_hold_record *record = bpf_map_lookup_elem(&holds, flow);
 
-	return record && record->epoch == state->epoch &&
-	       (__s64)(record->queued - record->released) > 0;
+	return record && (__s64)(record->queued - record->released) > 0;
 }
 
 struct search {
@@ -148,7 +146,7 @@ int hold(struct __sk_buff *skb)
 	if (!state || !config)
 		return 0;
 	if (key.tuple.proto == M2M_PROTO_UDP && state->queued != state->released &&
-	    still_waiting(state, &key.tuple) && !m2m_agent_away(config, bpf_ktime_get_ns()))
+	    still_waiting(&key.tuple) && !m2m_agent_away(config, bpf_ktime_get_ns()))
 		return 1;
 	if (has_entry(&key))
 		return 0;
@@ -162,23 +160,15 @@ int hold(struct __sk_buff *skb)
 	return 1;
 }
 
-static __always_inline struct m2m_hold_record *record_of(const struct m2m_hold_state *state,
-							  const struct m2m_tuple *flow)
+static __always_inline struct m2m_hold_record *record_of(const struct m2m_tuple *flow)
 {
 	struct m2m_hold_record *record = bpf_map_lookup_elem(&holds, flow);
+	struct m2m_hold_record fresh = {};
 
-	if (!record) {
-		struct m2m_hold_record fresh = { .epoch = state->epoch };
-
-		bpf_map_update_elem(&holds, flow, &fresh, BPF_NOEXIST);
-		return bpf_map_lookup_elem(&holds, flow); /* ours, or another CPU's */
-	}
-	if (record->epoch != state->epoch) { /* of an agent that is gone, and its queue with it */
-		record->queued = 0;
-		record->released = 0;
-		record->epoch = state->epoch;
-	}
-	return record;
+	if (record)
+		return record;
+	bpf_map_update_elem(&holds, flow, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&holds, flow); /* ours, or another CPU's */
 }
 
 /* 1: the packet is dropped. 0: it is counted and must go to the queue. */
@@ -204,7 +194,7 @@ int refuse(struct __sk_buff *skb)
 	if ((__s64)(state->queued - state->released) >= (__s64)state->limit)
 		goto overflow;
 	if (key.tuple.proto == M2M_PROTO_UDP) {
-		record = record_of(state, &key.tuple);
+		record = record_of(&key.tuple);
 		if (!record)
 			goto overflow;
 		record->since = now;

@@ -15,7 +15,6 @@
 struct m2m_hold_state {
 	u64 queued;   /* packets sent to the queue; written by BPF */
 	u64 released; /* packets that have left it again; written by the agent */
-	u64 epoch;    /* of the agent; records of another one count for nothing */
 	u64 limit;    /* packets that may wait */
 };
 
@@ -27,7 +26,6 @@ struct m2m_hold_record {
 	u64 queued;
 	u64 released;
 	u64 since; /* ns, CLOCK_MONOTONIC: when the last packet was queued */
-	u64 epoch;
 };
 
 /* What the program `settle` is asked and answers; m2m.datapath.hold packs the same layout. */

@@ -13,26 +13,19 @@ the release is let go at once.
 
 from __future__ import annotations
 
-import struct
-import time
 import zlib
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Protocol
 
 import trio
 
 from m2m.datapath import DatapathError, Verdict, hold_rules
 from m2m.datapath._nfqueue import ACCEPT, DROP, REPEAT, NfQueue
+from m2m.datapath.hold_tables import HoldTables
 from m2m.errors import UnsupportedHost
 from m2m.protocol.flow import PACKED_SIZE, Flow, Proto
-from m2m.protocol.translation import Hook
 
-_QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")  # of the thread's own namespace
-
-_SETTLE = struct.Struct("=40sQQIIII")  # struct m2m_settle of m2m/bpf/hold.h
-_STATE_QUEUED, _STATE_RELEASED, _STATE_EPOCH, _STATE_LIMIT = range(4)  # struct m2m_hold_state
+_QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 
 _NO_FLOW = bytes(PACKED_SIZE)
 # Packets that pass the limit while another CPU passes it too still find room.
@@ -44,37 +37,21 @@ _QUIET = 2_000_000_000  # ns
 _ROUNDS = 16
 
 
-class HoldTables(Protocol):
-    """What the queue needs of the BPF objects it works with."""
-
-    @property
-    def hold_state(self) -> memoryview:
-        """``struct m2m_hold_state`` as it lies in the kernel, cast to ``Q``."""
-
-    def has_entry(self, key: bytes) -> bool:
-        """Whether the table says where the flow goes; *key* is a ``struct m2m_key``.
-
-        False for a refusal (Action.DROP) whose time is over.
-        """
-
-    def settle(self, request: bytearray) -> None:
-        """Run the program ``settle`` on a ``struct m2m_settle``, which holds its answer then."""
-
-
 class HoldQueue:
     """The packets that wait in one network namespace."""
 
-    def __init__(self, queue: NfQueue, tables: HoldTables, *, hold: Path, refuse: Path) -> None:
+    def __init__(
+        self, queue: NfQueue, queues: _Queues, tables: HoldTables, *, hold: Path, refuse: Path
+    ) -> None:
         self._queue = queue
+        self._queues = queues
         self._tables = tables
         self._programs = hold, refuse  # pins
         self._waiting: dict[bytes, list[int]] = {}  # packed flow -> packet ids, in order
-        self._fresh: deque[Flow] = deque()  # held, and not told yet
         # Flows let go of which BPF still counts packets under way, and how many at the last tick.
         self._leaving: dict[bytes, int] = {}
         self._quiet: set[bytes] = set()  # flows with a record that can be forgotten soon
-        self._lost = _lost_by_kernel(queue.number)
-        self._request = bytearray(_SETTLE.size)
+        self._lost = 0  # packets that the kernel could not queue
 
     @classmethod
     def open(
@@ -86,18 +63,24 @@ class HoldQueue:
         the pinned programs, *limit* the number of packets that may wait, *name* the agent's.
         Raises :exc:`~m2m.errors.UnsupportedHost`.
         """
-        state = tables.hold_state
-        state[_STATE_LIMIT] = limit
-        state[_STATE_EPOCH] = time.monotonic_ns()
-        state[_STATE_RELEASED] = state[_STATE_QUEUED]
-        queue = _bind(name, limit + _SLACK)
-        self = cls(queue, tables, hold=hold, refuse=refuse)
         try:
-            self.watch(())
+            queues = _Queues()
+        except OSError as error:
+            raise UnsupportedHost(
+                f"first packets cannot be held ({error}); run the agent as root, on a kernel with"
+                " netfilter queues (CONFIG_NETFILTER_NETLINK_QUEUE)"
+            ) from error
+        queue = None
+        try:
+            queue = _bind(name, limit + _SLACK, queues)
+            tables.begin(limit)
+            hold_rules.install((), hold, refuse, queue.number)
         except BaseException:
-            queue.close()
+            queues.close()
+            if queue is not None:
+                queue.close()
             raise
-        return self
+        return cls(queue, queues, tables, hold=hold, refuse=refuse)
 
     def watch(self, interfaces: Iterable[str]) -> None:
         """Hold first packets that leave by these interfaces (names), and by no others."""
@@ -118,21 +101,20 @@ class HoldQueue:
 
         A flow is told once per hold. Packets of flows that have been released go on their way.
         """
+        fresh: list[Flow] = []
         for _ in range(_ROUNDS):
             packets = self._queue.receive()
             if not packets:
                 break
-            self._take(packets)
-        fresh = list(self._fresh)
-        self._fresh.clear()
+            self._take(packets, fresh)
         return fresh
 
     async def held(self) -> AsyncIterator[Flow]:
-        """The flows that are held, one after the other; one consumer."""
+        """The flows that are held, one after the other; one consumer, who does not dally."""
         while True:
+            await trio.lowlevel.wait_readable(self._queue.fd)
             for flow in self.receive():
                 yield flow
-            await trio.lowlevel.wait_readable(self._queue.fd)
 
     def release(self, flow: Flow, verdict: Verdict) -> None:
         """Let the packets of *flow* go, in their order and ahead of any later one.
@@ -142,36 +124,29 @@ class HoldQueue:
         """
         key = flow.pack()
         packets = self._waiting.pop(key, None)
-        if packets is None:
-            return
-        if self._let_go(key, packets, dropped=verdict is Verdict.DROP):
-            # Some are between BPF's count and this queue. Not to wait for the consumer of held():
-            for _ in range(_ROUNDS):
-                late = self._queue.receive()
-                if not late:
-                    break
-                self._take(late)
+        if packets is not None:
+            self._let_go(key, packets, dropped=verdict is Verdict.DROP)
 
     def tick(self) -> None:
         """To be called about once a second: find packets that were lost, forget old records."""
-        lost = _lost_by_kernel(self._queue.number)
+        lost = self._queues.lost().get(self._queue.number, 0)
         if lost > self._lost:
-            self._settle(_NO_FLOW, overflowed=lost - self._lost)
-            self._tables.hold_state[_STATE_RELEASED] += lost - self._lost
+            self._tables.settle(_NO_FLOW, overflowed=lost - self._lost)
+            self._tables.left(lost - self._lost)
             self._lost = lost
         for key, before in list(self._leaving.items()):
             if key in self._waiting:
                 continue  # held anew
-            waiting, kept = self._settle(key)
+            waiting, kept = self._tables.settle(key)
             if waiting and waiting == before:  # they will not come any more
-                waiting, kept = self._settle(key, released=waiting)
+                waiting, kept = self._tables.settle(key, released=waiting)
             self._leaving[key] = waiting
             if not waiting:
                 del self._leaving[key]
                 if kept:
                     self._quiet.add(key)
         for key in list(self._quiet):
-            _, kept = self._settle(key, quiet=_QUIET)
+            _, kept = self._tables.settle(key, quiet=_QUIET)
             if not kept:
                 self._quiet.discard(key)
 
@@ -190,14 +165,15 @@ class HoldQueue:
         if not keep:
             hold_rules.remove()
         self._queue.close()
+        self._queues.close()
 
     def _judge_again(self) -> None:
         packets = sorted(packet for ids in self._waiting.values() for packet in ids)
         self._waiting.clear()
         self._queue.verdict(packets, REPEAT)
-        self._tables.hold_state[_STATE_RELEASED] += len(packets)
+        self._tables.left(len(packets))
 
-    def _take(self, packets: list[tuple[int, bytes]]) -> None:
+    def _take(self, packets: list[tuple[int, bytes]], fresh: list[Flow]) -> None:
         waiting = self._waiting
         late: dict[bytes, list[int]] = {}
         for packet, key in packets:
@@ -206,83 +182,65 @@ class HoldQueue:
                 ids = late.get(key)
             if ids is not None:
                 ids.append(packet)
-            elif self._tables.has_entry(_out_key(key)):
+            elif not key:
+                self._queue.verdict((packet,), ACCEPT)  # of somebody else's rule
+            elif self._tables.has_entry(key):
                 late[key] = [packet]  # came while the flow was being released
             else:
                 waiting[key] = [packet]
-                self._fresh.append(Flow.unpack(key))
+                fresh.append(Flow.unpack(key))
         for key, ids in late.items():
             self._let_go(key, ids)
 
-    def _let_go(self, key: bytes, packets: list[int], *, dropped: bool = False) -> int:
-        """Re-inject packets of one flow; how many more BPF has counted that are not here yet."""
+    def _let_go(self, key: bytes, packets: list[int], *, dropped: bool = False) -> None:
         self._queue.verdict(packets, DROP if dropped else ACCEPT)
-        self._tables.hold_state[_STATE_RELEASED] += len(packets)
+        self._tables.left(len(packets))
         refused = len(packets) if dropped else 0
         if key[36] != Proto.UDP:
             if refused:
-                self._settle(key, refused=refused)
-            return 0
-        waiting, _ = self._settle(key, released=len(packets), refused=refused)
-        if waiting:
+                self._tables.settle(key, refused=refused)
+            return
+        waiting, _ = self._tables.settle(key, released=len(packets), refused=refused)
+        if waiting:  # between BPF's count and this queue: they come here and follow at once
             self._leaving.setdefault(key, 0)
         else:
             self._leaving.pop(key, None)
             self._quiet.add(key)
-        return waiting
-
-    def _settle(
-        self, key: bytes, *, released: int = 0, quiet: int = 0, refused: int = 0,
-        overflowed: int = 0,
-    ) -> tuple[int, int]:  # fmt: skip
-        """What is still under way of a flow, and whether BPF has a record of it."""
-        _SETTLE.pack_into(self._request, 0, key, released, quiet, refused, overflowed, 0, 0)
-        self._tables.settle(self._request)
-        *_, waiting, kept = _SETTLE.unpack_from(self._request)
-        return waiting, kept
 
 
-def _out_key(flow: bytes) -> bytes:
-    """The ``struct m2m_key`` under which packets of a packed flow leave the host."""
-    return flow[:37] + bytes((Hook.OUT,)) + flow[38:]
+class _Queues:
+    """The netfilter queues of the network namespace that the thread is in when this is made."""
+
+    def __init__(self) -> None:
+        self._file = _QUEUES.open()
+
+    def lost(self) -> dict[int, int]:
+        """By the numbers that are in use: how many packets the kernel could not queue."""
+        self._file.seek(0)
+        queues = {}
+        for line in self._file:
+            number, _, _, _, _, dropped, user_dropped, *_ = map(int, line.split())
+            queues[number] = dropped + user_dropped
+        return queues
+
+    def close(self) -> None:
+        self._file.close()
 
 
-def _queues() -> dict[int, int]:
-    """The queues in use in this network namespace: number -> packets the kernel has lost."""
-    try:
-        lines = _QUEUES.read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    queues = {}
-    for line in lines:
-        number, _, _, _, _, dropped, user_dropped, *_ = map(int, line.split())
-        queues[number] = dropped + user_dropped
-    return queues
-
-
-def _lost_by_kernel(number: int) -> int:
-    return _queues().get(number, 0)
-
-
-def _bind(name: str, limit: int) -> NfQueue:
+def _bind(name: str, limit: int, queues: _Queues) -> NfQueue:
     """A queue whose number follows from the agent's name, or the next one that is free."""
     first = zlib.crc32(name.encode()) & 0xFFFF
-    taken = _queues()
+    taken = queues.lost()
     for number in ((first + step) & 0xFFFF for step in range(0x10000)):
         if number in taken:
             continue
         try:
             return NfQueue(number, limit)
         except PermissionError as error:
-            if number in _queues():
+            if number in queues.lost():
                 continue  # another process was faster
             raise UnsupportedHost(
                 "first packets cannot be held: the kernel refuses a netfilter queue"
                 f" ({error.strerror}); run the agent as root"
-            ) from error
-        except OSError as error:
-            raise UnsupportedHost(
-                f"first packets cannot be held: {error.strerror}; M2M needs a kernel with"
-                " netfilter queues (CONFIG_NETFILTER_NETLINK_QUEUE)"
             ) from error
     raise DatapathError("first packets cannot be held: all 65536 netfilter queues are in use")
