@@ -83,6 +83,7 @@ class Host:
         self.wire.carry(self.address, peer, message)
 
     async def run(self) -> None:
+        await self.datapath.attach([self.routes.ifindex])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._messages)
             nursery.start_soon(self._events)

@@ -1,0 +1,94 @@
+"""Real daemons in a test's namespaces: started, waited for by sd_notify, ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tests.support.namespaces import Namespace
+
+_PATIENCE = 30.0  # s for a daemon to be ready, or to end
+
+
+class Daemon:
+    """A process inside a namespace. Its output is in ``log``."""
+
+    def __init__(self, namespace: Namespace, process: trio.Process, log: Path) -> None:
+        self.namespace = namespace
+        self.process = process
+        self.log = log
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    async def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End it; its status. Fails the test when it does not end."""
+        if self.process.returncode is None:
+            self.process.send_signal(how)
+        with trio.fail_after(_PATIENCE):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def daemon(
+    namespace: Namespace, directory: Path, name: str, *command: str
+) -> AsyncIterator[Daemon]:
+    """*command* while the block runs, ready when the block is entered."""
+    started = await start(namespace, directory, name, *command)
+    try:
+        yield started
+    finally:
+        with trio.CancelScope(shield=True):
+            await started.stop()
+
+
+async def start(namespace: Namespace, directory: Path, name: str, *command: str) -> Daemon:
+    """Start *command* (a module's name begins with ``m2m.``) and return when it says READY."""
+    if command[0].startswith("m2m."):
+        command = (sys.executable, "-m", *command)
+    log = directory / f"{name}.log"
+    path = directory / f"{name}.notify"
+    path.unlink(missing_ok=True)
+    notify = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        await notify.bind(os.fspath(path))
+        with log.open("ab") as output:
+            process = await trio.lowlevel.open_process(
+                namespace.command(*command),
+                stdin=subprocess.DEVNULL,
+                stdout=output.fileno(),
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "NOTIFY_SOCKET": os.fspath(path)},
+            )
+        made = Daemon(namespace, process, log)
+        try:
+            with trio.fail_after(_PATIENCE):
+                await _ready_or_gone(made, notify)
+        except BaseException:
+            process.kill()
+            raise
+    finally:
+        notify.close()
+    return made
+
+
+async def _ready_or_gone(made: Daemon, notify: trio.socket.SocketType) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def gone() -> None:
+            await made.process.wait()
+            raise AssertionError(f"ended with {made.process.returncode}:\n{made.output}")
+
+        nursery.start_soon(gone)
+        while b"READY=1" not in (await notify.recv(4096)).splitlines():
+            pass
+        nursery.cancel_scope.cancel()
