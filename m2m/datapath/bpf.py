@@ -159,7 +159,7 @@ class EbpfDatapath(Datapath):
                 yield Ended(*layout.unpack_ended(record))
             if self._sweeper.failure is not None:
                 raise DatapathError(f"the sweeper failed: {self._sweeper.failure}")
-            with trio.move_on_after(beat + _HEARTBEAT - time.monotonic()):
+            with trio.move_on_after(max(0.0, beat + _HEARTBEAT - time.monotonic())):
                 await trio.lowlevel.wait_readable(self._ready)
 
     async def reasons(self) -> Mapping[Reason, int]:
