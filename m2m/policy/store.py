@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,9 +88,12 @@ class Store:
                 os.fchmod(fd, 0o600)  # it may have been made by other hands
                 os.close(fd)
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._prepare()
+            with ExitStack() as undo:
+                undo.callback(self._db.close)
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=FULL")
+                self._prepare()
+                undo.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
                 f"cannot use the policy store {self._name}: {error}; name another file, or "
