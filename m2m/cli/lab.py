@@ -21,21 +21,21 @@ from m2m.lab.topology import load
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of ``m2m-lab``. Exits with 1 and one sentence on errors."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run with *argv* (default: the process's own); returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["bench"]:
         # The benches know their own options, and what they import is needed by them alone.
         from m2m.lab import bench
 
-        sys.exit(_run_to_exit(lambda: bench.main(arguments[1:])))
+        return _status_of(lambda: bench.main(arguments[1:]))
     options = _parser().parse_args(arguments)
-    sys.exit(_run_to_exit(lambda: options.run(options)))
+    return _status_of(lambda: options.run(options))
 
 
-def _run_to_exit(run: Callable[[], int | None]) -> int:
+def _status_of(run: Callable[[], int]) -> int:
     try:
-        return run() or 0
+        return run()
     except M2MError as error:
         print(f"m2m-lab: {error}", file=sys.stderr)
         return 1
@@ -182,4 +182,4 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,6 +24,11 @@ class Chain:
         ends = map(format_address, (connection.flow.src, connection.flow.dst))
         return " > ".join(self._names.get(end, end) for end in ends)
 
+    def holds(self, connection: Connection) -> bool:
+        """Whether *connection* is between neighbours."""
+        ends = map(format_address, (connection.flow.src, connection.flow.dst))
+        return frozenset(ends) in self._legs
+
     def _pair(self, ends: frozenset[str]) -> str:
         # In the chain's order; strangers last.
         places = {host: i for i, host in enumerate(self.hosts)}
@@ -34,7 +39,7 @@ class Chain:
         """What was on the link of each host, for the report."""
         return [
             LinkSeen(
-                link=f"{host} - r0",
+                host=host,
                 pairs=sorted({self._pair(packet.ends) for packet in packets}),
                 packets=len(packets),
                 legs=[_leg_seen(leg, found) for leg, found in self._by_leg(packets).items()],
@@ -137,10 +142,14 @@ def firewall_matched(
 
 
 def tap_saw(chain: Chain, packets: Sequence[Packet], web: Connection) -> tuple[NfSeen, Check]:
-    """The first connection in the capture of a tap: coming and going, in two subsessions."""
+    """The first connection in the capture of a tap: coming and going, in two subsessions.
+
+    Its host's own connection to the policy server is left out.
+    """
     legs: dict[str, Connection] = {}
     for connection in connections(packets):
-        legs.setdefault(chain.leg(connection), connection)
+        if chain.holds(connection):
+            legs.setdefault(chain.leg(connection), connection)
     counts = {leg: packets_of(connection) for leg, connection in legs.items()}
     saw = NfSeen(
         nf="ids",

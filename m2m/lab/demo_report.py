@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from typing import Literal
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ from m2m.lab.demo_results import Check, Compared, Report
 from m2m.lab.topology import Topology
 
 WIDTH = 96
+_INDENT = (0, 0, 0, 2)
 
 
 def opening(console: Console, topology: Topology) -> None:
@@ -22,19 +24,18 @@ def opening(console: Console, topology: Topology) -> None:
     address = {host: topology.address(host) for host in topology.hosts}
     console.print()
     console.print("[bold]M2M demo[/]: a service chain between a client and a web server")
-    console.print(
-        f"""
-                      [cyan]control[/]  policy server
-                         │  {address["control"]}
-    [cyan]client[/] ───────────── r0 ───────────── [cyan]server[/]  nginx, iperf3
-    {address["client"]}         │  │         {address["server"]}
-                 ┌────┘  └────┐
-              [cyan]firewall[/]      [cyan]ids[/]
-              {address["firewall"]}      {address["ids"]}
-              nftables      tcpdump
-
-  Six network namespaces. r0 is a plain router; every other host but control runs an agent."""
-    )
+    drawing = f"""
+                         [cyan]control[/]  {address["control"]}  policy server
+                            │
+    [cyan]client[/] ───────────────── r0 ───────────────── [cyan]server[/]  nginx, iperf3
+    {address["client"]:12}           │  │           {address["server"]:>12}
+                       ┌───┘  └───┐
+                   [cyan]firewall[/]      [cyan]ids[/]
+          nftables {address["firewall"]:10}    {address["ids"]}  tcpdump
+"""
+    console.print(drawing)
+    console.print("  Each host is a network namespace. r0 is a plain router; client, firewall, ids")
+    console.print("  and server run an agent each.")
     assert topology.policy is not None
     heading(console, "Policy file")
     for line in (topology.policy.text or "").strip().splitlines():
@@ -67,17 +68,17 @@ def policy(console: Console, report: Report) -> None:
 
 
 def chain(console: Console, report: Report) -> None:
-    """The path of the live session, what the NFs saw and what was on the links."""
-    _path(console, report)
-    _nfs(console, report)
+    """What was on the links, and what the NFs saw."""
     _links(console, report)
+    _nfs(console, report)
 
 
-def _path(console: Console, report: Report) -> None:
+def live(console: Console, report: Report) -> None:
+    """The path of the live session."""
     path = report.path
     if path is None:
         return
-    console.print("  The path of a live iperf3 session, as m2mctl tells it:")
+    console.print(f"  m2mctl session {path.session}")
     console.print()
     for hop in path.hops:
         name = hop.host.partition("-")[2] or hop.host
@@ -86,38 +87,38 @@ def _path(console: Console, report: Report) -> None:
         console.print(f"    [bold cyan]{name:9}[/] {role:7} {sees}", highlight=False)
         if hop.right is not None:
             seen = hop.to_server
-            count = f"{seen.packets:,} packets so far" if seen else ""
-            console.print(f"      [cyan]│[/]   {hop.right!s:54}[dim]{count}[/]")
+            count = f"{seen.packets:,} packets" if seen else ""
+            console.print(f"      [cyan]│[/]   {hop.right!s:46}[dim]{count}[/]")
     console.print()
 
 
 def _nfs(console: Console, report: Report) -> None:
-    table = _table("network function", "sees", "web packets", "of")
+    table = _table("network function", "sees", ">packets", "of curl's connection, as")
     for nf in report.nfs:
-        table.add_row(f"{nf.nf} ({nf.kind})", nf.sees, f"{nf.packets}", "\n".join(nf.flows))
-    console.print(table)
+        table.add_row(f"{nf.nf} ({nf.kind})", nf.sees, f"{nf.packets:,}", "\n".join(nf.flows))
+    console.print(Padding(table, _INDENT))
     console.print(
-        "  [dim]The IDS counts each packet twice, coming and going. A tap looks at its host's"
-        "\n  interface, where packets have the subsession's addresses.[/]"
+        "  [dim]A tap looks at its host's interface: it sees each packet come and go, with the"
+        "\n  addresses of the subsessions.[/]"
     )
     console.print()
 
 
 def _links(console: Console, report: Report) -> None:
-    table = _table("tcpdump on", "speaking there", "packets →", "←", "IP bytes", "largest")
-    for column in table.columns[2:]:
-        column.justify = "right"
+    console.print("  What tcpdump saw on each host's link to the router:")
+    console.print()
+    table = _table("link of", "speaking there", ">pkts →", ">pkts ←", ">IP bytes", ">largest")
     for link in report.links:
         for i, leg in enumerate(link.legs):
             table.add_row(
-                "" if i else link.link,
+                "" if i else link.host,
                 leg.leg,
                 f"{leg.to_server:,}",
                 f"{leg.to_client:,}",
                 f"{leg.bytes:,}",
                 f"{leg.largest:,}",
             )
-    console.print(table)
+    console.print(Padding(table, _INDENT))
     console.print()
 
 
@@ -138,14 +139,12 @@ def setup(console: Console, report: Report) -> None:
 
 
 def _compared(console: Console, both: Compared, number: str) -> None:
-    table = _table("", "median", "lowest", "highest", "samples")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _table("", ">median", ">lowest", ">highest", ">samples")
     for name, samples in (("through the chain", both.ours), ("plain forwarding", both.plain)):
         values = (statistics.median(samples), min(samples), max(samples))
         shown = [f"{number.format(value)} {both.unit}" for value in values]
         table.add_row(name, *shown, str(len(samples)))
-    console.print(table)
+    console.print(Padding(table, _INDENT))
 
 
 def summary(console: Console, report: Report, *, kept: str | None) -> None:
@@ -156,11 +155,9 @@ def summary(console: Console, report: Report, *, kept: str | None) -> None:
         console.print(f"[bold red]{len(failed)} of {len(report.checks)} checks failed:[/]")
         checks(console, failed)
     else:
-        console.print(
-            f"[bold green]All {len(report.checks)} checks held.[/] curl and iperf3 went through"
-            " firewall and IDS, hop by hop;\nno tunnel, not a byte added, and nothing noticed by"
-            " application, router or firewall."
-        )
+        console.print(f"[bold green]All {len(report.checks)} checks held.[/]")
+        console.print("curl and iperf3 went through firewall and IDS hop by hop: no tunnel, not a")
+        console.print("byte added, and neither applications nor router nor firewall noticed.")
     if kept is not None:
         console.print(
             f"\nThe lab is still up. Look around: m2m-lab exec client m2mctl sessions"
@@ -169,7 +166,9 @@ def summary(console: Console, report: Report, *, kept: str | None) -> None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=True, padding=(0, 1), header_style="bold dim")
+    """A table without lines. A column whose name begins with ``>`` is set to the right."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for column in columns:
-        table.add_column(column, no_wrap=column != "of")
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        table.add_column(column.removeprefix(">"), justify=justify, no_wrap=True)
     return table

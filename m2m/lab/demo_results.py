@@ -31,7 +31,7 @@ class LegSeen(msgspec.Struct, frozen=True):
 class LinkSeen(msgspec.Struct, frozen=True):
     """What tcpdump saw on one link while the chain was used, control messages included."""
 
-    link: str
+    host: str  # the host of the chain at one end; the other is the router
     pairs: list[str]  # who spoke with whom
     packets: int
     legs: list[LegSeen]
