@@ -119,15 +119,15 @@ class EbpfDatapath(Datapath):
             self._watch_first_packets()
 
     async def install(self, entries: Sequence[Entry]) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._tables.install(entries)
 
     async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._tables.remove(keys)
 
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         return self._tables.rows(keys)
 
     async def dump(self) -> AsyncIterator[Row]:
@@ -137,7 +137,7 @@ class EbpfDatapath(Datapath):
                 yield row
 
     async def release(self, flow: Flow, verdict: Verdict) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         if verdict is not Verdict.STEER:
             action = Action.PASS if verdict is Verdict.PASS else Action.DROP
             # With no room for the decision it is made again for the flow's next first packet.
