@@ -26,7 +26,7 @@ from m2m.agent.config import Config
 from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
 from m2m.agent.policy_client import PolicyClient
-from m2m.agent.sessions import Sessions
+from m2m.agent.sessions import Sessions, Turn
 from m2m.agent.source import Answers
 from m2m.agent.transport import Transport
 from m2m.agent.watch import Network
@@ -59,18 +59,19 @@ async def serve(config: Config, open_datapath: Callable[[Config], Awaitable[Data
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with Network() as network, trio.open_nursery() as nursery:
             agent = Agent(config, key, network)
-            nursery.start_soon(_stop_on, signals, nursery.cancel_scope)
+            nursery.start_soon(_stop_on, signals, agent, nursery.cancel_scope)
             try:
                 await agent.run(open_datapath)
             finally:
                 agent.close()
 
 
-async def _stop_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+async def _stop_on(signals: AsyncIterator[int], agent: Agent, scope: trio.CancelScope) -> None:
     async for number in signals:
         _log.info("stopping, sessions run on", signal=signal.Signals(number).name)
         notify.stopping()
-        scope.cancel()
+        async with agent.turn:
+            scope.cancel()
 
 
 class Agent:
@@ -84,6 +85,7 @@ class Agent:
         self._network = network
         self._forwards = host.forwards()
         self._cpu = host.Cpu()
+        self.turn = Turn()
         self.journal = Journal()
         self.transport = Transport(Association(key, random.SystemRandom()), config.port)
 
@@ -115,7 +117,7 @@ class Agent:
         config = self._config
         sessions = Sessions(
             self._node(), datapath, self._network, self.transport.send, self.journal,
-            self._can_forward,
+            self._can_forward, self.turn,
         )  # fmt: skip
         self.sessions = sessions
         self.paths = Paths(config.name, self._role, sessions, self.transport.send)
@@ -195,7 +197,7 @@ class Agent:
         async for change in self._network.changes():
             if change.links or change.addresses:
                 served = self._served()
-                async with self.sessions.turn:
+                async with self.turn:
                     if served.keys() != before.keys():
                         await datapath.attach(served)
                         _log.info("interfaces changed", interfaces=",".join(served.values()))

@@ -60,7 +60,7 @@ from m2m.protocol.translation import (
 )
 from m2m.protocol.wire import Hop, Message, Syn
 
-__all__ = ["Sessions"]
+__all__ = ["Sessions", "Turn"]
 
 _log = structlog.get_logger()
 
@@ -79,24 +79,18 @@ _POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
 
 
 class Turn:
-    """A lock that is taken without a task switch while nobody else wants it.
+    """A lock that is taken without a task switch while nobody else wants it."""
 
-    What is begun in a turn is finished: cancellation waits until it is over.
-    """
-
-    __slots__ = ("_lock", "_shield")
+    __slots__ = ("_lock",)
 
     def __init__(self) -> None:
         self._lock = trio.Lock()
-        self._shield = trio.CancelScope()
 
     async def __aenter__(self) -> None:
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
             await self._lock.acquire()
-        self._shield = trio.CancelScope(shield=True)
-        self._shield.__enter__()
 
     async def __aexit__(
         self,
@@ -104,14 +98,14 @@ class Turn:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._shield.__exit__(kind, value, traceback)
         self._lock.release()
 
 
 class Sessions:
     """All sessions of this host: one node, and the hands that do what it says.
 
-    ``turn`` is to be held by whoever uses node or datapath.
+    ``turn`` is to be held by whoever uses node or datapath. Who cancels the tasks that use it
+    holds it, too: then nothing is cut short that was begun.
     """
 
     def __init__(
@@ -122,11 +116,12 @@ class Sessions:
         send: Callable[[Address, Message], None],
         journal: Journal,
         can_forward: Callable[[], bool],
+        turn: Turn,
     ) -> None:
         self.node = node
         self.datapath = datapath
         self.journal = journal
-        self.turn = Turn()
+        self.turn = turn
         self.policy = EMPTY
         self._network = network
         self._send = send

@@ -121,7 +121,8 @@ class Answers:
         """Tear the session down along its whole path."""
         if session not in self._sessions.node.sessions:
             raise UnknownSession(f"no session {format_session(session)} is at this host")
-        await self._sessions.feed(Ended(session, "ended by an operator"))
+        with trio.CancelScope(shield=True):  # the asker may go, what is begun is finished
+            await self._sessions.feed(Ended(session, "ended by an operator"))
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on."""

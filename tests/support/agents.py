@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from m2m.agent.api import Role
 from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
-from m2m.agent.sessions import Sessions
+from m2m.agent.sessions import Sessions, Turn
 from m2m.agent.watch import NoRoute, Way
 from m2m.datapath import Held
 from m2m.datapath.fake import FakeDatapath, FakeKernel, Fate, Outcome, Tcp
@@ -75,6 +75,7 @@ class Host:
             self.send,
             self.journal,
             lambda: self.forwards,
+            Turn(),
         )
         self.paths = Paths(address, role, self.sessions, self.send)
         self.inbox, self._inbox = trio.open_memory_channel[tuple[Address, Message]](1000)
