@@ -49,7 +49,11 @@ _HEARTBEAT_LIMIT = 3.0  # s without one, and the agent counts as away
 
 
 class EbpfDatapath(Datapath):
-    """One agent's hold on its pinned tables and programs. Made by :meth:`open`."""
+    """One agent's hold on its pinned tables and programs. Made by :meth:`open`.
+
+    What the set-up of a session calls (install, release, remove, rows) can be cancelled before it
+    begins and does not let other tasks run: it is a few system calls, and its latency counts.
+    """
 
     name: ClassVar[str] = "ebpf"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from m2m.errors import UnsupportedHost
 
 BPFFS = Path("/sys/fs/bpf")
-_OLDEST_KERNEL = (5, 15)  # for ring buffers, for_each_map_elem, syscall programs, redirect_neigh
+_OLDEST_KERNEL = (5, 17)  # for bpf_loop, the youngest of the helpers
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
 _BPFFS_MAGIC = "bpf"
 
