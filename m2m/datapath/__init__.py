@@ -53,7 +53,7 @@ class Reason(IntEnum):
 class Limits(NamedTuple):
     """Sizes and times of a datapath, fixed when it is opened."""
 
-    sessions: int = 65536  # entries are preallocated for this many
+    sessions: int = 65536  # entries are preallocated for this many; inline ones count twice
     linger: float = 5.0  # s a finished TCP session is kept for its last retransmissions
     tcp_idle: float = 7200.0  # s without a packet
     udp_idle: float = 60.0  # s without a packet
@@ -65,7 +65,7 @@ class Counters(NamedTuple):
 
     packets: int
     bytes: int  # IP total length, each GSO packet counted as its segments would be
-    max_seq: int | None  # largest TCP sequence number seen (RFC 1982 order); None for UDP
+    max_seq: int | None  # one past the largest TCP sequence number seen (RFC 1982); None for UDP
     idle: float  # s since the last packet, or since the entry was installed
     fin: bool
     rst: bool
