@@ -41,7 +41,7 @@ from m2m.protocol.translation import Action, Entry, Hook, NextHop, Toward
 
 __all__ = ["FakeDatapath", "FakeKernel", "Fate", "Outcome", "Tcp"]
 
-ENTRIES_PER_SESSION = 4  # an inline middlebox's
+ENTRIES_PER_SESSION = 2  # an inline middlebox's have four, and count twice
 REFUSAL = 1.0  # s for which a refused flow stays refused
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import trio
+import trio.testing
 
 from m2m.datapath import Limits
 from tests.support.rig import FakeRig, Listener, Rig
@@ -16,13 +17,15 @@ OpenRig = Callable[..., Awaitable[Rig]]
 Listen = Callable[[Rig], Awaitable[Listener]]
 
 
-@pytest.fixture(params=["fake"])
+@pytest.fixture(
+    params=["fake", pytest.param("ebpf", marks=pytest.mark.needs("netns", "bpffs", "nfqueue"))]
+)
 async def open_rig(request: pytest.FixtureRequest) -> AsyncIterator[OpenRig]:
     """``await open_rig(udp_idle=0.1)``: a bench whose limits differ from LIMITS in this."""
     rigs: list[Rig] = []
 
     async def open_one(**limits: float) -> Rig:
-        rig = FakeRig(LIMITS._replace(**limits))
+        rig = await _make(request.param, LIMITS._replace(**limits))
         rigs.append(rig)
         await rig.open()
         return rig
@@ -32,14 +35,24 @@ async def open_rig(request: pytest.FixtureRequest) -> AsyncIterator[OpenRig]:
         await rig.remove()
 
 
+async def _make(datapath: str, limits: Limits) -> Rig:
+    if datapath == "fake":
+        return FakeRig(limits)
+    from tests.support.ebpf_rig import EbpfRig  # only where its needs are met
+
+    rig = EbpfRig(limits)
+    await rig.enter()
+    return rig
+
+
 @pytest.fixture
 async def rig(open_rig: OpenRig) -> Rig:
     return await open_rig()
 
 
 @pytest.fixture
-def listen(nursery: trio.Nursery) -> Listen:
-    """``await listen(rig)``: an agent is there from now on."""
+async def listen(open_rig: OpenRig) -> AsyncIterator[Listen]:
+    """``await listen(rig)``: an agent is there from now on, until before the bench goes."""
 
     async def start(rig: Rig) -> Listener:
         listener = Listener()
@@ -47,4 +60,6 @@ def listen(nursery: trio.Nursery) -> Listen:
         await trio.testing.wait_all_tasks_blocked()
         return listener
 
-    return start
+    async with trio.open_nursery() as nursery:
+        yield start
+        nursery.cancel_scope.cancel()

@@ -100,7 +100,7 @@ async def test_a_full_table_takes_all_or_nothing(open_rig: OpenRig) -> None:
 
     async def fill() -> None:
         for number in range(1, 200):
-            rows = entries(rig, session(Position.INLINE, number=number))
+            rows = entries(rig, session(Position.TAP, number=number))
             await rig.datapath.install(rows)
             installed.append(rows)
 

@@ -24,6 +24,7 @@ from m2m.protocol.translation import Hook, NextHop
 
 LEFT, HOST_LEFT = parse_address("10.9.1.2"), parse_address("10.9.1.1")
 HOST_RIGHT, RIGHT = parse_address("10.9.2.1"), parse_address("10.9.2.2")
+CLIENT, SERVER = parse_address("203.0.113.5"), parse_address("198.51.100.7")
 PORTS = range(61000, 65536)
 PATIENCE = 10  # s until a test gives up on something that must happen
 
@@ -60,7 +61,7 @@ class Rig(ABC):
 
     @abstractmethod
     async def seen(self) -> list[Seen]:
-        """What came out since the last call, in order, once nothing is under way."""
+        """What came out since the last call, in order at each place, once nothing is under way."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -74,8 +75,11 @@ class Rig(ABC):
     def links(self) -> list[int]:
         """Indexes of the host's interfaces: left, right."""
 
-    async def reopen(self, *, keep: bool) -> None:
+    async def close(self, *, keep: bool) -> None:
         await self.datapath.close(keep=keep)
+
+    async def reopen(self, *, keep: bool) -> None:
+        await self.close(keep=keep)
         await self.open()
 
 

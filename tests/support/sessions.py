@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from m2m.policy.rules import Choose, Fail, FlatRule, Instance, Kind, NfType, Policy, PolicySet
-from m2m.protocol.flow import Flow, parse_address
+from m2m.protocol.flow import Flow
 from m2m.protocol.translation import Action, Entry, Position, SessionView, entries_for
-from tests.support.rig import HOST_LEFT, HOST_RIGHT, LEFT, RIGHT, Rig
+from tests.support.rig import CLIENT, HOST_LEFT, HOST_RIGHT, LEFT, RIGHT, SERVER, Rig
 
-CLIENT, SERVER = parse_address("203.0.113.5"), parse_address("198.51.100.7")
 LOWEST, HIGHEST = b"\0" * 16, b"\xff" * 16
 
 
