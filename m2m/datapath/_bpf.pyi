@@ -73,6 +73,8 @@ class Link(_Descriptor):
     @staticmethod
     def create(program: Program, ifindex: int, attach_type: int) -> Link: ...
     def update(self, program: Program) -> None: ...
+    def detach(self) -> None:
+        """At once, and for good; closing the last descriptor does it some time later."""
 
 @final
 class RingBuffer:

@@ -137,6 +137,7 @@ cdef extern from *:
     int bpf_obj_get(const char *path)
     int bpf_link_create(int prog_fd, int target_fd, int attach_type, const void *opts) nogil
     int bpf_link_update(int link_fd, int new_prog_fd, const void *opts) nogil
+    int bpf_link_detach(int link_fd) nogil
     int bpf_prog_test_run_opts(int prog_fd, bpf_test_run_opts *opts) nogil
     int bpf_tc_hook_create(bpf_tc_hook *hook) nogil
     int bpf_tc_hook_destroy(bpf_tc_hook *hook) nogil
@@ -442,6 +443,13 @@ cdef class Link(_Descriptor):
             result = bpf_link_update(fd, prog_fd, NULL)
         if result:
             raise _error("cannot replace an attached program", -result)
+
+    def detach(self):
+        cdef int result, fd = self.fd
+        with nogil:
+            result = bpf_link_detach(fd)
+        if result:
+            raise _error("cannot detach a program", -result)
 
 
 cdef void _hook(bpf_tc_hook *hook, int ifindex, bint ingress) noexcept:

@@ -9,6 +9,7 @@ All calls work in the calling thread's network namespace.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import re
@@ -109,9 +110,12 @@ class Attachments:
         for side in ("out", "in"):
             if f"tc-{ifindex}-{side}" in pins:
                 tc_detach(ifindex, side == "in", _TC_HANDLE, _TC_PRIORITY)
+            pin = f"link-{ifindex}-{side}"
+            if pin in pins:
+                with contextlib.suppress(BpfError):  # the interface is gone already
+                    Link.pinned(self._pins.path(pin)).detach()
         if f"tc-{ifindex}-made" in pins:
             tc_remove_hook(ifindex)
-        # The last reference to a link takes its program off the interface.
         self._pins.unpin(*(f"link-{ifindex}-{side}" for side in ("out", "in")))
         self._pins.unpin(*(f"tc-{ifindex}-{what}" for what in ("out", "in", "made")))
 
