@@ -1,0 +1,328 @@
+"""A small world for the session protocol: hosts, their kernels, a bad network, and a clock.
+
+Everything is in memory and deterministic. Messages travel as the bytes they would be, sealed and
+opened by each agent's :class:`Association`. A host is a *kernel* (entries, held flows; survives
+its agent) and an *agent* (node, association, timers; does not). The kernel checks what a real one
+cannot: that nobody overwrites or removes another session's entry, and that held packets get
+exactly one verdict.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from m2m.auth import DomainKey
+from m2m.protocol.association import Association
+from m2m.protocol.commands import (
+    CancelTimer,
+    Closed,
+    Command,
+    Established,
+    Install,
+    Refuse,
+    Remove,
+    Send,
+    SetTimer,
+    Steer,
+)
+from m2m.protocol.events import (
+    Adopted,
+    Ended,
+    Event,
+    InstallFailed,
+    Opened,
+    Received,
+    Route,
+    TimerFired,
+)
+from m2m.protocol.flow import Address, Flow, Proto, parse_address
+from m2m.protocol.node import Node, Settings
+from m2m.protocol.ports import PortAllocator
+from m2m.protocol.session import State
+from m2m.protocol.translation import (
+    Action,
+    Entry,
+    Hook,
+    Position,
+    SessionView,
+    entries_for,
+    view_of,
+)
+from m2m.protocol.wire import Hop, Syn, WireError
+
+KEY = DomainKey(b"simulated domain key, 32 bytes..")
+
+
+class Fate(NamedTuple):
+    """What the network does to one datagram: when its copies arrive, seconds from now."""
+
+    copies: tuple[float, ...]
+
+
+PROMPT = Fate((0.001,))
+LOST = Fate(())
+DOUBLED = Fate((0.001, 0.0015))
+LATE = Fate((0.3,))
+LATE_DOUBLE = Fate((0.001, 1.2))
+
+
+class Kernel:
+    """A host's translation table and held packets."""
+
+    def __init__(self) -> None:
+        self.entries: dict[tuple[Hook, Flow], Entry] = {}
+        self.held: set[Flow] = set()
+
+    def install(self, view: SessionView) -> None:
+        for entry in entries_for(view):
+            there = self.entries.get(entry.key)
+            assert there is None or there.session == view.session, "overwrites another session"
+            self.entries[entry.key] = entry
+
+    def remove(self, view: SessionView) -> None:
+        for entry in entries_for(view):
+            there = self.entries.pop(entry.key, None)
+            assert there is None or there.session == view.session, "removes another session's"
+
+    def sessions(self) -> dict[int, list[Entry]]:
+        found: dict[int, list[Entry]] = {}
+        for entry in self.entries.values():
+            found.setdefault(entry.session, []).append(entry)
+        return found
+
+
+class Host:
+    """A kernel, and an agent while it runs."""
+
+    def __init__(self, world: World, index: int) -> None:
+        self.world = world
+        self.index = index
+        self.address = parse_address(f"10.0.{index}.1")
+        self.kernel = Kernel()
+        self.up = False
+        self.failing_installs = 0
+        self.timers: dict[int, int] = {}  # session -> number of its latest setting
+        self.verdicts: list[Command] = []
+        self.start()
+
+    def start(self) -> None:
+        """Start the agent; it takes over what the kernel has."""
+        rng = self.world.rng
+        self.up = True
+        self.timers = {}
+        self.association = Association(KEY, rng)
+        self.ports = PortAllocator(61000, 61000 + self.world.ports - 1, rng)
+        self.node = Node(self.world.settings, self.ports, rng)
+        for entries in self.kernel.sessions().values():
+            self.carry_out(self.node.handle(Adopted(view_of(entries))))
+        self.check()
+
+    def kill_agent(self) -> None:
+        """The kernel lets held packets go by itself when its agent is gone."""
+        self.up = False
+        self.kernel.held.clear()
+
+    def power_off(self) -> None:
+        self.kill_agent()
+        self.kernel = Kernel()
+
+    def feed(self, event: Event) -> None:
+        """Handle an event and carry out what the node says, as the agent's shell does."""
+        if self.up:
+            self.carry_out(self.node.handle(event))
+            self.check()
+
+    def carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Send(peer, message):
+                    self.world.transmit(self, peer, self.association.seal(peer, message))
+                case Install(view):
+                    if self.failing_installs:
+                        self.failing_installs -= 1
+                        self.carry_out(self.node.handle(InstallFailed(view.session, "it is full")))
+                        return
+                    self.kernel.install(view)
+                case Remove(view):
+                    self.kernel.remove(view)
+                case Steer(flow) | Refuse(flow):
+                    assert flow in self.kernel.held, "a verdict for nothing"
+                    self.kernel.held.remove(flow)
+                    self.verdicts.append(command)
+                    if isinstance(command, Steer):
+                        self.world.steered(flow)
+                case SetTimer(session, delay):
+                    assert 0 < delay < 1e6
+                    number = self.timers[session] = self.world.next_number()
+                    self.world.after(delay, lambda s=session, n=number: self.fire(s, n))
+                case CancelTimer(session):
+                    self.timers.pop(session, None)
+                case Established() | Closed():
+                    pass
+
+    def fire(self, session: int, number: int) -> None:
+        if self.timers.get(session) == number:
+            del self.timers[session]
+            self.feed(TimerFired(session))
+
+    def open(self, flow: Flow, chain: tuple[Hop, ...], fail_open: bool) -> None:
+        """An application sends the first packet of a flow."""
+        if not self.up or flow in self.kernel.held or (Hook.OUT, flow) in self.kernel.entries:
+            return
+        self.kernel.held.add(flow)
+        self.feed(Opened(flow, chain, fail_open, 1, 1, Route(self.address, 1500)))
+
+    def datagram(self, peer: Address, data: bytes) -> None:
+        if not self.up:
+            return
+        try:
+            message, reply = self.association.open(peer, data)
+        except WireError:
+            return
+        if reply is not None:
+            self.world.transmit(self, peer, reply)
+        if message is not None:
+            route = None
+            if isinstance(message, Syn) and len(message.chain) > 1:
+                route = Route(self.address, 1500 - self.index)
+            self.feed(Received(peer, message, route))
+
+    def check(self) -> None:
+        """What holds after every event."""
+        live = list(self.node.sessions.values())
+        rights = [session.right for session in live if session.right is not None]
+        assert len(rights) == len(set(rights)) == self.ports.in_use
+        for session in live:
+            waiting = session.state in (State.OPENING, State.CONFIRMING, State.CLOSING)
+            assert session.id in self.timers or not waiting, "nothing would ever end this state"
+        assert self.timers.keys() <= self.node.sessions.keys()
+        open_ones = {session.id for session in live if session.state is not State.CLOSING}
+        assert self.kernel.sessions().keys() <= open_ones
+        assert len(self.node._by_supersession) == len(open_ones)
+
+
+class World:
+    """Hosts in a row (client, middleboxes, server), a network between them, and the time."""
+
+    def __init__(
+        self,
+        middleboxes: int,
+        rng: random.Random,
+        *,
+        fate: Callable[[], Fate] = lambda: PROMPT,
+        ports: int = 4536,
+    ) -> None:
+        self.rng = rng
+        self.settings = Settings()
+        self.ports = ports
+        self.fate = fate
+        self.now = 0.0
+        self.steered: Callable[[Flow], None] = lambda flow: None
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+        self.hosts = [Host(self, index) for index in range(middleboxes + 2)]
+        self._by_address = {host.address: host for host in self.hosts}
+        self.client, self.server = self.hosts[0], self.hosts[-1]
+
+    # -- time and messages --------------------------------------------------------------
+
+    def next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def after(self, delay: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._queue, (self.now + delay, self.next_number(), what))
+
+    def transmit(self, sender: Host, to: Address, data: bytes) -> None:
+        for delay in self.fate().copies:
+            self.after(delay, lambda: self._by_address[to].datagram(sender.address, data))
+
+    def run(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self._queue and self._queue[0][0] <= until:
+            self.now, _, what = heapq.heappop(self._queue)
+            what()
+        self.now = until
+
+    # -- sessions -----------------------------------------------------------------------
+
+    def flow(self, number: int) -> Flow:
+        proto = Proto.UDP if number % 3 == 2 else Proto.TCP
+        return Flow(proto, self.client.address, 40000 + number, self.server.address, 80)
+
+    def chain(self) -> tuple[Hop, ...]:
+        middle = tuple(
+            Hop(host.address, Position.TAP if host.index % 2 else Position.INLINE, "nf")
+            for host in self.hosts[1:-1]
+        )
+        return (*middle, Hop(self.server.address, Position.SERVER))
+
+    def open(self, number: int, *, fail_open: bool = False) -> None:
+        self.client.open(self.flow(number), self.chain(), fail_open)
+
+    def ids(self) -> set[int]:
+        return {session for host in self.hosts for session in host.node.sessions}
+
+    def trace(self, flow: Flow) -> tuple[list[Host], Flow] | None:
+        """Where a packet of *flow* (either direction) ends up by the kernels' tables, and what
+        it looks like there; None when nothing steers it or it is lost on the way."""
+        host = self._by_address[flow.src]
+        passed, packet = [host], flow
+        entry = host.kernel.entries.get((Hook.OUT, packet))
+        while entry is not None:
+            packet = entry.rewrite
+            if entry.action is Action.SEND:
+                host = self._by_address[packet.dst]
+                passed.append(host)
+                entry = host.kernel.entries.get((Hook.IN, packet))
+            elif entry.position is Position.INLINE:  # through the host's own stack
+                entry = host.kernel.entries.get((Hook.OUT, packet))
+            else:
+                return passed, packet
+            if len(passed) > 20:
+                return None
+        return None
+
+    # -- what must hold in the end ------------------------------------------------------
+
+    def idle_out(self) -> None:
+        """What the kernels do after a while: end the sessions whose client sends no packets."""
+        for host in self.hosts[1:]:
+            for session in host.kernel.sessions():
+                at_client = self.client.node.sessions.get(session)
+                if at_client is None or at_client.state is not State.ESTABLISHED:
+                    host.feed(Ended(session, "idle"))
+
+    def check_agreement(self) -> None:
+        """Every session stands at all hosts with matching tuples, or is gone from all."""
+        for session in self.ids():
+            here = [host.node.sessions.get(session) for host in self.hosts]
+            states = [None if one is None else one.state for one in here]
+            assert states == [State.ESTABLISHED] * len(here), f"{session:016x}: {states}"
+            for left, right in itertools.pairwise(here):
+                assert left is not None
+                assert right is not None
+                assert left.right is not None
+                assert left.right == right.left
+                assert left.supersession == right.supersession
+        for host in self.hosts:
+            live = host.node.sessions.values()
+            expected = {entry.key: entry for one in live for entry in entries_for(one.view)}
+            assert host.kernel.entries == expected
+            assert not host.kernel.held
+            assert host.ports.in_use == sum(one.right is not None for one in live)
+            assert host.timers.keys() == (
+                host.node.sessions.keys() if host is self.client else set()
+            )
+        for session in self.client.node.sessions.values():
+            flow = session.supersession
+            assert self.trace(flow) == (self.hosts, flow)
+            assert self.trace(flow.reverse()) == (self.hosts[::-1], flow.reverse())
+
+    def check_empty(self) -> None:
+        self.check_agreement()
+        assert not self.ids()
