@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m2m.datapath._core import RuleTable
+from m2m.policy.compile import compile_policy, evaluate
+from m2m.policy.language import parse
 from m2m.policy.rules import EMPTY, FlatRule, PolicySet
 from m2m.protocol.flow import Flow, parse_address
 
@@ -64,3 +66,32 @@ def test_no_rules_match_nothing() -> None:
     table = RuleTable(EMPTY)
     assert len(table) == 0
     assert table.match(Flow.of(6, "10.0.0.1", 1, "10.0.0.2", 2)) is None
+
+
+WRITTEN = compile_policy(
+    parse("""
+    nf firewall inline { fw1 = 10.0.1.2 }
+    nf ids tap { ids1 = 10.0.2.2 }
+    match(srcip=10.0.1.0/24 & dstport=80) >> {}
+    match(srcip=10.0.0.0/16 & (dstport=80 | dstport=256-65535)) >> {firewall -> ids}
+    match(proto=udp & ~dstport=1) >> {ids} fail=open
+    """)
+)
+
+
+@given(flows)
+def test_a_compiled_policy_means_the_same_in_c(flow: Flow) -> None:
+    policy = evaluate(WRITTEN, flow)
+    assert RuleTable(WRITTEN).match(flow) == (None if policy is None else policy.id)
+
+
+def test_the_compiled_policy_tells_flows_apart() -> None:
+    """Or the test above would compare little."""
+    table = RuleTable(WRITTEN)
+    found = {
+        table.match(Flow.of(6, "10.0.1.9", 5, "192.0.2.1", 80)),
+        table.match(Flow.of(6, "10.0.2.9", 5, "192.0.2.1", 80)),
+        table.match(Flow.of(17, "192.0.2.9", 5, "192.0.2.1", 80)),
+        table.match(Flow.of(17, "192.0.2.9", 5, "192.0.2.1", 1)),
+    }
+    assert found == {0, 1, 2, None}

@@ -26,8 +26,13 @@ def pack(structure: str, **fields: int | bytes) -> bytes:
 
 def field(structure: str, data: bytes, name: str) -> int:
     """A number out of a packed structure."""
+    return int.from_bytes(raw_field(structure, data, name), sys.byteorder)
+
+
+def raw_field(structure: str, data: bytes, name: str) -> bytes:
+    """A field out of a packed structure, as it lies there."""
     offset, length = LAYOUT[structure][1][name]
-    return int.from_bytes(data[offset : offset + length], sys.byteorder)
+    return data[offset : offset + length]
 
 
 def key(hook: Hook, flow: Flow) -> bytes:
