@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import trio
 from rich.console import Console
 
 from m2m.agent.api import PathInfo, PolicyInfo, SessionInfo
-from m2m.lab import capture, demo_evidence, demo_report, programs
+from m2m.lab import capture, demo_evidence, demo_report, programs, state
 from m2m.lab.capture import Connection, LinkCapture
 from m2m.lab.demo_evidence import Chain
 from m2m.lab.demo_results import Check, Compared, NfSeen, Report
@@ -41,6 +41,7 @@ async def run(*, keep: bool, as_json: bool) -> int:
     console.width = min(console.width, demo_report.WIDTH)
     topology = load(FILE)
     report = Report()
+    state.refuse_if_up(topology.name)  # before anything is drawn
     demo_report.opening(console, topology)
     async with open_lab(topology) as lab:
         demo = Demo(lab, report)
@@ -69,6 +70,7 @@ class Demo:
     def __init__(self, lab: Lab, report: Report) -> None:
         self.lab = lab
         self.report = report
+        self.compared: list[Check] = []
         self.chain_hosts = Chain({host: lab.address(host) for host in CHAIN})
         # All but the agents' connections to the policy server, which is no part of the chain.
         self.watched = f"(tcp or udp) and not host {lab.address('control')}"
@@ -94,16 +96,23 @@ class Demo:
     # -- steps ------------------------------------------------------------------------------
 
     async def policy(self) -> _Show:
-        """Wait until the policy server has pushed the policy to the client."""
+        """Wait until the policy server has pushed to every agent what it needs."""
 
         async def arrived() -> bool:
-            found = msgspec.convert(await self.lab.ctl("client", "policy"), PolicyInfo)
-            self.report.policy = found
-            return found.connected and found.rules > 0
+            found = [
+                msgspec.convert(await self.lab.ctl(host, "policy"), PolicyInfo) for host in CHAIN
+            ]
+            self.report.policy = found[0]
+            current = all(one.connected and one.generation for one in found)
+            return current and found[0].rules > 0
 
         held = await _within(10, arrived)
         rules = self.report.policy.rules if self.report.policy else 0
-        self.check("the policy server has pushed its policy", held, f"{rules} rules")
+        self.check(
+            "the policy server has pushed to every agent what it needs",
+            held,
+            f"{rules} rules to the client",
+        )
         return demo_report.policy
 
     async def chain(self) -> _Show:
@@ -112,22 +121,9 @@ class Demo:
         async with capture.on_links(lab, self.links, self.watched) as captures:
             transfers = await self._fetch_pages()
             await self._iperf3(_IPERF3, "-t", "1", "-b", "300M")
-            await _within(2, lambda: _settled(captures))
-            seen = {self._far_end(c): c.packets() for c in captures}
-        first, *others = capture.connections(seen["client"])  # curl's, then iperf3's
-        self.report.links = self.chain_hosts.links(seen)
-        self.report.checks += [
-            self.chain_hosts.neighbours_only(seen),
-            self.chain_hosts.sizes_unchanged(seen),
-            demo_evidence.no_byte_added(
-                first,
-                sum(transfer["size_request"] for transfer in transfers),
-                sum(t["size_header"] + t["size_download"] for t in transfers),
-            ),
-            demo_evidence.offloads_used(seen, max(link.mtu for link in self.links)),
-        ]
-        await self._ask_firewall(first, others)
-        self._ask_ids(first)
+            # The last packets may still be on their way into tcpdump's files.
+            await _within(2, lambda: self._compare(captures, transfers))
+        self.report.checks += self.compared
         return demo_report.chain
 
     async def live(self) -> _Show:
@@ -289,28 +285,45 @@ class Demo:
         self.check("curl gets the server's pages, unchanged", all(same), sizes)
         return transfers
 
-    async def _ask_firewall(self, web: Connection, iperf3: Sequence[Connection]) -> None:
-        """The firewall's own counters, of rules that name the applications' addresses."""
+    async def _compare(
+        self, captures: Sequence[LinkCapture], transfers: Sequence[Mapping[str, Any]]
+    ) -> bool:
+        """Compare what tcpdump, firewall and IDS saw; whether it fits together by now."""
+        seen = {self._far_end(c): c.packets() for c in captures}
         counters = await self._counters()
+        found = capture.connections(seen["client"])
+        if not found:
+            raise LabError("tcpdump on the client's link saw no connection of curl")
+        first, *others = found  # curl's, then those of iperf3
+        tapped = [p for file in self._ids_files() for p in capture.read(file)]
+        ids, ids_check = demo_evidence.tap_saw(self.chain_hosts, tapped, first)
         client, server = self.lab.address("client"), self.lab.address("server")
-        self.report.nfs.append(
-            NfSeen(
-                nf="firewall",
-                kind="inline",
-                packets=counters["web"],
-                flows=[f"{client} > {server}:{_WEB} tcp", f"{server}:{_WEB} > {client} tcp"],
-                sees="supersession",
-            )
+        firewall = NfSeen(
+            nf="firewall",
+            kind="inline",
+            packets=counters["web"],
+            flows=[f"{client} > {server}:{_WEB} tcp", f"{server}:{_WEB} > {client} tcp"],
+            sees="supersession",
         )
-        self.report.checks.append(demo_evidence.firewall_matched(counters, web, iperf3))
+        self.report.links = self.chain_hosts.links(seen)
+        self.report.nfs = [firewall, ids]
+        self.compared = [
+            self.chain_hosts.neighbours_only(seen),
+            self.chain_hosts.sizes_unchanged(seen),
+            demo_evidence.no_byte_added(
+                first,
+                sum(transfer["size_request"] for transfer in transfers),
+                sum(t["size_header"] + t["size_download"] for t in transfers),
+            ),
+            demo_evidence.offloads_used(seen, max(link.mtu for link in self.links)),
+            demo_evidence.firewall_matched(counters, first, others),
+            ids_check,
+        ]
+        return all(check.held for check in self.compared)
 
-    def _ask_ids(self, web: Connection) -> None:
-        """The file that the IDS's own tcpdump writes."""
-        files = sorted(self.lab.home("ids", "tcpdump").glob("seen.pcap*"))
-        packets = [packet for file in files for packet in capture.read(file)]
-        saw, check = demo_evidence.tap_saw(self.chain_hosts, packets, web)
-        self.report.nfs.append(saw)
-        self.report.checks.append(check)
+    def _ids_files(self) -> list[Path]:
+        """What the IDS's own tcpdump writes."""
+        return sorted(self.lab.home("ids", "tcpdump").glob("seen.pcap*"))
 
     # -- helpers ------------------------------------------------------------------------------
 
@@ -339,16 +352,6 @@ class Demo:
         listed = await self.lab.run("firewall", "nft", "list", "counters")
         found = re.findall(r"counter (\w+) \{\s*packets (\d+)", listed.out)
         return {name: int(packets) for name, packets in found}
-
-
-async def _settled(captures: Sequence[LinkCapture]) -> bool:
-    """Whether tcpdump has written on every link what it has on the others."""
-    counts = {
-        (c.to_server.packets, c.to_client.packets)
-        for seen in captures
-        for c in capture.connections(seen.packets())
-    }
-    return len(counts) == len(capture.connections(captures[0].packets())) > 0
 
 
 async def _within(seconds: float, condition: Callable[[], Awaitable[bool]]) -> bool:
