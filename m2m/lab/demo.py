@@ -41,7 +41,7 @@ async def run(*, keep: bool, as_json: bool) -> int:
     console.width = min(console.width, demo_report.WIDTH)
     topology = load(FILE)
     report = Report()
-    state.refuse_if_up(topology.name)  # before anything is drawn
+    state.check_possible(topology.name)  # before anything is drawn
     demo_report.opening(console, topology)
     async with open_lab(topology) as lab:
         demo = Demo(lab, report)

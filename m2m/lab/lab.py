@@ -45,10 +45,9 @@ async def open_lab(
     log that matters, when something does not start or ends too early.
     """
     lab_name = name or topology.name
-    if os.geteuid() != 0:
-        raise LabError("a lab makes network namespaces, which needs root; run it with sudo")
+    state.check_possible(lab_name)
     with state.exclusive(lab_name):
-        state.refuse_if_up(lab_name)
+        state.check_possible(lab_name)  # again: it may have come up meanwhile
         await state.clean(lab_name)
         lab = Lab(topology, lab_name)
         try:

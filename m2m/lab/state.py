@@ -114,8 +114,10 @@ async def clean(lab: str) -> None:
     _state_file(lab).unlink(missing_ok=True)
 
 
-def refuse_if_up(lab: str) -> None:
-    """Raise :exc:`LabError` when the lab was left running on purpose and still runs."""
+def check_possible(lab: str) -> None:
+    """Raise :exc:`LabError` when this is not root, or the lab was left running and still runs."""
+    if os.geteuid() != 0:
+        raise LabError("a lab makes network namespaces, which needs root; run it with sudo")
     try:
         state = State.load(lab)
     except (LabError, msgspec.DecodeError):

@@ -160,6 +160,13 @@ async def test_a_lab_in_use_is_neither_built_twice_nor_taken_down() -> None:
             await state.take_down(LAB)
 
 
+async def test_without_root_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="needs root; run it with sudo"):
+        async with open_lab(topology()):
+            pass
+
+
 # -- the command line ------------------------------------------------------------------------
 
 
