@@ -26,10 +26,14 @@ test: setup ## run every test; those that cannot run say why
 bench: setup ## measure against plain forwarding (root)
 	@$(VENV)/bin/m2m-lab bench
 
-lint: setup ## check style and types
+lint: setup ## check style, types and C headers
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@for header in $(wildcard kmod/core/*.h m2m/datapath/*.h); do \
+	    echo "#include \"$$header\"" | clang -fsyntax-only -Wall -Wextra -Werror -Ikmod -I. -xc - \
+	        || exit 1; \
+	done
 
 fuzz: setup ## fuzz the translation core for FUZZ_SECONDS (600)
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(VENV)/bin/python -m pytest tests/core -k fuzz
