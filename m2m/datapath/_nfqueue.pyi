@@ -4,6 +4,7 @@ from typing import Final
 ACCEPT: Final[int]
 DROP: Final[int]
 REPEAT: Final[int]
+BATCH: Final[int]
 
 class NfQueue:
     @property

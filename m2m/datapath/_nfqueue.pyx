@@ -125,17 +125,18 @@ cdef extern from "<libmnl/libmnl.h>" nogil:
     void *mnl_attr_get_payload(const nlattr *attr)
 
 
-ACCEPT = NF_ACCEPT
-DROP = NF_DROP
-REPEAT = NF_REPEAT  # judge again by the rule that queued it
-
 cdef enum:
-    BATCH = 64  # packets per system call
+    PACKETS = 64  # per system call
     SLOT = 512  # octets of one message: its attributes and the copied headers
     COPY = 128  # octets of a packet copied: an IPv4 header with options, and the ports
     VERDICT_SIZE = 32  # netlink header, nfgenmsg, verdict attribute
     VERDICTS = 1024  # verdicts per system call
     FLOW = 40  # sizeof(struct m2m_tuple)
+
+ACCEPT = NF_ACCEPT
+DROP = NF_DROP
+REPEAT = NF_REPEAT  # judge again by the rule that queued it
+BATCH = PACKETS
 
 
 cdef bint read_flow(const uint8_t *packet, size_t size, uint8_t *flow) noexcept nogil:
@@ -165,22 +166,22 @@ cdef class NfQueue:
     cdef readonly int fd
     cdef readonly unsigned long long gone
     cdef uint32_t _sequence
-    cdef mmsghdr _messages[BATCH]
-    cdef iovec _places[BATCH]
-    cdef uint8_t _received[BATCH * SLOT]
+    cdef mmsghdr _messages[PACKETS]
+    cdef iovec _places[PACKETS]
+    cdef uint8_t _received[PACKETS * SLOT]
     cdef uint8_t _verdicts[VERDICTS * VERDICT_SIZE]
     cdef list _early
 
     def __cinit__(self, int number, int limit):
         cdef int on = 1
-        cdef int room = (limit + BATCH) * 2048  # what the kernel charges for a small message
+        cdef int room = (limit + PACKETS) * 2048  # what the kernel charges for a small message
         self._early = []
         self.number = number
         self._socket = mnl_socket_open2(NETLINK_NETFILTER, SOCK_CLOEXEC)
         if self._socket is NULL:
             raise OSError(errno, f"netfilter netlink socket: {os.strerror(errno)}")
         self.fd = mnl_socket_get_fd(self._socket)
-        for i in range(BATCH):
+        for i in range(PACKETS):
             self._places[i].iov_base = &self._received[i * SLOT]
             self._places[i].iov_len = SLOT
             self._messages[i].msg_hdr.msg_iov = &self._places[i]
@@ -298,7 +299,7 @@ cdef class NfQueue:
     def receive(self):
         """What has been queued since: a list of (packet id, packed flow), in the queue's order.
 
-        Never waits; at most 64 at a time, and an empty list when there is no more. The flow is
+        Never waits; at most BATCH at a time, and fewer only when there are no more. The flow is
         empty when the packet is not IPv4 TCP or UDP.
         """
         cdef int count
@@ -306,7 +307,7 @@ cdef class NfQueue:
         cdef list found = self._early
         self._early = []
         while True:
-            count = recvmmsg(self.fd, self._messages, BATCH, MSG_DONTWAIT, NULL)
+            count = recvmmsg(self.fd, self._messages, PACKETS, MSG_DONTWAIT, NULL)
             if count >= 0 or errno != EINTR:
                 break
         if count < 0:

@@ -37,6 +37,7 @@ from m2m.datapath.hold_tables import HoldTables
 from m2m.datapath.pins import Pins
 from m2m.datapath.sweep import Sweeper
 from m2m.datapath.tables import ENTRIES_PER_SESSION, Tables
+from m2m.datapath.ticker import Ticker
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Action, Entry, Hook, Position, Toward
@@ -70,7 +71,9 @@ class EbpfDatapath(Datapath):
         self._sweeper = Sweeper(loaded.program("m2m_sweep"))
         self._ring = RingBuffer(loaded.map("events"))
         self._queue, self._hold_tables = self._open_queue(hold, name, limits.hold_packets)
+        self._ticker = Ticker(_HEARTBEAT)
         self._ready = select.epoll()
+        self._ready.register(self._ticker.fileno(), select.EPOLLIN)
         self._ready.register(self._ring.fileno(), select.EPOLLIN)
         self._ready.register(self._queue.fileno(), select.EPOLLIN)
         loaded.close()
@@ -150,21 +153,25 @@ class EbpfDatapath(Datapath):
         self._queue.release(flow, verdict)
 
     async def events(self) -> AsyncIterator[Event]:
-        beat = 0.0
+        self._beat()
         while True:
-            now = time.monotonic()
-            if now - beat >= _HEARTBEAT:
-                beat = now
-                self._tables.config[layout.HEARTBEAT] = time.monotonic_ns()
-                self._queue.tick()
-            for flow in self._queue.receive():
-                yield Held(flow)
-            for record in self._ring.consume():
-                yield Ended(*layout.unpack_ended(record))
-            if self._sweeper.failure is not None:
-                raise DatapathError(f"the sweeper failed: {self._sweeper.failure}")
-            with trio.move_on_after(max(0.0, beat + _HEARTBEAT - time.monotonic())):
-                await trio.lowlevel.wait_readable(self._ready)
+            await trio.lowlevel.wait_readable(self._ready)
+            for ready, _ in self._ready.poll(0):
+                if ready == self._queue.fileno():
+                    for flow in self._queue.receive():
+                        yield Held(flow)
+                elif ready == self._ring.fileno():
+                    for record in self._ring.consume():
+                        yield Ended(*layout.unpack_ended(record))
+                elif self._ticker.rings():
+                    self._beat()
+
+    def _beat(self) -> None:
+        """Say that an agent is here; look after what needs it about once a second."""
+        self._tables.config[layout.HEARTBEAT] = time.monotonic_ns()
+        self._queue.tick()
+        if self._sweeper.failure is not None:
+            raise DatapathError(f"the sweeper failed: {self._sweeper.failure}")
 
     async def reasons(self) -> Mapping[Reason, int]:
         await trio.lowlevel.checkpoint()
@@ -179,6 +186,7 @@ class EbpfDatapath(Datapath):
         if not keep:
             self._attachments.set(())
         self._ready.close()
+        self._ticker.close()
         self._ring.close()
         self._hold_tables.close()
         self._tables.close()

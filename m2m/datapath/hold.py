@@ -20,7 +20,7 @@ from pathlib import Path
 import trio
 
 from m2m.datapath import DatapathError, Verdict, hold_rules
-from m2m.datapath._nfqueue import ACCEPT, DROP, REPEAT, NfQueue
+from m2m.datapath._nfqueue import ACCEPT, BATCH, DROP, REPEAT, NfQueue
 from m2m.datapath.hold_tables import HoldTables
 from m2m.errors import UnsupportedHost
 from m2m.protocol.flow import PACKED_SIZE, Flow, Proto
@@ -104,9 +104,9 @@ class HoldQueue:
         fresh: list[Flow] = []
         for _ in range(_ROUNDS):
             packets = self._queue.receive()
-            if not packets:
-                break
             self._take(packets, fresh)
+            if len(packets) < BATCH:
+                break
         return fresh
 
     async def held(self) -> AsyncIterator[Flow]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from m2m.datapath import Verdict
-from m2m.datapath._nfqueue import ACCEPT, DROP, REPEAT
+from m2m.datapath._nfqueue import ACCEPT, BATCH, DROP, REPEAT
 from m2m.datapath.hold import HoldQueue
 from m2m.datapath.hold_tables import Settled
 from m2m.protocol.flow import Flow, Proto
@@ -62,7 +62,7 @@ class Kernel:
     # what HoldQueue sees
 
     def receive(self) -> list[tuple[int, bytes]]:
-        batch, self.socket = self.socket[:64], self.socket[64:]
+        batch, self.socket = self.socket[:BATCH], self.socket[BATCH:]
         return batch
 
     def verdict(self, packets: list[int], verdict: int) -> None:
