@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,6 +46,7 @@ __all__ = ["Agent", "serve"]
 
 _log = structlog.get_logger()
 
+_COLLECT_AFTER = 50_000  # objects; the interpreter's own 700 would be several times per set-up
 _STOPPING = 5.0  # s that letting go of the datapath may take
 
 
@@ -142,6 +144,9 @@ class Agent:
                 datapath=datapath.name, secure=not config.insecure,
             )  # fmt: skip
             notify.ready(status)
+            gc.collect()
+            gc.freeze()  # what is there now stays: no need to look through it again
+            gc.set_threshold(_COLLECT_AFTER, 20, 100)
             task_status.started()
 
     def addresses(self) -> tuple[Address, ...]:
@@ -211,7 +216,10 @@ class Agent:
             await self.sessions.follow_routes()
 
     async def _load_policy(self, policy: PolicySet) -> None:
+        before = self.sessions.policy.generation
         await self.sessions.load_policy(policy)
+        if policy.generation == before:
+            return  # loads or addresses have changed
         own = set(self.addresses())
         inline = [
             nf.name

@@ -197,7 +197,8 @@ class Sessions:
         """From now on hold and choose by *policy*; live sessions keep their chains."""
         rules = RuleTable(policy)
         async with self.turn:
-            await self.datapath.load_policy(policy)
+            if (policy.rules, policy.policies) != (self.policy.rules, self.policy.policies):
+                await self.datapath.load_policy(policy)  # else only loads have changed
             self.policy, self._rules = policy, rules
             self._policies = {one.id: one for one in policy.policies}
         for nf in policy.nfs:
