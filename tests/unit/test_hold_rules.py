@@ -1,0 +1,102 @@
+"""What iptables is told, and what a person is told when it will not listen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from m2m.datapath import hold_rules
+from m2m.errors import UnsupportedHost
+
+# Notes its arguments and its input, and answers as the file `answer` says, if there is one.
+_STAND_IN = """#!/bin/sh
+cd {place}
+echo "$(basename "$0") $*" >> told
+case "$0" in *restore) cat > rules;; esac
+test ! -e answer || . ./answer
+"""
+
+
+class Iptables:
+    """Stands in for iptables and iptables-restore."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        for name in ("iptables", "iptables-restore"):
+            program = place / name
+            program.write_text(_STAND_IN.format(place=place))
+            program.chmod(0o755)
+
+    def answers(self, script: str) -> None:
+        (self._place / "answer").write_text(script)
+
+    @property
+    def told(self) -> list[str]:
+        return (self._place / "told").read_text().splitlines()
+
+    @property
+    def rules(self) -> list[str]:
+        return (self._place / "rules").read_text().splitlines()
+
+
+@pytest.fixture
+def iptables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iptables:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return Iptables(tmp_path)
+
+
+def install(*interfaces: str) -> None:
+    hold_rules.install(interfaces, Path("/pins/hold"), Path("/pins/refuse"), 77)
+
+
+def test_rules_are_replaced_in_one_step(iptables: Iptables) -> None:
+    install("eth0", "wlan0")
+    assert iptables.rules == [
+        "*mangle",
+        ":M2M-HOLD - [0:0]",
+        ":M2M-QUEUE - [0:0]",
+        "-A M2M-HOLD -o eth0 -m bpf --object-pinned /pins/hold -g M2M-QUEUE",
+        "-A M2M-HOLD -o wlan0 -m bpf --object-pinned /pins/hold -g M2M-QUEUE",
+        "-A M2M-QUEUE -m bpf --object-pinned /pins/refuse -j DROP",
+        "-A M2M-QUEUE -j NFQUEUE --queue-num 77",
+        "COMMIT",
+    ]
+    assert iptables.told == [
+        "iptables-restore --noflush --wait 5",
+        "iptables --wait 5 -t mangle -C OUTPUT -j M2M-HOLD",
+    ], "the jump is there already"
+
+
+def test_the_jump_is_added_when_it_is_not_there(iptables: Iptables) -> None:
+    iptables.answers('case "$*" in *-C*) exit 1;; esac')
+    install("eth0")
+    assert iptables.told[-1] == "iptables --wait 5 -t mangle -A OUTPUT -j M2M-HOLD"
+
+
+def test_what_iptables_says_is_passed_on(iptables: Iptables) -> None:
+    iptables.answers("echo; echo 'line 4: no bpf match' >&2; echo 'too bad' >&2; exit 2")
+    with pytest.raises(UnsupportedHost, match=r"line 4: no bpf match; too bad.*xt_bpf"):
+        install("eth0")
+
+
+def test_a_missing_iptables_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnsupportedHost, match="install iptables"):
+        install("eth0")
+
+
+def test_every_jump_is_removed_and_absent_chains_are_no_error(
+    iptables: Iptables, tmp_path: Path
+) -> None:
+    # Two jumps are there: the third -D fails, and so does all that follows.
+    iptables.answers("test $(grep -c -- '-D' told) -le 2 || exit 1")
+    hold_rules.remove()
+    assert [line.removeprefix("iptables --wait 5 -t mangle ") for line in iptables.told] == [
+        *["-D OUTPUT -j M2M-HOLD"] * 3,
+        "-F M2M-HOLD",
+        "-F M2M-QUEUE",
+        "-X M2M-HOLD",
+        "-X M2M-QUEUE",
+    ]
