@@ -8,9 +8,7 @@ timers it asks for, one per session.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Final, NamedTuple, TypeAlias
 
 from m2m.errors import M2MError
@@ -36,8 +34,21 @@ from m2m.protocol.events import (
     Route,
     TimerFired,
 )
-from m2m.protocol.flow import Address, Flow, Proto, format_address, is_ipv4
+from m2m.protocol.flow import Address, Proto, format_address, is_ipv4
 from m2m.protocol.ports import PortAllocator, PortsExhausted
+from m2m.protocol.reasons import (
+    LEFT_KNOWS,
+    RIGHT_KNOWS,
+    Why,
+    describe_hop,
+    hop_silent,
+    install_failed,
+    notice,
+    replaced,
+    told,
+    unknown,
+)
+from m2m.protocol.register import Register
 from m2m.protocol.session import TABLE, Action, Ending, Input, Opening, Role, Session, State
 from m2m.protocol.translation import Position, SessionView
 from m2m.protocol.wire import (
@@ -46,7 +57,6 @@ from m2m.protocol.wire import (
     Fin,
     FinAck,
     Hop,
-    Message,
     Rst,
     Syn,
     SynAck,
@@ -69,26 +79,11 @@ class Settings(NamedTuple):
     probe_max: float = 3600.0
 
 
-_ENDED_IDS = 4096  # ids remembered, lest a late SYN bring one back
 _PATIENCE_SHARE = 0.9  # of what the left neighbour waits
 _HEADERS_V4 = 40  # IP and TCP headers without options: MTU - MSS
 _HEADERS_V6 = 60
 
 Commands: TypeAlias = list[Command]
-
-
-class _Why(NamedTuple):
-    """Why a session ends, and which neighbours know already."""
-
-    cause: Cause | None  # None: it is simply over
-    text: str
-    blame: Address | None = None
-    left_knows: bool = False
-    right_knows: bool = False
-
-
-_LEFT_KNOWS = _Why(None, "", left_knows=True)
-_RIGHT_KNOWS = _Why(None, "", right_knows=True)
 
 
 class _SetUp(NamedTuple):
@@ -110,14 +105,10 @@ class Node:
         self.settings = settings
         self.ports = ports
         self.sessions: Mapping[int, Session]
-        self._sessions: dict[int, Session] = {}
-        self.sessions = MappingProxyType(self._sessions)
-        # Sessions that are not CLOSING, by what no two of them may share in the datapath.
-        self._by_left: dict[Flow, Session] = {}
-        self._by_supersession: dict[Flow, Session] = {}
+        """The sessions of this host by id, closing ones included; to be read only."""
+        self._register = Register()
+        self.sessions = self._register.by_id
         self._rng = rng
-        self._ended: set[int] = set()
-        self._ended_order: deque[int] = deque()
         self._limits: Final = {
             State.CONFIRMING: settings.confirm_timeout,
             State.CLOSING: settings.teardown_timeout,
@@ -125,7 +116,7 @@ class Node:
 
     def view(self, session: int) -> SessionView | None:
         """A session as the datapath knows it; None when it is not here."""
-        found = self._sessions.get(session)
+        found = self._register.get(session)
         return None if found is None else found.view
 
     def handle(self, event: Event) -> list[Command]:
@@ -137,12 +128,12 @@ class Node:
     def _opened(self, event: Opened) -> Commands:
         flow, chain, route = event.flow, event.chain, event.route
         out: Commands = []
-        old = self._by_supersession.get(flow)
+        old = self._register.with_supersession(flow)
         if old is not None:
             if old.state is State.OPENING and old.role is Role.CLIENT:
                 return out  # its packets will go with those that are waiting
             # The kernel knows nothing of it any more, or it would not have held the packet.
-            self._step(out, old, Input.REPLACED, _replaced(flow))
+            self._step(out, old, Input.REPLACED, replaced(flow))
         try:
             check_chain(chain)
             _check_visits(chain, route.source)
@@ -163,7 +154,7 @@ class Node:
         session.opening = Opening(syn, patience)
         session.held = True
         session.fail_open = event.fail_open
-        self._sessions[session.id] = self._by_supersession[flow] = session
+        self._register.list(session)
         out.append(Send(right.dst, syn))
         self._set_timer(out, session)
         return out
@@ -178,29 +169,29 @@ class Node:
         message = event.message
         assert isinstance(message, Syn)
         out: Commands = []
-        session = self._sessions.get(message.session)
+        session = self._register.get(message.session)
         setup = _SetUp(message, event.route)
         if session is None:
             self._admit(out, setup)
             return out
-        if session.left is None or session.left.src != message.subsession.src:
-            self._refuse(
-                out, message, Cause.LOOP, "the chain visits "
-                f"{format_address(message.subsession.dst)} twice: its host is on the path already",
-            )  # fmt: skip
+        leg = message.subsession
+        if session.left is None or session.left.src != leg.src:
+            text = f"the chain visits {format_address(leg.dst)} twice: it is on the path already"
+            _refuse(out, message, Why(Cause.LOOP, text, leg.dst))
         elif session.position is not message.chain[0].kind:
-            self._refuse(out, message, Cause.NOT_MINE, "the session is here with another kind")
+            text = "the session is here with another kind of network function"
+            _refuse(out, message, Why(Cause.NOT_MINE, text, leg.dst))
         else:
-            same = session.left == message.subsession
+            same = session.left == leg
             self._step(out, session, Input.SYN if same else Input.SYN_NEW_LEG, setup)
         return out
 
     def _synack(self, event: Received) -> Commands:
         message = event.message
         assert isinstance(message, SynAck)
-        session = self._sessions.get(message.session)
+        session = self._register.get(message.session)
         if session is None or session.right != message.subsession:
-            return _unknown(event.peer, message)
+            return [Send(event.peer, unknown(message))]
         out: Commands = []
         self._step(out, session, Input.SYNACK, message)
         return out
@@ -208,9 +199,9 @@ class Node:
     def _ack(self, event: Received) -> Commands:
         message = event.message
         assert isinstance(message, Ack)
-        session = self._sessions.get(message.session)
+        session = self._register.get(message.session)
         if session is None or session.left != message.subsession:
-            return _unknown(event.peer, message)
+            return [Send(event.peer, unknown(message))]
         out: Commands = []
         self._step(out, session, Input.ACK)
         return out
@@ -219,9 +210,9 @@ class Node:
         message = event.message
         assert isinstance(message, Fin | Rst)
         leg = message.subsession
-        session = self._sessions.get(message.session)
+        session = self._register.get(message.session)
         if session is None:
-            self._remember_ended(message.session)
+            self._register.remember_ended(message.session)
         if session is None or leg not in (session.left, session.right):
             return [Send(event.peer, FinAck(message.session, leg))]
         out: Commands = []
@@ -230,28 +221,25 @@ class Node:
         if ending is None or not (ending.left if from_left else ending.right):
             out.append(Send(event.peer, FinAck(message.session, leg)))
         # else our own notice is on its way, and repeated until it is there: it is the answer
-        if isinstance(message, Rst):
-            why = _Why(message.cause, message.text, message.blame, from_left, not from_left)
-        else:
-            why = _Why(None, "closed by the other side", None, from_left, not from_left)
-        self._step(out, session, Input.LEFT_OVER if from_left else Input.RIGHT_OVER, why)
+        what = Input.LEFT_OVER if from_left else Input.RIGHT_OVER
+        self._step(out, session, what, told(message, by_left=from_left))
         return out
 
     def _finack(self, event: Received) -> Commands:
         message = event.message
         assert isinstance(message, FinAck)
         out: Commands = []
-        session = self._sessions.get(message.session)
+        session = self._register.get(message.session)
         if session is not None:
             if message.subsession == session.left:
-                self._step(out, session, Input.LEFT_DONE, _LEFT_KNOWS)
+                self._step(out, session, Input.LEFT_DONE, LEFT_KNOWS)
             elif message.subsession == session.right:
-                self._step(out, session, Input.RIGHT_DONE, _RIGHT_KNOWS)
+                self._step(out, session, Input.RIGHT_DONE, RIGHT_KNOWS)
         return out
 
     def _timer_fired(self, event: TimerFired) -> Commands:
         out: Commands = []
-        session = self._sessions.get(event.session)
+        session = self._register.get(event.session)
         if session is None or not session.delay:
             return out
         session.waited += session.delay
@@ -259,32 +247,30 @@ class Node:
         if session.waited < self._limit(session) - 1e-6:
             self._step(out, session, Input.TIMER)
         else:
-            self._step(out, session, Input.EXPIRED, _silent(session))
+            self._step(out, session, Input.EXPIRED, hop_silent(session))
         return out
 
     def _install_failed(self, event: InstallFailed) -> Commands:
         out: Commands = []
-        session = self._sessions.get(event.session)
+        session = self._register.get(event.session)
         if session is not None:
-            own = _own_address(session)
             session.held = session.role is Role.CLIENT  # it was not Steered after all
-            text = f"{format_address(own)} cannot take the session: {event.why}"
-            self._step(out, session, Input.FAILED, _Why(Cause.INSTALL_FAILED, text, own))
+            self._step(out, session, Input.FAILED, install_failed(session, event.why))
         return out
 
     def _ended_event(self, event: Ended) -> Commands:
         out: Commands = []
-        session = self._sessions.get(event.session)
+        session = self._register.get(event.session)
         if session is not None:
             opening = session.state in (State.OPENING, State.CONFIRMING)
             cause = Cause.ABANDONED if opening else None
-            self._step(out, session, Input.ENDED, _Why(cause, event.why))
+            self._step(out, session, Input.ENDED, Why(cause, event.why))
         return out
 
     def _adopted(self, event: Adopted) -> Commands:
         view = event.view
         out: Commands = []
-        if view.session in self._sessions:
+        if view.session in self.sessions:
             return out
         client = view.position is Position.CLIENT
         state = State.ESTABLISHED if client else State.ADOPTED
@@ -293,8 +279,7 @@ class Node:
             view.chain, view.generation,
         )  # fmt: skip
         session.mss = view.mss
-        self._sessions[session.id] = session
-        self._index(session)
+        self._register.list(session)
         if session.right is not None:
             self.ports.adopt(session.right)
         if client:
@@ -309,47 +294,31 @@ class Node:
         """A SYN of a session that is not here: make it, or say why not."""
         syn, route = setup
         leg, me = syn.subsession, syn.chain[0]
-        if syn.session in self._ended:
-            self._refuse(out, syn, Cause.ABANDONED, "the session is over already")
-            return
-        if me.address != leg.dst or leg.proto != syn.supersession.proto:
-            self._refuse(out, syn, Cause.NOT_MINE, f"the chain starts at {_hop(me)} but was "
-                         f"sent for {leg}")  # fmt: skip
+        objection = self._objection(setup)
+        if objection is not None:
+            _refuse(out, syn, objection)
             return
         right = None
         if me.kind is not Position.SERVER:
-            following = syn.chain[1]
-            if route is None:
-                self._refuse(out, syn, Cause.NO_ROUTE, f"{format_address(leg.dst)} has no route "
-                             f"to {_hop(following)}", following.address)  # fmt: skip
-                return
-            if following.address in (leg.dst, route.source):
-                self._refuse(out, syn, Cause.LOOP, "the chain visits "
-                             f"{format_address(leg.dst)} twice in a row")  # fmt: skip
-                return
+            assert route is not None
             try:
-                right = self.ports.allocate(leg.proto, route.source, following.address)
+                right = self.ports.allocate(leg.proto, route.source, syn.chain[1].address)
             except PortsExhausted as error:
-                self._refuse(out, syn, Cause.NO_PORTS, str(error))
+                _refuse(out, syn, Why(Cause.NO_PORTS, str(error), leg.dst))
                 return
         session = Session(
             syn.session, me.kind, State.CONFIRMING if right is None else State.OPENING,
             syn.supersession, leg, right, syn.policy, syn.generation,
         )  # fmt: skip
-        self._sessions[session.id] = session
         self._start(out, session, setup)
 
     def _start(self, out: Commands, session: Session, setup: _SetUp) -> None:
         """Pass a SYN on and install; at the server, install and answer it."""
         syn, route = setup
         assert session.left is not None
-        for old in (
-            self._by_left.get(session.left),
-            self._by_supersession.get(session.supersession),
-        ):
-            if old is not None and old is not session and old.state < State.CLOSING:
-                self._step(out, old, Input.REPLACED, _replaced(session.supersession))
-        self._index(session)
+        for old in sorted(self._register.rivals(session), key=lambda old: old.id):
+            self._step(out, old, Input.REPLACED, replaced(session.supersession))
+        self._register.list(session)
         session.mtu = syn.mtu if route is None else min(syn.mtu, route.mtu)
         if session.right is not None:
             patience = syn.patience / 1000 * _PATIENCE_SHARE
@@ -367,12 +336,25 @@ class Node:
             out.append(Send(session.left.src, SynAck(session.id, session.left, session.mtu)))
         self._set_timer(out, session)
 
-    def _refuse(
-        self, out: Commands, syn: Syn, cause: Cause, text: str, blame: Address | None = None
-    ) -> None:
-        """Refuse without remembering: a SYN that comes again is refused again."""
-        leg = syn.subsession
-        out.append(Send(leg.src, Rst(syn.session, leg, cause, clip(text), blame or leg.dst)))
+    def _objection(self, setup: _SetUp) -> Why | None:
+        """What speaks against a new session at this host."""
+        syn, route = setup
+        leg, me = syn.subsession, syn.chain[0]
+        here = format_address(leg.dst)
+        if self._register.has_ended(syn.session):
+            return Why(Cause.ABANDONED, "the session is over already", leg.dst)
+        if me.address != leg.dst or leg.proto != syn.supersession.proto:
+            text = f"the chain starts at {describe_hop(me)} but was sent for {leg}"
+            return Why(Cause.NOT_MINE, text, leg.dst)
+        if me.kind is Position.SERVER:
+            return None
+        following = syn.chain[1]
+        if route is None:
+            text = f"{here} has no route to {describe_hop(following)}"
+            return Why(Cause.NO_ROUTE, text, following.address)
+        if following.address in (leg.dst, route.source):
+            return Why(Cause.LOOP, f"the chain visits {here} twice in a row", leg.dst)
+        return None
 
     # -- actions, one method for each of the table's ------------------------------------
 
@@ -440,18 +422,18 @@ class Node:
         syn = detail.syn
         if session.right is not None and session.right.dst != syn.chain[1].address:
             text = "the session was set up again with another chain"
-            self._step(out, session, Input.REPLACED, _Why(Cause.NOT_MINE, text))
+            self._step(out, session, Input.REPLACED, Why(Cause.NOT_MINE, text))
             return
         if session.left != syn.subsession:
             out.append(Remove(session.view))
-            self._unindex(session)
+            self._register.unlist(session)
             session.left = syn.subsession
         self._start(out, session, detail)
 
     def _close(self, out: Commands, session: Session, detail: object) -> None:
-        assert isinstance(detail, _Why)
+        assert isinstance(detail, Why)
         cause, text, blame, left_knows, right_knows = detail
-        self._unindex(session)
+        self._register.unlist(session)
         if session.held:
             session.held = False
             out.append(Refuse(session.supersession, session.fail_open, text, blame))
@@ -472,13 +454,13 @@ class Node:
             self._forget(out, session, None)
             return
         if ending.left and session.left is not None:
-            out.append(Send(session.left.src, _notice(session.id, session.left, ending)))
+            out.append(Send(session.left.src, notice(session.id, session.left, ending)))
         if ending.right and session.right is not None:
-            out.append(Send(session.right.dst, _notice(session.id, session.right, ending)))
+            out.append(Send(session.right.dst, notice(session.id, session.right, ending)))
         self._set_timer(out, session)
 
     def _tick_off(self, out: Commands, session: Session, detail: object) -> None:
-        assert isinstance(detail, _Why)
+        assert isinstance(detail, Why)
         assert session.ending is not None
         session.ending = ending = session.ending._replace(
             left=session.ending.left and not detail.left_knows,
@@ -491,12 +473,7 @@ class Node:
         assert session.ending is not None
         session.state = State.GONE
         session.delay = 0.0
-        del self._sessions[session.id]
-        self._remember_ended(session.id)
-        if not self._sessions:  # give the memory of a busy day back, which deleting does not
-            self._sessions.clear()
-            self._by_left.clear()
-            self._by_supersession.clear()
+        self._register.forget(session)
         if session.right is not None:
             self.ports.release(session.right)
         out.append(CancelTimer(session.id))
@@ -522,28 +499,10 @@ class Node:
         session.delay = min(delay, self._limit(session) - session.waited)
         out.append(SetTimer(session.id, session.delay))
 
-    def _index(self, session: Session) -> None:
-        self._by_supersession[session.supersession] = session
-        if session.left is not None:
-            self._by_left[session.left] = session
-
-    def _unindex(self, session: Session) -> None:
-        if self._by_supersession.get(session.supersession) is session:
-            del self._by_supersession[session.supersession]
-        if session.left is not None and self._by_left.get(session.left) is session:
-            del self._by_left[session.left]
-
-    def _remember_ended(self, session: int) -> None:
-        if session not in self._ended:
-            self._ended.add(session)
-            self._ended_order.append(session)
-            if len(self._ended_order) > _ENDED_IDS:
-                self._ended.remove(self._ended_order.popleft())
-
     def _new_id(self) -> int:
         while True:
             session = self._rng.getrandbits(64)
-            if session and session not in self._sessions and session not in self._ended:
+            if session and session not in self.sessions and not self._register.has_ended(session):
                 return session
 
 
@@ -551,19 +510,15 @@ def _check_visits(chain: tuple[Hop, ...], own: Address) -> None:
     visited = {own}
     for hop in chain:
         if hop.address in visited:
-            raise M2MError(f"the chain visits {_hop(hop)} twice: name each host once")
+            raise M2MError(f"the chain visits {describe_hop(hop)} twice: name each host once")
         visited.add(hop.address)
 
 
-def _hop(hop: Hop) -> str:
-    return f"{hop.nf or 'server'} at {format_address(hop.address)}"
-
-
-def _own_address(session: Session) -> Address:
-    if session.left is not None:
-        return session.left.dst
-    assert session.right is not None
-    return session.right.src
+def _refuse(out: Commands, syn: Syn, why: Why) -> None:
+    """Refuse without remembering: a SYN that comes again is refused again."""
+    leg = syn.subsession
+    assert why.cause is not None
+    out.append(Send(leg.src, Rst(syn.session, leg, why.cause, clip(why.text), why.blame)))
 
 
 def _mss(session: Session) -> int:
@@ -572,34 +527,6 @@ def _mss(session: Session) -> int:
     if flow.proto != Proto.TCP:
         return 0
     return session.mtu - (_HEADERS_V4 if is_ipv4(flow.dst) else _HEADERS_V6)
-
-
-def _replaced(flow: Flow) -> _Why:
-    return _Why(Cause.REPLACED, f"{flow} was opened anew")
-
-
-def _silent(session: Session) -> _Why:
-    """Whose fault it is that a session stayed in its state too long."""
-    if session.opening is not None:
-        silent = session.opening.syn.chain[0]
-        return _Why(Cause.TIMEOUT, f"{_hop(silent)} does not answer", silent.address)
-    if session.left is not None:
-        text = f"{format_address(session.left.src)} does not confirm the session"
-        return _Why(Cause.TIMEOUT, text, session.left.src)
-    return _Why(Cause.TIMEOUT, "the next host does not answer")
-
-
-def _unknown(peer: Address, message: Ack | SynAck) -> Commands:
-    leg = message.subsession
-    own = leg.dst if isinstance(message, Ack) else leg.src
-    text = f"{format_address(own)} has no such session"
-    return [Send(peer, Rst(message.session, leg, Cause.UNKNOWN_SESSION, text, own))]
-
-
-def _notice(session: int, leg: Flow, ending: Ending) -> Message:
-    if ending.cause is None:
-        return Fin(session, leg)
-    return Rst(session, leg, ending.cause, ending.text, ending.blame)
 
 
 _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given, settings
@@ -32,7 +33,7 @@ seeds = st.integers(0, 2**32)
 times = st.floats(0, TROUBLE)
 
 
-def script(fate: list[Fate]):
+def script(fate: list[Fate]) -> Callable[[], Fate]:
     """These fates for the first datagrams, and good ones for all others."""
     queue = iter(fate)
     return lambda: next(queue, PROMPT)
@@ -77,6 +78,24 @@ def test_any_fate_of_any_message(hops: int, fate: list[Fate], fail_open: bool) -
     (verdict,) = world.client.verdicts
     assert isinstance(verdict, Steer) or (verdict.fail_open == fail_open and verdict.why)
     assert bool(world.ids()) <= isinstance(verdict, Steer)
+
+
+@given(
+    middleboxes,
+    st.dictionaries(
+        st.integers(0, 40), st.sampled_from([LOST, DOUBLED, LATE, LATE_DOUBLE]), max_size=4
+    ),
+)
+@settings(max_examples=150 * MANY)
+def test_a_few_faults_are_made_good(hops: int, faults: dict[int, Fate]) -> None:
+    """Agreement could be had by refusing everything; that is not what retransmission is for."""
+    world = World(hops, random.Random(1), fate=script([faults.get(n, PROMPT) for n in range(41)]))
+    world.open(0)
+    world.run(1.0)
+    assert [type(verdict) for verdict in world.client.verdicts] == [Steer]
+    world.run(CALM)
+    assert world.ids()
+    world.check_agreement()
 
 
 @given(middleboxes, fates, st.data())

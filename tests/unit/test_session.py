@@ -848,5 +848,6 @@ def test_many_sessions_cost_little_and_leave_nothing() -> None:
         node.handle(Received(CLIENT, FinAck(session.id, session.left or FIRST)))
         node.handle(Received(IDS, FinAck(session.id, session.right or SECOND)))
     assert node.ports.in_use == 0
-    tables: tuple[Any, ...] = (node._sessions, node._by_left, node._by_supersession)
+    register = node._register
+    tables: tuple[Any, ...] = (register._by_id, register._by_left, register._by_supersession)
     assert all(sys.getsizeof(table) == sys.getsizeof({}) for table in tables)
