@@ -17,7 +17,11 @@ class Send(NamedTuple):
 
 
 class Install(NamedTuple):
-    """Put the entries of this view into the datapath; answer with InstallFailed if it cannot."""
+    """Put the entries of this view into the datapath.
+
+    If it cannot, the commands behind this one are not carried out: InstallFailed is handled, and
+    what it brings is done in their place.
+    """
 
     view: SessionView
 
