@@ -195,13 +195,12 @@ def event_line(event: Event) -> Text:
 
 def count(value: float, unit: str = "") -> str:
     """A number in at most three digits and its unit: ``12``, ``3.4k``, ``560 MB``."""
-    gap = " " if unit else ""
-    for letter in ("", "k", "M", "G", "T"):
-        if value < 999.5:
-            digits = f"{value:.1f}" if letter and value < 99.95 else f"{value:.0f}"
-            return f"{digits}{gap}{letter}{unit}"
-        value /= 1000
-    return f"{value:.0f}{gap}P{unit}"
+    letters = iter(("", "k", "M", "G", "T", "P"))
+    letter = next(letters)
+    while value >= 999.5 and letter != "P":
+        value, letter = value / 1000, next(letters)
+    digits = f"{value:.1f}" if letter and value < 99.95 else f"{value:.0f}"
+    return f"{digits}{' ' if unit else ''}{letter}{unit}"
 
 
 def _table(*columns: str) -> Table:
