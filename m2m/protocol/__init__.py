@@ -1,1 +1,16 @@
-"""The session protocol, without I/O: events in, commands out."""
+"""The session protocol, without I/O: events in, commands out.
+
+::
+
+    flow         5-tuples and addresses
+    translation  what one host does to a session's packets: the link to the datapath
+    wire         the control messages and their bytes
+    association  sealing and opening datagrams: authentic, and new
+    events       everything a node is ever told
+    commands     everything it asks for
+    ports        which pair of ports names a subsession
+    session      the state machines: one table, and why it ends well
+    register     which sessions are here, and which were lately
+    reasons      why sessions end, in words and in messages
+    node         one host's end of the protocol, carrying out the table
+"""
