@@ -55,28 +55,32 @@ struct m2m_entry {
 	/*
 	 * m2m_key_tag() of the entry's own key. First, because elements are filled front to
 	 * back: who sees any part of a new entry then sees its tag too.
+	 *
+	 * What every packet needs stands together, next to the key: with many entries the
+	 * cache lines fetched are what a look-up costs.
 	 */
 	u32 tag;
 	u32 ifindex; /* where M2M_SEND leaves; 0: no next hop is known */
-	u64 session; /* 0: M2M_PASS and M2M_DROP */
-	u64 packets; /* a GSO packet counts as its segments */
-	u64 bytes;   /* IP total length of those */
-	u32 last_seen; /* ticks; of the last packet, or of the installation */
-	u32 max_seq; /* m2m_seq_end(), the largest; its first value is the ISN + 1 */
-	u32 chain;
-	u32 generation;
 	u8 role;
 	u8 flags;
 	u16 mss; /* clamp of the option in SYN segments, 0: leave it */
 	u16 mtu; /* of the next link, 0: no limit */
 	u16 addr_diff; /* checksum difference of the addresses, see m2m_entry_seal() */
-	__be16 sport; /* the new header ... */
+	__be16 sport; /* the new header */
 	__be16 dport;
-	__be16 super_sport; /* ... and the supersession's, in direction client to server */
-	__be16 super_dport;
+	u32 last_seen; /* ticks; of the last packet, or of the installation */
+	u32 max_seq; /* m2m_seq_end(), the largest; its first value is the ISN + 1 */
+	u32 chain;
 	struct m2m_addr src;
 	struct m2m_addr dst;
 	struct m2m_addr next_hop;
+	u64 packets; /* a GSO packet counts as its segments */
+	u64 bytes;   /* IP total length of those */
+
+	u64 session; /* 0: M2M_PASS and M2M_DROP */
+	u32 generation;
+	__be16 super_sport; /* the supersession, in direction client to server */
+	__be16 super_dport;
 	struct m2m_addr super_src;
 	struct m2m_addr super_dst;
 };

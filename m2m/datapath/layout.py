@@ -22,13 +22,13 @@ KEY_SIZE = 40
 _HOOK_OFFSET = 37
 _KEY_TAILS = {Hook.IN: b"\0\0\0", Hook.OUT: b"\1\0\0"}
 
-# tag ifindex session packets bytes last_seen max_seq chain generation role flags mss mtu
-# addr_diff, ports of the new header, of the supersession; addresses of the new header, next hop,
-# addresses of the supersession
-_ENTRY = struct.Struct("=IIQQQIIIIBBHHH4s4s32s16s32s")
+# tag ifindex role flags mss mtu addr_diff, ports of the new header, last_seen max_seq chain,
+# addresses of the new header, next hop, packets bytes session generation, ports and addresses of
+# the supersession
+_ENTRY = struct.Struct("=IIBBHHH4sIII32s16sQQQI4s32s")
 ENTRY_SIZE = _ENTRY.size
 _SEEN_FIN, _SEEN_RST, _SEEN_SEQ = 1, 2, 4
-_ROLE_OFFSET, _LAST_SEEN_OFFSET = 48, 32
+_ROLE_OFFSET, _LAST_SEEN_OFFSET, _SESSION = 8, 20, slice(96, 104)
 _NO_HOP = bytes(16)
 
 _RULE = struct.Struct("=16s16s16s16sHHHHBBBBI")
@@ -86,9 +86,9 @@ def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
     hop = entry.hop
     ifindex, gateway, mtu = hop if hop is not None else (0, _NO_HOP, 0)
     value = _ENTRY.pack(
-        0, ifindex, entry.session, 0, 0, now, 0, entry.chain, entry.generation,
-        entry.action | entry.toward << 2 | entry.position << 3, 0, entry.mss, min(mtu, 0xFFFF), 0,
-        new[32:36], old[32:36], new[:32], gateway, old[:32],
+        0, ifindex, entry.action | entry.toward << 2 | entry.position << 3, 0, entry.mss,
+        min(mtu, 0xFFFF), 0, new[32:36], now, 0, entry.chain, new[:32], gateway,
+        0, 0, entry.session, entry.generation, old[32:36], old[:32],
     )  # fmt: skip
     return key, seal(key, value)
 
@@ -96,8 +96,8 @@ def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
 def unpack_row(key: bytes, value: bytes, now: int) -> Row:
     """The entry and its counters at *now* (ticks)."""
     (
-        _, ifindex, session, packets, octets, last_seen, max_seq, chain, generation, role, flags,
-        mss, mtu, _, new_ports, old_ports, new, gateway, old,
+        _, ifindex, role, flags, mss, mtu, _, new_ports, last_seen, max_seq, chain, new, gateway,
+        packets, octets, session, generation, old_ports, old,
     ) = _ENTRY.unpack(value)  # fmt: skip
     match = Flow.unpack(key)
     tail = key[36:]
@@ -129,7 +129,7 @@ def unpack_row(key: bytes, value: bytes, now: int) -> Row:
 
 def session_of(value: bytes) -> int:
     """The session of a packed entry; 0 for flows that are passed or refused."""
-    return int.from_bytes(value[8:16], "little" if struct.pack("=H", 1)[0] else "big")
+    return int.from_bytes(value[_SESSION], "little" if struct.pack("=H", 1)[0] else "big")
 
 
 def says_nothing(value: bytes, now: int) -> bool:

@@ -15,7 +15,7 @@ from m2m.datapath import DatapathError
 from m2m.datapath._bpf import BpfError, Map, Object
 from m2m.errors import ConfigError, UnsupportedHost
 
-__all__ = ["PINS", "Pins"]
+__all__ = ["PINS", "Pins", "directory_of", "read_object"]
 
 PINS = Path("/sys/fs/bpf/m2m")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
@@ -29,6 +29,17 @@ def directory_of(name: str) -> Path:
             " 63 characters at most (--name)"
         )
     return PINS / name.replace(".", ":")
+
+
+def read_object(source: Path) -> Object:
+    """A compiled BPF object, not loaded yet. Raises :exc:`UnsupportedHost`."""
+    try:
+        return Object(source)
+    except BpfError as error:
+        raise UnsupportedHost(
+            f"{source} is missing or no BPF object ({error.strerror}); build it:"
+            " pip install -e . (or: sudo make setup)"
+        ) from error
 
 
 class Pins:
@@ -72,13 +83,7 @@ class Pins:
 
         *sizes* are the entries of maps that are made anew. Raises :exc:`UnsupportedHost`.
         """
-        try:
-            loaded = Object(source)
-        except BpfError as error:
-            raise UnsupportedHost(
-                f"{source} is missing or no BPF object ({error.strerror}); build it:"
-                " pip install -e . (or: sudo make setup)"
-            ) from error
+        loaded = read_object(source)
         fresh = []
         try:
             for name in loaded.map_names():

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What an entry learns from the packets that pass. */
+#ifndef M2M_BPF_ACCOUNT_H
+#define M2M_BPF_ACCOUNT_H
+
+#include "packet.h"
+
+/*
+ * Note what has passed. Counters are atomic: the two hooks of a busy host run on several CPUs for
+ * one flow (retransmissions by timer, steering by the device), and uncontended atomics cost a few
+ * nanoseconds. The rest is marks of which the last or the largest counts. An element recycled for
+ * another flow just now may get one packet too many counted; its translation is safe
+ * (m2m_edit_of).
+ */
+static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2m_key *key,
+					const struct m2m_headers *headers,
+					const struct m2m_wire *wire, u32 now)
+{
+	__sync_fetch_and_add(&entry->packets, wire->packets);
+	__sync_fetch_and_add(&entry->bytes, wire->bytes);
+	if (entry->last_seen != now)
+		entry->last_seen = now;
+	if (key->tuple.proto == M2M_PROTO_TCP && !headers->later_fragment) {
+		u8 tcp = headers->tcp_flags, marks = M2M_SEEN_SEQ, flags = entry->flags;
+		u32 payload = headers->len - (headers->l4 - M2M_L3) - headers->l4_len;
+		u32 end = m2m_seq_end(headers->seq, payload, tcp & M2M_TCP_SYN, tcp & M2M_TCP_FIN);
+		u32 seen = entry->max_seq;
+		int tries;
+
+		if (tcp & M2M_TCP_FIN)
+			marks |= M2M_SEEN_FIN;
+		if (tcp & M2M_TCP_RST)
+			marks |= M2M_SEEN_RST;
+		for (tries = 0; tries < 4; tries++) {
+			u32 found;
+
+			if (flags & M2M_SEEN_SEQ && !m2m_seq_after(end, seen))
+				break;
+			found = __sync_val_compare_and_swap(&entry->max_seq, seen, end);
+			if (found == seen)
+				break;
+			seen = found;
+		}
+		if ((flags & marks) != marks)
+			entry->flags = flags | marks;
+	}
+}
+
+#endif /* M2M_BPF_ACCOUNT_H */
