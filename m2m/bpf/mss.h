@@ -36,8 +36,10 @@ static long m2m_next_option(u32 step, void *context)
 		search->found = at;
 		return 1;
 	}
-	search->at = at + (kind == M2M_TCPOPT_NOP || size < 2 ? 1 : size);
-	return 0;
+	if (kind == M2M_TCPOPT_NOP)
+		size = 1;
+	search->at = at + size;
+	return size == 0; /* no option is that short: what follows cannot be told */
 }
 
 /*

@@ -1,0 +1,257 @@
+"""The tc programs on single packets, run by the kernel without any network (BPF_PROG_RUN).
+
+What they write is held against packets whose checksums are computed in full.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import m2m
+from m2m.datapath import Reason, layout
+from m2m.datapath._bpf import Object
+from m2m.datapath.tables import Config
+from m2m.protocol.flow import Flow, Proto, parse_address
+from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
+from tests.support import packets
+
+pytestmark = pytest.mark.needs("bpf")
+
+PASS, SHOT, REDIRECT = -1 & 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, _SHOT, _REDIRECT
+ETHERNET = bytes(12) + b"\x08\x00"
+MORE_FRAGMENTS = 0x2000
+HERE = "10.0.1.254"
+
+
+class Kernel:
+    """The object, loaded but attached to nothing."""
+
+    def __init__(self) -> None:
+        loaded = Object(Path(m2m.__file__).parent / "bpf" / "m2m.bpf.o")
+        loaded.load()
+        self._programs = {Hook.IN: loaded.program("m2m_in"), Hook.OUT: loaded.program("m2m_out")}
+        self._flows = loaded.map("flows")
+        self._reasons = loaded.map("reasons")
+        loaded.map("addresses").update(parse_address(HERE), b"\1")
+        config = Config(loaded.map("config"))
+        config[layout.PORT_LO], config[layout.PORT_HI] = 61000, 65535
+        config.close()
+
+    def install(
+        self, hook: Hook, match: Flow, rewrite: Flow, action: Action = Action.SEND,
+        mtu: int = 1500, mss: int = 0,
+    ) -> bytes:  # fmt: skip
+        hop = NextHop(1, rewrite.dst, mtu) if action is Action.SEND else None
+        entry = Entry(
+            1, hook, match, rewrite, action, Toward.RIGHT, Position.TAP, match, mss, hop=hop
+        )
+        key, value = layout.pack_entry(entry, layout.now_ticks())
+        self._flows.update(key, value)
+        return key
+
+    def run(self, hook: Hook, packet: bytes) -> tuple[int, bytes]:
+        """What the program returns, and the packet after it."""
+        action, frame, _, _ = self._programs[hook].run(ETHERNET + packet)
+        assert frame is not None
+        return action, frame[len(ETHERNET) :]
+
+    def row(self, key: bytes) -> layout.Row:
+        value = self._flows.lookup(key)
+        assert value is not None
+        return layout.unpack_row(key, value, layout.now_ticks())
+
+    def reasons(self) -> dict[Reason, int]:
+        found = {}
+        for reason in Reason:
+            counts = self._reasons.lookup(struct.pack("=I", reason)) or b""
+            if total := sum(struct.unpack(f"={len(counts) // 8}Q", counts)):
+                found[reason] = total
+        return found
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    return Kernel()
+
+
+def left(proto: Proto = Proto.TCP) -> Flow:
+    return Flow.of(proto, "10.0.1.1", 61001, HERE, 63001)
+
+
+def right(proto: Proto = Proto.TCP) -> Flow:
+    return Flow.of(proto, "10.0.2.254", 61777, "10.0.2.1", 64777)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x", b"even", b"odd" * 333], ids=len)
+@pytest.mark.parametrize("proto", list(Proto))
+def test_a_translated_packet_is_as_if_built_anew(
+    kernel: Kernel, proto: Proto, payload: bytes
+) -> None:
+    kernel.install(Hook.IN, left(proto), right(proto))
+    build = packets.tcp if proto is Proto.TCP else packets.udp
+    action, packet = kernel.run(Hook.IN, build(left(proto), payload=payload, ttl=9, ident=7))
+    assert action == REDIRECT
+    assert packet == build(right(proto), payload=payload, ttl=8, ident=7)
+
+
+def test_what_leaves_the_stack_keeps_its_ttl(kernel: Kernel) -> None:
+    kernel.install(Hook.OUT, left(), right())
+    assert kernel.run(Hook.OUT, packets.tcp(left(), ttl=1)) == (
+        REDIRECT, packets.tcp(right(), ttl=1)
+    )  # fmt: skip
+
+
+def test_delivery_keeps_the_ttl_and_goes_on_to_the_stack(kernel: Kernel) -> None:
+    kernel.install(Hook.IN, left(), right(), Action.DELIVER)
+    assert kernel.run(Hook.IN, packets.tcp(left(), ttl=1)) == (PASS, packets.tcp(right(), ttl=1))
+
+
+def test_a_udp_packet_without_checksum_stays_so(kernel: Kernel) -> None:
+    kernel.install(Hook.IN, left(Proto.UDP), right(Proto.UDP))
+    bare = packets.udp(left(Proto.UDP), payload=b"bare", with_checksum=False)
+    expected = packets.udp(right(Proto.UDP), payload=b"bare", with_checksum=False, ttl=63)
+    assert kernel.run(Hook.IN, bare) == (REDIRECT, expected)
+
+
+def test_ip_options_are_stepped_over(kernel: Kernel) -> None:
+    kernel.install(Hook.IN, left(), right())
+    segment, translated = (
+        packets.tcp(left(), payload=b"data"),
+        packets.tcp(right(), payload=b"data"),
+    )
+    option = b"\x94\x04\x00\x00"  # router alert
+    action, packet = kernel.run(Hook.IN, packets.ipv4(left(), segment[20:], options=option))
+    assert action == REDIRECT
+    assert packet == packets.ipv4(right(), translated[20:], options=option, ttl=63)
+
+
+@pytest.mark.parametrize(
+    ("options", "clamped"),
+    [
+        (b"\x02\x04\x05\xb4", b"\x02\x04\x05\x50"),
+        (b"\x01\x02\x04\x05\xb4", b"\x01\x02\x04\x05\x50"),  # at an odd offset
+        (b"\x04\x02\x08\x0a12345678\x02\x04\x05\xb4", b"\x04\x02\x08\x0a12345678\x02\x04\x05\x50"),
+        (b"\x02\x04\x02\x18", b"\x02\x04\x02\x18"),  # small enough
+        (b"\x04\x02", b"\x04\x02"),  # none there
+        (b"\x00\x02\x04\x05\xb4", b"\x00\x02\x04\x05\xb4"),  # after the end of the options
+        (b"\x08\x00\x02\x04\x05\xb4", b"\x08\x00\x02\x04\x05\xb4"),  # a size that cannot be
+        (b"\x01" * 36 + b"\x02\x04\x05\xb4", b"\x01" * 36 + b"\x02\x04\x05\x50"),  # the last
+        (b"\x01" * 38 + b"\x02\x04", b"\x01" * 38 + b"\x02\x04"),  # cut short
+    ],
+)
+def test_syn_segments_are_clamped(kernel: Kernel, options: bytes, clamped: bytes) -> None:
+    kernel.install(Hook.IN, left(), right(), mss=1360)
+    for flags in (packets.SYN, packets.SYN | packets.ACK):
+        _, packet = kernel.run(Hook.IN, packets.tcp(left(), flags=flags, options=options))
+        assert packet == packets.tcp(right(), flags=flags, options=clamped, ttl=63)
+
+
+def test_other_segments_are_not_clamped(kernel: Kernel) -> None:
+    kernel.install(Hook.IN, left(), right(), mss=1360)
+    option = b"\x02\x04\x05\xb4"
+    _, packet = kernel.run(Hook.IN, packets.tcp(left(), options=option))
+    assert packet == packets.tcp(right(), options=option, ttl=63)
+
+
+def test_fragments_follow_their_first(kernel: Kernel) -> None:
+    key = kernel.install(Hook.IN, left(Proto.UDP), right(Proto.UDP))
+    datagram = packets.udp(left(Proto.UDP), payload=bytes(range(256)) * 8)[20:]
+    expected = packets.udp(right(Proto.UDP), payload=bytes(range(256)) * 8)[20:]
+    for start, more in ((0, MORE_FRAGMENTS), (1024, MORE_FRAGMENTS), (2048, 0)):
+        place = more | start // 8
+        cut = slice(start, start + 1024)
+        action, packet = kernel.run(
+            Hook.IN, packets.ipv4(left(Proto.UDP), datagram[cut], fragment=place, ident=77)
+        )
+        assert action == REDIRECT
+        assert packet == packets.ipv4(
+            right(Proto.UDP), expected[cut], fragment=place, ident=77, ttl=63
+        )
+    assert kernel.row(key).counters.packets == 3
+
+
+def test_a_later_fragment_without_its_first(kernel: Kernel) -> None:
+    """Only between hosts whose subsessions are fragmented is it taken for one of those."""
+    orphan = packets.ipv4(left(Proto.UDP), b"later" * 8, fragment=64, ident=5)
+    assert kernel.run(Hook.IN, orphan) == (PASS, orphan)
+    kernel.install(Hook.IN, left(Proto.UDP), right(Proto.UDP))
+    first = packets.udp(left(Proto.UDP), payload=bytes(256))[20:]
+    kernel.run(Hook.IN, packets.ipv4(left(Proto.UDP), first, fragment=MORE_FRAGMENTS, ident=6))
+    assert kernel.run(Hook.IN, orphan)[0] == SHOT
+    assert kernel.reasons() == {Reason.FRAGMENT_UNKNOWN: 1}
+
+
+def test_each_drop_has_its_reason(kernel: Kernel) -> None:
+    """I8."""
+    kernel.install(Hook.IN, left(), right(), mtu=1400)
+    assert kernel.run(Hook.IN, packets.tcp(left(), ttl=1))[0] == SHOT
+    assert kernel.reasons() == {Reason.TTL_EXPIRED: 1}
+    assert kernel.run(Hook.IN, packets.tcp(left(), payload=bytes(1361)))[0] == SHOT
+    assert kernel.run(Hook.IN, packets.tcp(left(), payload=bytes(1360)))[0] == REDIRECT
+    assert kernel.reasons() == {Reason.TTL_EXPIRED: 1, Reason.TOO_BIG: 1}
+    short = packets.ipv4(left(), packets.tcp(left())[20:32])
+    assert kernel.run(Hook.IN, short)[0] == SHOT
+    assert kernel.reasons()[Reason.TRUNCATED] == 1
+    unknown = left()._replace(sport=61002)
+    assert kernel.run(Hook.IN, packets.tcp(unknown))[0] == SHOT
+    assert kernel.reasons()[Reason.NO_ENTRY] == 1
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        packets.tcp(Flow.of(Proto.TCP, "10.0.1.1", 40000, HERE, 80)),
+        packets.tcp(Flow.of(Proto.TCP, "10.0.1.1", 40000, HERE, 63001)),
+        packets.tcp(Flow.of(Proto.TCP, "10.0.1.1", 61001, "10.0.9.9", 63001)),  # passes through
+        packets.ipv4(Flow.of(1, "10.0.1.1", 0, HERE, 0), b"\x08\0\0\0\0\0\0\0"),
+        packets.tcp(left())[:20] + b"\0\0\0\0",
+        b"\x60" + bytes(60),
+    ],
+    ids=["other", "one port ours", "not to us", "icmp", "no ports", "not IPv4"],
+)
+@pytest.mark.parametrize("hook", list(Hook))
+def test_i7_what_is_none_of_ours_is_untouched(kernel: Kernel, hook: Hook, packet: bytes) -> None:
+    assert kernel.run(hook, packet) == (PASS, packet)
+    assert not kernel.reasons()
+
+
+def test_counters(kernel: Kernel) -> None:
+    key = kernel.install(Hook.IN, left(), right())
+    top = 0xFFFFFFF0
+    for seq, payload in ((top, b"a" * 10), (top + 10, b"b" * 20), (top - 50, b"c")):
+        kernel.run(Hook.IN, packets.tcp(left(), seq=seq & 0xFFFFFFFF, payload=payload))
+    counters = kernel.row(key).counters
+    assert (counters.packets, counters.bytes) == (3, 3 * 40 + 31)
+    assert counters.max_seq == 14  # past the wrap, RFC 1982
+    assert not counters.fin
+    kernel.run(Hook.IN, packets.tcp(left(), seq=14, flags=packets.FIN | packets.ACK))
+    counters = kernel.row(key).counters
+    assert (counters.fin, counters.rst, counters.max_seq) == (True, False, 15)
+    kernel.run(Hook.IN, packets.tcp(left(), seq=15, flags=packets.RST))
+    assert kernel.row(key).counters.rst
+
+
+def test_a_recycled_element_is_not_found(kernel: Kernel) -> None:
+    """An entry whose tag is another key's is as good as none."""
+    key = kernel.install(Hook.IN, left(), right())
+    value = kernel._flows.lookup(key)
+    assert value is not None
+    kernel._flows.update(key, bytes(4) + value[4:])
+    assert kernel.run(Hook.IN, packets.tcp(left()))[0] == SHOT
+    assert kernel.reasons() == {Reason.NO_ENTRY: 1}
+
+
+def test_a_refusal_runs_out(kernel: Kernel) -> None:
+    flow = Flow.of(Proto.TCP, "10.0.1.1", 40000, "10.0.9.9", 80)
+    key = kernel.install(Hook.OUT, flow, flow, Action.DROP)
+    packet = packets.tcp(flow)
+    assert kernel.run(Hook.OUT, packet)[0] == SHOT
+    value = bytearray(kernel._flows.lookup(key) or b"")
+    struct.pack_into("=I", value, 20, layout.now_ticks() - layout.ticks(1.1) & 0xFFFFFFFF)
+    kernel._flows.update(key, bytes(value))
+    assert kernel.run(Hook.OUT, packet) == (PASS, packet)
+    assert kernel.reasons() == {Reason.REFUSED: 1}
