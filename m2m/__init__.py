@@ -4,6 +4,7 @@ The rooms of the package, each importing only from those above it::
 
     errors      what a person is told when something is wrong
     auth        the domain key under which everything is authenticated
+    logs        what the daemons write to standard error
     protocol    sans-IO: flows, wire format, the session machines, port allocation
     policy      the language, its compiler, the policy server and its store
     datapath    the contract that the kernel part fulfils, and its implementations
