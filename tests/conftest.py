@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def require(*needs: str) -> None:
     """Go on only where all *needs* are met (see :mod:`tests.support.capabilities`)."""
-    reasons = [reason for need in needs if (reason := missing(need))]
+    reasons = dict.fromkeys(reason for need in needs if (reason := missing(need)))
     if reasons and IN_CI:
         pytest.fail("; ".join(reasons), pytrace=False)
     if reasons:

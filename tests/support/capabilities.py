@@ -30,8 +30,6 @@ def _root() -> str | None:
 
 def _tried(*command: str) -> str | None:
     """None when *command* succeeds in a network namespace of its own, else what it said."""
-    if refused := _root():
-        return refused
     done = subprocess.run(
         ["unshare", "--net", *command], capture_output=True, text=True, check=False
     )
@@ -42,6 +40,8 @@ def _tried(*command: str) -> str | None:
 
 
 def _netns() -> str | None:
+    if refused := _root():
+        return refused
     refused = _tried("ip", "link", "add", "veth-a", "type", "veth", "peer", "name", "veth-b")
     return refused and f"no network namespace with veth links can be made here ({refused})"
 
@@ -74,6 +74,8 @@ def _bpffs() -> str | None:
 
 
 def _nfqueue() -> str | None:
+    if refused := _root():
+        return refused
     refused = _tried(
         "iptables", "-t", "mangle", "-A", "OUTPUT", "-m", "bpf", "--bytecode", "1,6 0 0 1",
         "-j", "NFQUEUE", "--queue-num", "0",

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import trio
+import trio.testing
 
 from m2m.datapath import Datapath, Limits
 from m2m.datapath.bpf import EbpfDatapath
@@ -135,6 +136,8 @@ class EbpfRig(Rig):
             (self._left if flow.src in (LEFT, CLIENT) else self._right).send(data)
 
     async def seen(self) -> list[Seen]:
+        # The agent may have yet to read, and to let go, packets of flows that are released.
+        await trio.testing.wait_all_tasks_blocked()
         self._sentinels += 1
         mark = b"nothing is under way %d" % self._sentinels
 
