@@ -351,12 +351,14 @@ cdef class Program(_Descriptor):
 
 
 cdef class Object:
-    """A compiled BPF object: open, adjust, load."""
+    """A compiled BPF object: open, adjust, load; owns the maps and programs it hands out."""
 
     cdef bpf_object *_object
+    cdef list _given
 
     def __init__(self, path):
         cdef const char *where
+        self._given = []
         encoded = os.fsencode(path)
         where = encoded
         m2m_forget()
@@ -372,6 +374,13 @@ cdef class Object:
         if self._object is not NULL:
             bpf_object__close(self._object)
             self._object = NULL
+        for each in self._given:
+            each.close()
+        self._given.clear()
+
+    cdef _give(self, each):
+        self._given.append(each)
+        return each
 
     cdef bpf_map *_find(self, str name) except NULL:
         cdef bpf_map *found = NULL
@@ -406,7 +415,7 @@ cdef class Object:
             raise _error("cannot load the BPF programs", -result)
 
     def map(self, str name):
-        return Map(os.dup(bpf_map__fd(self._find(name))))
+        return self._give(Map(os.dup(bpf_map__fd(self._find(name)))))
 
     def program(self, str name):
         cdef bpf_program *found = NULL
@@ -414,7 +423,7 @@ cdef class Object:
             found = bpf_object__find_program_by_name(self._object, name.encode())
         if found is NULL:
             raise KeyError(name)
-        return Program(os.dup(bpf_program__fd(found)))
+        return self._give(Program(os.dup(bpf_program__fd(found))))
 
 
 cdef class Link(_Descriptor):

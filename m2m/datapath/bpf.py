@@ -76,8 +76,7 @@ class EbpfDatapath(Datapath):
         self._ready.register(self._ticker.fileno(), select.EPOLLIN)
         self._ready.register(self._ring.fileno(), select.EPOLLIN)
         self._ready.register(self._queue.fileno(), select.EPOLLIN)
-        loaded.close()
-        hold.close()
+        self._objects = loaded, hold
         self._sweeper.start()
 
     @classmethod
@@ -190,6 +189,8 @@ class EbpfDatapath(Datapath):
         self._ring.close()
         self._hold_tables.close()
         self._tables.close()
+        for loaded in self._objects:
+            loaded.close()
         self._pins.release(keep=keep)
 
     # -- first packets ------------------------------------------------------------------

@@ -90,6 +90,7 @@ class Pins:
                 existing = self.pinned_map(name)
                 if existing is not None:
                     loaded.reuse(name, existing)
+                    existing.close()
                     continue
                 fresh.append(name)
                 if name in sizes:

@@ -169,9 +169,8 @@ class Tables:
         return counts
 
     def close(self) -> None:
+        """The tables themselves belong to the object they were loaded with."""
         self.config.close()
-        for table in (self._flows, self._rules, self._addresses, self._reasons):
-            table.close()
 
 
 _TABLE_FULL = 7  # E2BIG
