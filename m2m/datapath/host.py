@@ -12,8 +12,8 @@ from m2m.errors import UnsupportedHost
 
 BPFFS = Path("/sys/fs/bpf")
 _OLDEST_KERNEL = (5, 17)  # for bpf_loop, the youngest of the helpers
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_BPF = 12, 21, 39
-_BPFFS_MAGIC = "bpf"
+_CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39
+_BPFFS = "bpf"
 
 
 def check() -> None:
@@ -38,14 +38,15 @@ def _check_kernel(release: str) -> None:
 
 
 def _check_privileges(capabilities: int) -> None:
-    needed = {"CAP_NET_ADMIN": _CAP_NET_ADMIN, "CAP_BPF": _CAP_BPF}
-    if capabilities >> _CAP_SYS_ADMIN & 1:
-        del needed["CAP_BPF"]
+    needed = {"CAP_NET_ADMIN": _CAP_NET_ADMIN}
+    if not capabilities >> _CAP_SYS_ADMIN & 1:  # which was all there was before 5.8
+        needed |= {"CAP_BPF": _CAP_BPF, "CAP_PERFMON": _CAP_PERFMON}
     missing = [name for name, bit in needed.items() if not capabilities >> bit & 1]
     if missing:
         raise UnsupportedHost(
             f"the eBPF datapath may not be used by user {os.geteuid()}, who lacks"
-            f" {' and '.join(missing)}; run the agent as root"
+            f" {' and '.join(missing)}; run the agent as root, with"
+            " these capabilities"
         )
 
 
@@ -56,11 +57,13 @@ def _effective_capabilities() -> int:
 
 
 def _is_mounted(place: Path) -> bool:
+    """Whether the BPF file system is the last one mounted there, and so the one to be seen."""
+    seen = ""
     for line in Path("/proc/thread-self/mounts").read_text().splitlines():
         _, where, kind, *_ = line.split()
-        if where == str(place) and kind == _BPFFS_MAGIC:
-            return True
-    return False
+        if where == str(place):
+            seen = kind
+    return seen == _BPFFS
 
 
 def _mount(place: Path) -> None:
@@ -69,12 +72,16 @@ def _mount(place: Path) -> None:
             f"{place} is missing, where the BPF file system belongs; the kernel was built without"
             " CONFIG_BPF_SYSCALL, or sysfs is not mounted (mount -t sysfs sysfs /sys)"
         )
-    done = subprocess.run(
-        ["mount", "-t", "bpf", "bpf", str(place)], capture_output=True, text=True, check=False
+    command = ["mount", "-t", "bpf", "bpf", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        said = f"{command[0]}: {error.strerror}"
+    else:
+        if done.returncode == 0:
+            return
+        said = (done.stderr.strip().splitlines() or ["mount says nothing"])[0]
+    raise UnsupportedHost(
+        f"the BPF file system cannot be mounted on {place} ({said}); mount it by hand, as root:"
+        f" {' '.join(command)}"
     )
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["mount says nothing"]
-        raise UnsupportedHost(
-            f"the BPF file system cannot be mounted on {place} ({said[-1]});"
-            f" mount it by hand: mount -t bpf bpf {place}"
-        )
