@@ -1,0 +1,75 @@
+"""Bulk data through one middlebox, beside plain IP forwarding through the same kind of host."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+import trio
+
+from m2m.lab.bench.labs import pair
+from m2m.lab.bench.report import Plan, Result, Say, interleave
+from m2m.lab.lab import Lab
+from m2m.lab.topology import Iperf3
+
+_PORT = 5201
+_UNSTEERED = 5202  # matches no policy: what M2M costs everybody else
+_OFFLOADS = ("tso", "gso", "gro", "tx", "rx")
+_PAPER = 14.2  # Gbit/s of one core, beside 14.6 of plain forwarding (§7.1)
+
+
+async def run(plan: Plan, say: Say) -> list[Result]:
+    """Gbit/s for 1 to 64 flows, offloads on and off."""
+    flows = plan.pick((1, 4, 16, 64), (1, 16))
+    rounds, seconds = plan.pick((9, 2), (2, 1))
+    results: list[Result] = []
+    for kind in plan.pick(("tap", "inline"), ("tap",)):
+        services = [Iperf3(ports=[_PORT, _UNSTEERED])]
+        async with pair(1, services, ports=(_PORT,), kind=kind) as (steered, plain):
+
+            async def compare(
+                name: str,
+                port: int,
+                count: int,
+                paper: float | None = None,
+                ours: Lab = steered,
+                peer: Lab = plain,
+            ) -> None:
+                say(name)
+                samples = await interleave(
+                    lambda: _rate(ours, port, count, seconds),
+                    lambda: _rate(peer, port, count, seconds),
+                    rounds,
+                )
+                results.append(Result.of(name, "Gbit/s", samples, "plain forwarding", paper))
+
+            for offloads in ("on", "off"):
+                for lab in (steered, plain):
+                    await _set_offloads(lab, offloads)
+                for count in flows if kind == "tap" else flows[:1]:
+                    plural = "flow" if count == 1 else "flows"
+                    name = f"{kind}, {count} {plural}, offloads {offloads}"
+                    like_paper = kind == "tap" and count == 1 and offloads == "on"
+                    await compare(name, _PORT, count, _PAPER if like_paper else None)
+                if kind == "tap":
+                    await compare(f"unsteered, 1 flow, offloads {offloads}", _UNSTEERED, 1)
+    return results
+
+
+async def _rate(lab: Lab, port: int, flows: int, seconds: int) -> float:
+    """Gbit/s that the server has received."""
+    done = await lab.run(
+        "client", "iperf3", "-J", "-c", lab.address("server"), "-p", str(port),
+        "-P", str(flows), "-t", str(seconds),
+    )  # fmt: skip
+    return float(msgspec.json.decode(done.out)["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+async def _set_offloads(lab: Lab, state: str) -> None:
+    """Switch what a network card would do for the kernel, on every link of the lab."""
+    wanted = [word for name in _OFFLOADS for word in (name, state)]
+    async with trio.open_nursery() as nursery:
+        for link in lab.topology.links:
+            for host in link.between:
+                command = ("ethtool", "-K", link.other(host), *wanted)
+                nursery.start_soon(partial(lab.run, host, *command))

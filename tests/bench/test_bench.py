@@ -1,0 +1,60 @@
+"""The benches run to their end and say what they measured. No figure is judged here."""
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from m2m.lab.bench.report import Result
+
+BENCH = Path(sys.executable).with_name("m2m-lab")
+
+
+async def run(tmp_path: Path, name: str) -> list[Result]:
+    file = tmp_path / f"{name}.json"
+    done = await trio.run_process(
+        [BENCH, "bench", name, "--quick", "--json", file],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return msgspec.json.decode(file.read_bytes(), type=list[Result])
+
+
+@pytest.mark.needs("root", "netns", "bpf", "bpffs", "nfqueue")
+async def test_cost_is_measured_at_every_size(tmp_path):
+    rows = await run(tmp_path, "cost")
+    assert {row.name for row in rows} == {
+        f"{step}, {size} entries"
+        for step in ("lookup, in order", "lookup, at random", "rewrite", "insert")
+        for size in ("100,000", "1,000,000")
+    }
+    assert all(row.samples.ours and row.samples.peer for row in rows)
+    assert {row.name: row.paper for row in rows if row.paper} == {
+        "lookup, in order, 100,000 entries": 131,
+        "rewrite, 100,000 entries": 214,
+        "insert, 100,000 entries": 251,
+    }
+
+
+@pytest.mark.needs("root", "netns", "bpf", "bpffs", "nfqueue", "iptables", "nginx")
+async def test_setup_compares_steered_with_plain_connects(tmp_path):
+    rows = await run(tmp_path, "setup")
+    assert [row.name for row in rows] == [
+        f"set-up added, {chain}, {rank}"
+        for chain in ("1 middlebox", "4 middleboxes")
+        for rank in ("p50", "p99")
+    ]
+    assert all(row.unit == "µs" and len(row.samples.ours) == 150 for row in rows)
+    median = rows[0]
+    assert median.ours > 0, "setting a chain up takes time"
+    assert median.ratio == pytest.approx(median.ours / median.peer)
+
+
+async def test_an_unknown_name_is_told():
+    done = await trio.run_process([BENCH, "bench", "sped"], capture_stderr=True, check=False)
+    assert done.returncode == 2
+    assert b"sped" in done.stderr
