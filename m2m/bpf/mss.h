@@ -10,6 +10,7 @@
 #define M2M_TCPOPT_EOL 0
 #define M2M_TCPOPT_NOP 1
 #define M2M_TCPOPT_MSS 2
+#define M2M_TCPOLEN_MSS 4
 #define M2M_TCP_OPTIONS_MAX 40
 
 /* Looking for the MSS option among those of a SYN segment. */
@@ -53,12 +54,15 @@ static __noinline int m2m_clamp_mss(struct __sk_buff *skb, u32 l4, u32 l4_len, u
 	u32 first = l4 + sizeof(struct tcphdr), len = l4_len - sizeof(struct tcphdr), at;
 	__be16 old, new = bpf_htons(mss), from, to;
 
-	if (!len || len > M2M_TCP_OPTIONS_MAX ||
-	    bpf_skb_load_bytes(skb, first, search.options, len))
+	if (len < M2M_TCPOLEN_MSS)
+		return 0;
+	/* One comparison for both bounds would hide the lower one from the verifier of Linux 6.1. */
+	asm volatile("" : "+r"(len));
+	if (len > M2M_TCP_OPTIONS_MAX || bpf_skb_load_bytes(skb, first, search.options, len))
 		return 0;
 	bpf_loop(M2M_TCP_OPTIONS_MAX, m2m_next_option, &search, 0);
 	at = search.found;
-	if (at + 4 > len || bpf_skb_load_bytes(skb, first + at + 2, &old, sizeof(old)) ||
+	if (at + M2M_TCPOLEN_MSS > len || bpf_skb_load_bytes(skb, first + at + 2, &old, sizeof(old)) ||
 	    bpf_ntohs(old) <= mss)
 		return 0;
 	/* At an odd offset the value lies across two words of the sum. */
