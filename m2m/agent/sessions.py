@@ -79,18 +79,19 @@ _POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
 
 
 class Turn:
-    """A lock that is taken without a task switch while nobody else wants it."""
+    """A lock, first come first served, that is taken at once while nobody else wants it."""
 
-    __slots__ = ("_lock",)
+    __slots__ = ("_taken", "_waiting")
 
     def __init__(self) -> None:
-        self._lock = trio.Lock()
+        self._taken = False
+        self._waiting = trio.lowlevel.ParkingLot()
 
     async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
+        if self._taken:
+            await self._waiting.park()  # whoever wakes us leaves it taken
+        else:
+            self._taken = True
 
     async def __aexit__(
         self,
@@ -98,7 +99,10 @@ class Turn:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self._taken = False
 
 
 class Sessions:

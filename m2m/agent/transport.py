@@ -26,7 +26,7 @@ from m2m.protocol.wire import MAX_DATAGRAM, Challenge, Message, PathRep, PathReq
 __all__ = ["Receive", "Transport"]
 
 Receive: TypeAlias = Callable[[Address, Message, Address | None], Awaitable[None]]
-"""Takes a message, the address it comes from, before it, and ours it was sent to, behind."""
+"""Takes a message's sender, the message and, for a question, our address that it was sent to."""
 
 _log = structlog.get_logger()
 
@@ -41,17 +41,15 @@ _V4_PREFIX = parse_address("0.0.0.0")[:12]
 
 
 class Transport:
-    """The agent's UDP socket.
-
-    ``counts`` has what was sent and received by type, and what could not be sent by error; what
-    was refused is counted by the association.
-    """
+    """The agent's UDP socket."""
 
     def __init__(self, association: Association, port: int) -> None:
         """Bind to *port* on all addresses. Raises :exc:`~m2m.errors.ConfigError`."""
         self.association = association
         self.port = port
-        self.counts: Counter[str] = Counter()
+        self._sent: Counter[type[Message]] = Counter()
+        self._received: Counter[type[Message]] = Counter()
+        self._unsent: Counter[str] = Counter()
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.setblocking(False)
         with contextlib.suppress(PermissionError):  # only bursts need it
@@ -68,10 +66,12 @@ class Transport:
 
     def counters(self) -> dict[str, int]:
         """Messages sent and received by type, and datagrams not sent or refused by reason."""
-        refused = self.association.rejected.items()
+        refused = self.association.rejected
         return {
-            **self.counts,
-            **{f"dropped.{reason.value}": count for reason, count in refused},
+            **{f"sent.{_NAMES[kind]}": count for kind, count in self._sent.items()},
+            **{f"received.{_NAMES[kind]}": count for kind, count in self._received.items()},
+            **{f"unsent.{name.lower()}": count for name, count in self._unsent.items()},
+            **{f"dropped.{reason.value}": count for reason, count in refused.items()},
             "challenged": self.association.challenged,
         }
 
@@ -88,7 +88,7 @@ class Transport:
         if not isinstance(message, PathReq | PathRep | Challenge):
             leg = message.subsession
             source = leg.src if leg.dst == peer else leg.dst
-        self.counts["sent." + _NAMES[type(message)]] += 1
+        self._sent[type(message)] += 1
         self._send(peer, self.association.seal(peer, message), source)
 
     async def run(self, receive: Receive) -> None:
@@ -108,12 +108,12 @@ class Transport:
                 except WireError as error:
                     _log.debug("datagram refused", peer=host, reason=error.reason, why=str(error))
                     continue
-                local = _local_address(extra)
                 if reply is not None:
-                    self._send(peer, reply, local, port)
+                    self._send(peer, reply, _local_address(extra), port)
                 if message is not None:
-                    self.counts["received." + _NAMES[type(message)]] += 1
-                    await receive(peer, message, local)
+                    self._received[type(message)] += 1
+                    at = _local_address(extra) if isinstance(message, PathReq) else None
+                    await receive(peer, message, at)
 
     def _send(
         self, peer: Address, datagram: bytes, source: Address | None, port: int | None = None
@@ -127,7 +127,7 @@ class Transport:
             self._socket.sendmsg([datagram], extra, 0, to)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "unknown")
-            self.counts["unsent." + name.lower()] += 1
+            self._unsent[name] += 1
             _log.debug("datagram not sent", peer=to[0], error=name)
 
 
