@@ -87,6 +87,9 @@ class Agent:
         self._network = network
         self._forwards = host.forwards()
         self._cpu = host.Cpu()
+        # Whether the host's kernel part outlives us: sessions of a predecessor, or of our own. An
+        # agent that fails to start leaves a host as it was.
+        self._keeps = False
         self.turn = Turn()
         self.journal = Journal()
         self.transport = Transport(Association(key, random.SystemRandom()), config.port)
@@ -104,16 +107,22 @@ class Agent:
         """Serve until cancelled; started when sessions can be set up."""
         config = self._config
         served = self._served(at_start=True)
-        host.reserve_ports(*config.ports, record=ports_record(config))
-        datapath = await open_datapath(config)
+        record = ports_record(config)
+        self._keeps = record.exists()
         try:
-            await datapath.attach(served)
-            await datapath.set_addresses(self.addresses())
-            self._warn_of_strict_filters(served)
-            await self._run_with(datapath, task_status)
+            host.reserve_ports(*config.ports, record=record)
+            datapath = await open_datapath(config)
+            try:
+                await datapath.attach(served)
+                await datapath.set_addresses(self.addresses())
+                self._warn_of_strict_filters(served)
+                await self._run_with(datapath, task_status)
+            finally:
+                with trio.move_on_after(_STOPPING, shield=True):
+                    await datapath.close(keep=self._keeps)
         finally:
-            with trio.move_on_after(_STOPPING, shield=True):
-                await datapath.close(keep=True)
+            if not self._keeps:
+                host.release_ports(record)
 
     async def _run_with(self, datapath: Datapath, task_status: trio.TaskStatus[None]) -> None:
         config = self._config
@@ -143,6 +152,7 @@ class Agent:
                 "serving", role=config.role, name=config.name, sessions=len(sessions),
                 datapath=datapath.name, secure=not config.insecure,
             )  # fmt: skip
+            self._keeps = True
             notify.ready(status)
             gc.collect()
             gc.freeze()  # what is there now stays: no need to look through it again
