@@ -33,6 +33,7 @@ from m2m.agent.transport import Transport
 from m2m.agent.watch import Network
 from m2m.auth import DomainKey
 from m2m.datapath import Datapath, Held
+from m2m.datapath.pins import directory_of
 from m2m.errors import ConfigError
 from m2m.policy.messages import Load, Role
 from m2m.policy.rules import Kind, PolicySet
@@ -108,7 +109,7 @@ class Agent:
         config = self._config
         served = self._served(at_start=True)
         record = ports_record(config)
-        self._keeps = record.exists()
+        self._keeps = directory_of(config.name).exists()
         try:
             host.reserve_ports(*config.ports, record=record)
             datapath = await open_datapath(config)

@@ -5,6 +5,7 @@ Each host lacks one thing: really, by what the kernel lets a process give up.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from m2m.auth import DomainKey
 from m2m.datapath.pins import directory_of
 from tests.support.namespaces import Namespace, NamespaceFactory, run_prefix
+from tests.support.processes import start
 
 pytestmark = pytest.mark.needs("netns", "bpffs", "nfqueue", "setpriv", "unshare", "setarch")
 
@@ -137,6 +139,28 @@ def test_an_agent_that_fails_late_leaves_nothing_either(host: Namespace, tmp_pat
     before = traces(host, tmp_path / "run")
     assert f"{NAME}.sock" in refused(host, tmp_path)
     assert traces(host, tmp_path / "run") == before
+
+
+async def test_a_successor_that_cannot_start_leaves_what_it_found(
+    host: Namespace, tmp_path: Path
+) -> None:
+    DomainKey.generate(tmp_path / "key")
+    host.run("ip", "tuntap", "add", "dev", "tunnel0", "mode", "tun")
+    host.sysctl("net.ipv4.ip_local_reserved_ports", "61000-65535")  # nothing to take back later
+    command = (
+        "m2m.cli.agent", "--role", "server", "--name", NAME, "--key-file", str(tmp_path / "key"),
+        "--run-dir", str(tmp_path / "run"), "--interface", "eth0",
+    )  # fmt: skip
+    killed = await start(host, tmp_path, "agent", *command)
+    await killed.stop(signal.SIGKILL)
+    left = sorted(path.name for path in directory_of(NAME).iterdir())
+    assert {"flows", "hold"} < set(left)
+    refused(host, tmp_path, options=("--interface", "tunnel0"))
+    assert sorted(path.name for path in directory_of(NAME).iterdir()) == left
+    host.run(
+        sys.executable, "-m", "m2m.cli.agent", "--cleanup", "--name", NAME,
+        "--run-dir", str(tmp_path / "run"),
+    )  # fmt: skip
 
 
 def test_cleaning_up_a_host_that_lacks_something_says_so_too(
