@@ -7,6 +7,7 @@ a message from outside the domain changes nothing.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import secrets
@@ -23,6 +24,7 @@ KEY_SIZE = 32
 MAC_SIZE = 16
 """Bytes of a message authentication code."""
 
+_BLOCK = 64  # bytes that SHA-256 takes at a time
 _MAX_FILE = 4096  # a key file that is larger is some other file, named by mistake
 _WELL_KNOWN = b"m2m: everybody knows this key, and it protects nothing."
 
@@ -30,7 +32,7 @@ _WELL_KNOWN = b"m2m: everybody knows this key, and it protects nothing."
 class DomainKey:
     """A secret that the hosts of one domain share. Never shown: not in logs, not in ``repr``."""
 
-    __slots__ = ("_secret", "is_insecure")
+    __slots__ = ("_inner", "_outer", "_secret", "is_insecure")
 
     is_insecure: bool
     """Whether this is the key that everybody knows (``--insecure``)."""
@@ -43,6 +45,12 @@ class DomainKey:
                 "make one with `m2m-policy keygen FILE`"
             )
         self._secret = secret
+        # RFC 2104 §4: the two hashes begin with a block that depends on the key alone. Going on
+        # from there takes a third of what hmac.digest() takes, which sets up all anew each time.
+        block = secret if len(secret) <= _BLOCK else hashlib.sha256(secret).digest()
+        block = block.ljust(_BLOCK, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block))
         self.is_insecure = False
 
     @classmethod
@@ -124,7 +132,10 @@ class DomainKey:
 
     def mac(self, data: bytes) -> bytes:
         """The :data:`MAC_SIZE` bytes that prove *data* comes from a holder of this key."""
-        return hmac.digest(self._secret, data, "sha256")[:MAC_SIZE]
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()[:MAC_SIZE]
 
     def verify(self, data: bytes, mac: bytes) -> bool:
         """Whether *mac* belongs to *data*; takes the same time wherever the two differ."""

@@ -65,10 +65,12 @@ def test_generate_never_overwrites(tmp_path: Path) -> None:
     assert path.read_bytes() == SECRET
 
 
-def test_the_mac_is_truncated_hmac_sha256() -> None:
-    expected = hmac.new(SECRET, b"data", hashlib.sha256).digest()[:16]
-    assert DomainKey(SECRET).mac(b"data") == expected
-    assert len(expected) == MAC_SIZE
+@pytest.mark.parametrize("size", [32, 63, 64, 65, 4096])
+def test_the_mac_is_truncated_hmac_sha256(size: int) -> None:
+    secret = (SECRET * 128)[:size]
+    key = DomainKey(secret)
+    for data in (b"data", b"", b"x" * 2000):
+        assert key.mac(data) == hmac.new(secret, data, hashlib.sha256).digest()[:MAC_SIZE]
 
 
 def test_verify_accepts_the_mac_and_nothing_near_it() -> None:
