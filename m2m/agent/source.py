@@ -115,6 +115,7 @@ class Answers:
             control=self._counters(),
             setups=set_ups,
             datapath=sessions.datapath.name,
+            ports=sessions.node.ports.in_use,
         )
 
     async def end(self, session: int) -> None:

@@ -163,7 +163,7 @@ def stats_view(stats: Stats) -> RenderableType:
     """All counters of one agent that are not zero."""
     head = Text(f"{stats.agent}", "bold").append(
         f"  {stats.role.value}, datapath {stats.datapath or '?'}, up {_time(stats.uptime)}, "
-        f"{count(stats.sessions)} sessions",
+        f"{count(stats.sessions)} sessions, {count(stats.ports)} port pairs",
         "not bold",
     )
     parts: list[RenderableType] = [head]
