@@ -8,6 +8,7 @@
  * decides alone, `refuse` runs for the few and keeps the counts.
  *
  * Packets begin at the network header here, whole: fragmentation comes later on the way out.
+ * The sender of a dropped datagram is told (EPERM), as by any firewall of its own host.
  */
 #include <linux/bpf.h>
 #include <linux/ip.h>
@@ -75,7 +76,7 @@ static __always_inline int read_opening(struct __sk_buff *skb, struct m2m_key *k
 static __always_inline int has_entry(const struct m2m_key *key)
 {
 	const struct m2m_entry *entry = bpf_map_lookup_elem(&flows, key);
-	u32 since;
+	u32 since, now;
 	u8 role;
 
 	if (!entry)
@@ -86,7 +87,8 @@ static __always_inline int has_entry(const struct m2m_key *key)
 		return 0; /* recycled under our eyes */
 	if (M2M_ROLE_ACTION(role) != M2M_DROP)
 		return 1;
-	return (u32)(bpf_ktime_get_coarse_ns() >> M2M_TICK_SHIFT) - since <= M2M_REFUSAL_TICKS;
+	now = bpf_ktime_get_coarse_ns() >> M2M_TICK_SHIFT;
+	return m2m_ticks_since(since, now) <= M2M_REFUSAL_TICKS;
 }
 
 static __always_inline int still_waiting(const struct m2m_tuple *flow)

@@ -9,6 +9,10 @@ Order is strict. A UDP flow goes on sending while its entries appear, and its pa
 overtake those that wait. So BPF counts what it queues, this module counts what has left, and BPF
 lets the flow take the straight way again only when the counts are equal. What comes here after
 the release is let go at once.
+
+TCP does not repeat a SYN that still waits here (the kernel sees that its first copy has not left
+the host), so what is told by :meth:`HoldQueue.held` must be released, whatever comes of it. When
+the agent dies the kernel drops the copy, and TCP repeats it.
 """
 
 from __future__ import annotations
