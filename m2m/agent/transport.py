@@ -85,7 +85,7 @@ class Transport:
         A message about a subsession leaves from our end of it, the address by which the peer
         knows us, whatever the route prefers; others from *source*, if given.
         """
-        if not isinstance(message, PathReq | PathRep | Challenge):
+        if not isinstance(message, (PathReq, PathRep, Challenge)):
             leg = message.subsession
             source = leg.src if leg.dst == peer else leg.dst
         self._sent[type(message)] += 1
