@@ -179,10 +179,15 @@ def check_chain(chain: tuple[Hop, ...]) -> None:
     if not 1 <= len(chain) <= MAX_CHAIN:
         reason = Malformed.OVERSIZED if chain else Malformed.VALUE
         raise WireError(reason, f"a chain of {len(chain)} hops, allowed are 1 to {MAX_CHAIN}")
-    if any((hop.kind is Position.SERVER) != (hop is chain[-1]) for hop in chain):
-        raise WireError(Malformed.VALUE, "a server stands at the end of a chain and only there")
+    last, server = chain[-1], Position.SERVER
     for hop in chain:
-        _bounded(hop.nf.encode(), MAX_NAME, f"NF name {hop.nf}")
+        if (hop.kind is server) != (hop is last):
+            text = "a server stands at the end of a chain and only there"
+            raise WireError(Malformed.VALUE, text)
+        size = len(hop.nf.encode())
+        if size > MAX_NAME:
+            text = f"NF name {hop.nf} has {size} bytes, at most {MAX_NAME}"
+            raise WireError(Malformed.OVERSIZED, text)
 
 
 def encode(envelope: Envelope) -> bytes:
@@ -232,7 +237,8 @@ _RST = struct.Struct("!40s16sBB")  # subsession, blame, cause, length of the tex
 _SEQ = struct.Struct("!Q")
 _FLOW_SIZE = 40
 
-_KINDS = (Position.TAP, Position.INLINE, Position.SERVER)
+_KINDS = {int(kind): kind for kind in (Position.TAP, Position.INLINE, Position.SERVER)}
+_PROTOS = frozenset(map(int, Proto))
 
 
 def _exactly(data: bytes, size: int, what: str) -> None:
@@ -250,7 +256,7 @@ def _at_least(data: bytes, size: int, what: str) -> None:
 def _flow(data: bytes) -> Flow:
     if data[37:] != b"\0\0\0":
         raise WireError(Malformed.VALUE, "padding of a flow is not zero")
-    if data[36] not in (Proto.TCP, Proto.UDP):
+    if data[36] not in _PROTOS:
         raise WireError(Malformed.VALUE, f"flow of protocol {data[36]}, neither TCP nor UDP")
     return Flow.unpack(data)
 
@@ -308,13 +314,14 @@ def _unpack_syn(session: int, data: bytes) -> Syn:
         if length > MAX_NAME:
             raise WireError(Malformed.OVERSIZED, f"NF name of {length} bytes, at most {MAX_NAME}")
         _at_least(data, at + length, "SYN")
-        chain.append(Hop(address, Position(kind), _text(data[at : at + length], "NF name")))
+        chain.append(Hop(address, _KINDS[kind], _text(data[at : at + length], "NF name")))
         at += length
     _exactly(data, at, "SYN")
-    check_chain(tuple(chain))
+    hops = tuple(chain)
+    check_chain(hops)
     _check_mtu(mtu)
     return Syn(
-        session, _flow(left), _flow(supersession), tuple(chain), mtu, policy, generation, patience
+        session, _flow(left), _flow(supersession), hops, mtu, policy, generation, patience
     )  # fmt: skip
 
 
