@@ -50,7 +50,6 @@ from m2m.protocol.flow import Address, Flow, format_address
 from m2m.protocol.node import Node
 from m2m.protocol.session import Session, State
 from m2m.protocol.translation import (
-    Action,
     Entry,
     NextHop,
     Position,
@@ -251,9 +250,9 @@ class Sessions:
                     if not _is_installed(session):
                         continue
                     entries = [
-                        self._routed(entry)
-                        for entry in entries_for(session.view)
-                        if entry.action is Action.SEND and entry.rewrite.dst in moved
+                        entry
+                        for entry in entries_for(session.view, moved.get)
+                        if entry.hop is not None
                     ]
                     if entries:
                         await self.datapath.install(entries)
@@ -341,7 +340,7 @@ class Sessions:
                 "this host runs an inline network function but does not forward packets: run "
                 "sysctl -w net.ipv4.ip_forward=1"
             )
-        entries = [self._routed(entry) for entry in entries_for(view)]
+        entries = entries_for(view, self._hop_to)
         await self.datapath.install(entries)
         self._note_hops(entries)
 
@@ -351,10 +350,8 @@ class Sessions:
         for start in range(0, len(sessions), _CHUNK):
             yield sessions[start : start + _CHUNK]
 
-    def _routed(self, entry: Entry) -> Entry:
-        if entry.action is not Action.SEND:
-            return entry
-        return entry._replace(hop=self._network.way_to(entry.rewrite.dst).hop)
+    def _hop_to(self, neighbour: Address) -> NextHop:
+        return self._network.way_to(neighbour).hop
 
     def _note_hops(self, entries: Sequence[Entry]) -> None:
         for entry in entries:

@@ -20,7 +20,7 @@ SERVER     IN left -> super, DELIVER             OUT ~super -> ~left, SEND
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -106,11 +106,16 @@ class SessionView(NamedTuple):
     generation: int = 0
 
 
-def entries_for(view: SessionView) -> tuple[Entry, ...]:
-    """The entries a host needs for a session: two, or four at an inline middlebox."""
-    sup, left, right = view.supersession, view.left, view.right
+def entries_for(
+    view: SessionView, hop_to: Callable[[Address], NextHop | None] | None = None
+) -> tuple[Entry, ...]:
+    """The entries a host needs for a session: two, or four at an inline middlebox.
+
+    *hop_to* finds the way to a neighbour, for SEND; without it the entries have no hop.
+    """
+    session, position, sup, left, right, mss, chain, generation = view
     rows: list[tuple[Hook, Flow, Flow, Action, Toward]] = []
-    if view.position is Position.TAP:
+    if position is Position.TAP:
         assert left is not None and right is not None
         rows.append((Hook.IN, left, right, Action.SEND, Toward.RIGHT))
         rows.append((Hook.IN, right.reverse(), left.reverse(), Action.SEND, Toward.LEFT))
@@ -121,11 +126,16 @@ def entries_for(view: SessionView) -> tuple[Entry, ...]:
         if right is not None:
             rows.append((Hook.OUT, sup, right, Action.SEND, Toward.RIGHT))
             rows.append((Hook.IN, right.reverse(), sup.reverse(), Action.DELIVER, Toward.LEFT))
-    return tuple(
-        Entry(view.session, hook, match, rewrite, action, toward, view.position, sup,
-              view.mss, view.chain, view.generation)
-        for hook, match, rewrite, action, toward in rows
-    )  # fmt: skip
+    entries = []
+    for hook, match, rewrite, action, toward in rows:
+        hop = hop_to(rewrite.dst) if hop_to is not None and action is Action.SEND else None
+        entries.append(
+            Entry(
+                session, hook, match, rewrite, action, toward, position, sup,
+                mss, chain, generation, hop,
+            )
+        )  # fmt: skip
+    return tuple(entries)
 
 
 def view_of(entries: Iterable[Entry]) -> SessionView:
