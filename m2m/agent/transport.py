@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import socket
 import struct
 from collections import Counter
@@ -32,6 +33,7 @@ _log = structlog.get_logger()
 
 _BURST = 64  # datagrams handled before other tasks get their turn
 _QUEUE_BYTES = 4 << 20  # of the socket: a thousand chains at once
+_NEIGHBOURS = 1024  # of which is remembered how to send to them
 _SO_RCVBUFFORCE = 33
 _IP_PKTINFO = 8
 _PKTINFO = struct.Struct("=i4s4s")  # interface, local address, destination in the header
@@ -118,17 +120,25 @@ class Transport:
     def _send(
         self, peer: Address, datagram: bytes, source: Address | None, port: int | None = None
     ) -> None:
-        extra = []
-        if source is not None:
-            info = _PKTINFO.pack(0, source[12:], b"\0\0\0\0")
-            extra.append((socket.IPPROTO_IP, _IP_PKTINFO, info))
-        to = (format_address(peer), port or self.port)
+        to = (_text(peer), port or self.port)
         try:
-            self._socket.sendmsg([datagram], extra, 0, to)
+            self._socket.sendmsg((datagram,), _leaving_from(source), 0, to)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "unknown")
             self._unsent[name] += 1
             _log.debug("datagram not sent", peer=to[0], error=name)
+
+
+# The same few neighbours again and again, on the way of every set-up.
+_text = functools.lru_cache(_NEIGHBOURS)(format_address)
+
+
+@functools.lru_cache(_NEIGHBOURS)
+def _leaving_from(source: Address | None) -> tuple[tuple[int, int, bytes], ...]:
+    """What tells sendmsg from which of our addresses a datagram leaves."""
+    if source is None:
+        return ()
+    return ((socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO.pack(0, source[12:], b"\0\0\0\0")),)
 
 
 def _local_address(extra: list[tuple[int, int, bytes]]) -> Address | None:
