@@ -111,6 +111,8 @@ def _in_order(nf: NfType, flow: Flow, avoid: Container[Address]) -> list[Instanc
         if is_ipv4(instance.address) == is_ipv4(flow.src)
         and instance.address not in (flow.src, flow.dst)
     ]
+    if len(usable) < 2:
+        return usable
     packed = flow.pack()
     usable.sort(key=lambda instance: _weight(nf, instance, packed), reverse=True)
     if nf.choose is Choose.LEAST_LOADED:
