@@ -14,15 +14,17 @@ starts, and every datagram carries the epochs of both ends and a sequence number
   all windows: nothing recorded before can carry the new epoch, so nothing can be replayed.
 
 A CHALLENGE is believed only if it carries the epoch of its receiver and answers a datagram that
-was sent lately and not challenged before. Neither side needs a clock, and the receiver keeps no
-state for anybody who has not proved to know its epoch.
+was sent lately and not challenged before. It must also be the last one about its session, and
+unanswered: else a SYN that was recorded long ago, repeated to an agent that has restarted since,
+would have its sender set up a session anew that is over. Neither side needs a clock, and the
+receiver keeps no state for anybody who has not proved to know its epoch.
 """
 
 from __future__ import annotations
 
 import random
 import typing
-from collections import Counter, deque
+from collections import Counter
 from typing import NamedTuple
 
 from m2m.protocol.flow import Address
@@ -32,6 +34,7 @@ from m2m.protocol.wire import (
     MAX_DATAGRAM,
     Challenge,
     Envelope,
+    FinAck,
     Malformed,
     Message,
     WireError,
@@ -46,7 +49,7 @@ WINDOW = 1024
 
 _SENDERS = 1024  # sender epochs remembered before a new epoch is taken
 _PEERS = 1024  # peers whose epoch is remembered; a forgotten one costs a challenge
-_RECENT = 64  # datagrams per peer that a challenge can still be about; others are retransmitted
+_RECENT = 64  # sessions per peer that a challenge can still be about; others are retransmitted
 
 
 class Key(typing.Protocol):
@@ -97,7 +100,11 @@ class _Peer:
 
     def __init__(self) -> None:
         self.epoch = 0
-        self.recent: deque[tuple[int, Message]] = deque(maxlen=_RECENT)
+        self.recent: dict[int, tuple[int, Message]] = {}  # by session: what was said last, as what
+
+
+# A FINACK answers a message that has just told the peer's epoch, and comes again with the next FIN.
+_NOT_SENT_AGAIN = (Challenge, FinAck)
 
 
 class Association:
@@ -128,7 +135,12 @@ class Association:
         again. Raises :exc:`WireError` when the message breaks a bound of the wire format."""
         known = self._peer(peer)
         data = self._seal(known.epoch, message)
-        known.recent.append((self._seq, message))
+        if not isinstance(message, _NOT_SENT_AGAIN):
+            recent = known.recent
+            recent.pop(message.session, None)
+            recent[message.session] = self._seq, message
+            if len(recent) > _RECENT:
+                del recent[next(iter(recent))]
         return data
 
     def open(self, peer: Address, datagram: bytes) -> Opened:
@@ -147,7 +159,9 @@ class Association:
         except WireError as error:
             self.rejected[error.reason] += 1
             raise
-        self._peer(peer).epoch = envelope.sender
+        known = self._peer(peer)
+        known.epoch = envelope.sender
+        known.recent.pop(envelope.message.session, None)
         return Opened(envelope.message, None)
 
     def _seal(self, receiver: int, message: Message) -> bytes:
@@ -180,9 +194,8 @@ class Association:
         """Learn the peer's epoch, and seal what it could not accept again."""
         known = self._peers.get(peer)
         if known is not None and envelope.receiver == self._epoch:
-            for at, (seq, message) in enumerate(known.recent):
+            for seq, message in known.recent.values():
                 if seq == challenge.seq:
-                    del known.recent[at]
                     known.epoch = envelope.sender
                     return self.seal(peer, message)
         raise WireError(Malformed.REPLAYED, f"a challenge to {challenge.seq}, which is not recent")

@@ -98,15 +98,20 @@ class LiveHost:
         return one(self.control, AskPath(session), PathItem).path
 
     def entries(self) -> int:
-        """Rows of sessions in the translation table, whoever is there to tell."""
+        """How many rows of sessions the translation table has, whoever is there to tell."""
+        return len(self.keys())
+
+    def keys(self) -> set[bytes]:
+        """The keys of those rows."""
         flows = Map.pinned(directory_of(self.name) / "flows")
-        count, key = 0, flows.next_key()
+        found, key = set(), flows.next_key()
         while key is not None:
             value = flows.lookup(key)
-            count += value is not None and session_of(value) != 0
+            if value is not None and session_of(value) != 0:
+                found.add(key)
             key = flows.next_key(key)
         flows.close()
-        return count
+        return found
 
     def reserved_ports(self) -> str:
         return self.namespace.run("sysctl", "-n", "net.ipv4.ip_local_reserved_ports").stdout.strip()
@@ -162,10 +167,12 @@ class _Watched:
 
 
 class LiveChain:
-    """The four hosts."""
+    """The four hosts, the router between them, and the policy server on the last."""
 
-    def __init__(self, hosts: dict[str, LiveHost]) -> None:
+    def __init__(self, hosts: dict[str, LiveHost], router: Namespace, policy: Daemon) -> None:
         self.hosts = hosts
+        self.router = router
+        self.policy = policy
         self.client, self.fw = hosts["client"], hosts["fw"]
         self.ids, self.server = hosts["ids"], hosts["server"]
 
@@ -212,12 +219,12 @@ async def live_chain(
         "m2m.cli.policy", "serve", str(directory / "policy.m2m"),
         "--key-file", str(directory / "key"), "--store", str(directory / "policy.sqlite"),
     )  # fmt: skip
-    async with daemon(hosts["server"].namespace, directory, "policy", *serve):
+    async with daemon(hosts["server"].namespace, directory, "policy", *serve) as policy:
         try:
             async with trio.open_nursery() as nursery:
                 for host in hosts.values():
                     nursery.start_soon(host.start)
-            yield LiveChain(hosts)
+            yield LiveChain(hosts, router, policy)
         finally:
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:

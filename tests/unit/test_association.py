@@ -11,11 +11,27 @@ from hypothesis import strategies as st
 from m2m.auth import DomainKey
 from m2m.protocol.association import WINDOW, Association, Opened
 from m2m.protocol.flow import Flow, Proto, parse_address
-from m2m.protocol.wire import Ack, Challenge, Envelope, Fin, Malformed, Message, WireError, encode
+from m2m.protocol.translation import Position
+from m2m.protocol.wire import (
+    Ack,
+    Cause,
+    Challenge,
+    Envelope,
+    Fin,
+    Hop,
+    Malformed,
+    Message,
+    Rst,
+    Syn,
+    SynAck,
+    WireError,
+    encode,
+)
 
 A, B, C = (parse_address(f"10.0.0.{n}") for n in (1, 2, 3))
 LEG = Flow.of(Proto.TCP, "10.0.0.1", 61000, "10.0.0.2", 63263)
 KEY = DomainKey(b"k" * 32)
+SYN = Syn(9, LEG, LEG, (Hop(B, Position.SERVER),), 1500, 0, 1, 1000)
 
 
 def agent(seed: int, key: DomainKey = KEY, **options: int) -> Association:
@@ -160,6 +176,22 @@ def test_a_challenge_is_believed_once_and_only_to_what_was_sent() -> None:
     restarted = agent(3)
     restarted.seal(B, Ack(1, LEG))
     assert refused(restarted, B, challenge) is Malformed.REPLAYED  # of another epoch
+
+
+@pytest.mark.parametrize("outcome", ["answered", "given up"])
+def test_what_was_said_and_done_is_not_said_again_to_a_restarted_peer(outcome: str) -> None:
+    """Whoever has recorded it could have an old session set up anew."""
+    a, b = met()
+    recorded = a.seal(B, SYN)
+    if outcome == "answered":
+        assert b.open(A, recorded).message == SYN
+        assert a.open(B, b.seal(A, SynAck(SYN.session, LEG, 1500))).message
+    else:
+        a.seal(B, Rst(SYN.session, LEG, Cause.TIMEOUT, ""))
+    b = agent(3)
+    challenge = b.open(A, recorded).reply
+    assert challenge is not None
+    assert refused(a, B, challenge) is Malformed.REPLAYED
 
 
 def test_nobody_answers_a_challenge_with_a_challenge() -> None:
