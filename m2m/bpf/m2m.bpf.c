@@ -13,6 +13,7 @@
 #include "fragments.h"
 #include "maps.h"
 #include "mss.h"
+#include "neighbours.h"
 #include "packet.h"
 #include "rewrite.h"
 #include "sweep.h"
@@ -28,10 +29,16 @@ struct {
 } addresses SEC(".maps");
 
 /*
- * Redirected packets pass the egress hook once more; this mark spares them the second look-up.
- * It can leave the host on a veth whose egress has no program: ingress takes it off again.
+ * Redirected packets pass the egress hook once more; these marks spare them the second look-up.
+ * They can leave the host on a veth whose egress has no program: ingress takes them off again.
  */
-#define M2M_TRANSLATED 0x4d32
+#define M2M_FROM_NETWORK 0x4d32
+#define M2M_FROM_STACK 0x4d33
+
+static __always_inline int m2m_is_mark(u32 tc_index)
+{
+	return tc_index == M2M_FROM_NETWORK || tc_index == M2M_FROM_STACK;
+}
 
 static __always_inline u32 m2m_now(void)
 {
@@ -87,6 +94,7 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	struct m2m_key key;
 	enum m2m_verdict verdict;
 	enum m2m_reason reason;
+	int redirect;
 	u32 now;
 
 	if (!m2m_parse(skb, hook, &key, &headers))
@@ -123,6 +131,8 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 		return TC_ACT_UNSPEC;
 	}
 	m2m_account(entry, &key, &headers, &wire, now);
+	redirect = verdict == M2M_VERDICT_SEND &&
+		   (hook == M2M_HOOK_IN || !m2m_leads_to(skb, &edit, now));
 	if (headers.first_fragment)
 		m2m_note_fragment(&key, headers.ip_id, now);
 	if (edit.mss && headers.tcp_flags & M2M_TCP_SYN &&
@@ -131,13 +141,13 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	if (m2m_rewrite(skb, key.tuple.proto, &headers, &edit,
 			verdict == M2M_VERDICT_SEND && hook == M2M_HOOK_IN))
 		return m2m_drop(M2M_TRUNCATED, 1);
-	if (verdict == M2M_VERDICT_SEND) {
+	if (redirect) {
 		struct bpf_redir_neigh neighbour = {
 			.nh_family = AF_INET,
 			.ipv4_nh = edit.next_hop.word[3],
 		};
 
-		skb->tc_index = M2M_TRANSLATED;
+		skb->tc_index = hook == M2M_HOOK_IN ? M2M_FROM_NETWORK : M2M_FROM_STACK;
 		return bpf_redirect_neigh(edit.ifindex, &neighbour, sizeof(neighbour), 0);
 	}
 	return TC_ACT_UNSPEC;
@@ -146,7 +156,7 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 SEC("tc")
 int m2m_in(struct __sk_buff *skb)
 {
-	if (skb->tc_index == M2M_TRANSLATED)
+	if (m2m_is_mark(skb->tc_index))
 		skb->tc_index = 0;
 	/* A monitor that listens to everything makes others' packets come here too. */
 	if (skb->pkt_type != 0 /* PACKET_HOST */)
@@ -157,8 +167,12 @@ int m2m_in(struct __sk_buff *skb)
 SEC("tc")
 int m2m_out(struct __sk_buff *skb)
 {
-	if (skb->tc_index == M2M_TRANSLATED) {
+	u32 mark = skb->tc_index;
+
+	if (m2m_is_mark(mark)) {
 		skb->tc_index = 0;
+		if (mark == M2M_FROM_STACK)
+			m2m_learn_neighbour(skb, m2m_now());
 		return TC_ACT_UNSPEC;
 	}
 	return m2m_process(skb, M2M_HOOK_OUT);
