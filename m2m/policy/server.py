@@ -107,6 +107,7 @@ class PolicyServer:
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Talk to whoever is at the other end of *stream* until it goes."""
+        peer = _peer(stream)
         try:
             async with await Channel.open(stream, self._key, Side.SERVER, ToServer) as channel:
                 await self._converse(channel)
@@ -114,7 +115,7 @@ class PolicyServer:
             for error in errors_in(group):
                 self.faults[error.fault] += 1
                 _log.warning("connection given up", fault=error.fault.value, why=str(error),
-                             peer=_peer(stream), count=self.faults[error.fault])  # fmt: skip
+                             peer=peer, count=self.faults[error.fault])  # fmt: skip
 
     async def _converse(self, channel: Channel[ToServer]) -> None:
         while (message := await _within(_SILENCE, channel)) is not None:

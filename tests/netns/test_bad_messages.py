@@ -13,6 +13,8 @@ import trio
 
 from m2m.agent.config import AGENT_PORT
 from m2m.auth import DomainKey
+from m2m.policy.channel import Codec, Side
+from m2m.policy.endpoint import POLICY_PORT
 from m2m.protocol.association import Association
 from m2m.protocol.flow import Flow, Proto, parse_address
 from m2m.protocol.translation import Position
@@ -156,6 +158,36 @@ async def test_bad_datagrams_are_counted_by_reason_and_change_nothing(chain: Liv
         }
         await here.send(b"still there?")
         assert await there.recv(100) == b"still there?"
+
+
+async def test_the_policy_server_gives_bad_connections_up_and_serves_on(chain: LiveChain) -> None:
+    key = DomainKey.load(chain.server.run_dir / "key")
+    here, there = await chain.connect(CLOSED)
+    before, policies = state(chain), [host.policy() for host in chain.hosts.values()]
+    greeting = Codec(key, Side.CLIENT).take()
+    with here, there:
+        for said, fault in {
+            b"GET / HTTP/1.1\r\n\r\n": "not-m2m",
+            b"M2P\x09" + greeting[4:]: "version",
+            greeting[:20]: "no-proof",
+            greeting + b"\0\0\0\0" + bytes(MAC_SIZE): "bad-mac",
+            greeting + b"\xff\xff\xff\xff": "no-proof",
+        }.items():
+            with chain.router.socket(socket.AF_INET, socket.SOCK_STREAM) as noise:
+                stranger = trio.SocketStream(trio.socket.from_stdlib_socket(noise))
+                with trio.fail_after(PATIENCE):
+                    await stranger.socket.connect((chain.server.address, POLICY_PORT))
+                    await stranger.send_all(said)
+                    await stranger.send_eof()
+                    while await stranger.receive_some():
+                        pass
+            chain.client.agents()  # a whole conversation later that one is over
+            line = chain.policy.output.splitlines()[-1]
+            assert f"fault={fault} " in line and 'peer="10.9.4.1 port ' in line
+        assert state(chain) == before
+        assert [host.policy() for host in chain.hosts.values()] == policies
+        connected = [agent.name for agent in chain.client.agents() if agent.connected]
+        assert sorted(connected) == sorted(host.name for host in chain.hosts.values())
 
 
 async def test_recorded_messages_change_nothing_when_they_come_again(chain: LiveChain) -> None:

@@ -19,14 +19,18 @@ from pathlib import Path
 import msgspec
 import trio
 
-from m2m.agent.api import EventKind, PathInfo, SessionInfo, Stats
+from m2m.agent.api import AgentInfo, EventKind, PathInfo, PolicyInfo, SessionInfo, Stats
 from m2m.agent.dialogue import (
+    AgentsItem,
+    AskAgents,
     AskPath,
+    AskPolicy,
     AskSessions,
     AskStats,
     EventItem,
     Item,
     PathItem,
+    PolicyItem,
     SessionItem,
     Snapshot,
     StatsItem,
@@ -93,6 +97,12 @@ class LiveHost:
     def sessions(self) -> list[SessionInfo]:
         items = ask(self.control, AskSessions())
         return [item.session for item in items if isinstance(item, SessionItem)]
+
+    def policy(self) -> PolicyInfo:
+        return one(self.control, AskPolicy(), PolicyItem).policy
+
+    def agents(self) -> tuple[AgentInfo, ...]:
+        return one(self.control, AskAgents(), AgentsItem).agents
 
     def path(self, session: str) -> PathInfo:
         return one(self.control, AskPath(session), PathItem).path
