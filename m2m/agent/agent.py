@@ -32,13 +32,14 @@ from m2m.agent.source import Answers
 from m2m.agent.transport import Transport
 from m2m.agent.watch import Network
 from m2m.auth import DomainKey
-from m2m.datapath import Datapath, Held
+from m2m.datapath import Datapath, DatapathError, Held
 from m2m.datapath.pins import directory_of
 from m2m.errors import ConfigError
+from m2m.policy.exempt import Service
 from m2m.policy.messages import Load, Role
 from m2m.policy.rules import Kind, PolicySet
 from m2m.protocol.association import Association
-from m2m.protocol.flow import Address
+from m2m.protocol.flow import Address, Proto
 from m2m.protocol.node import Node, Settings
 from m2m.protocol.ports import PortAllocator
 from m2m.protocol.wire import Message, PathRep, PathReq
@@ -129,7 +130,7 @@ class Agent:
         config = self._config
         sessions = Sessions(
             self._node(), datapath, self._network, self.transport.send, self.journal,
-            self._can_forward, self.turn,
+            self._can_forward, self.turn, self._own_traffic(),
         )  # fmt: skip
         self.sessions = sessions
         self.paths = Paths(config.name, self._role, sessions, self.transport.send)
@@ -148,13 +149,12 @@ class Agent:
                 "" if client is None else str(client.server),
             )  # fmt: skip
             await nursery.start(control.serve, config.control_socket, answers)
-            status = f"{config.role} {config.name} serves, {len(sessions)} sessions"
             _log.info(
                 "serving", role=config.role, name=config.name, sessions=len(sessions),
                 datapath=datapath.name, secure=not config.insecure,
             )  # fmt: skip
             self._keeps = True
-            notify.ready(status)
+            notify.ready(_status(self._served()))
             gc.collect()
             gc.freeze()  # what is there now stays: no need to look through it again
             gc.set_threshold(_COLLECT_AFTER, 20, 100)
@@ -173,6 +173,16 @@ class Agent:
         rng = random.SystemRandom()
         settings = Settings(setup_timeout=self._config.setup_timeout)
         return Node(settings, PortAllocator(*self._config.ports, rng), rng)
+
+    def _own_traffic(self) -> tuple[Service, ...]:
+        """What no policy may hold: without it no chain could ever be set up."""
+        agents = Service(Proto.UDP, self._config.port, symmetric=True)
+        server = self._config.policy_server
+        return (
+            (agents,)
+            if server is None
+            else (agents, Service(Proto.TCP, server.port, symmetric=False))
+        )
 
     def _policy_client(self) -> PolicyClient | None:
         config = self._config
@@ -208,22 +218,25 @@ class Agent:
                 await self.sessions.ended(event.session, event.reason)
 
     async def _follow_network(self, datapath: Datapath, client: PolicyClient | None) -> None:
-        before = self._served()
-        addresses = frozenset(self.addresses())
-        async for change in self._network.changes():
-            if change.links or change.addresses:
-                served = self._served()
+        served, addresses = self._served(), frozenset(self.addresses())
+        async for _ in self._network.changes():
+            wanted = self._served()
+            if wanted != served:
                 async with self.turn:
-                    if served.keys() != before.keys():
-                        await datapath.attach(served)
+                    try:
+                        await datapath.attach(wanted)
+                    except DatapathError as error:  # gone already, or not ready: it will be told
+                        _log.warning("interfaces not changed", why=str(error))
+                    else:
+                        served = wanted
                         _log.info("interfaces changed", interfaces=",".join(served.values()))
-                    if frozenset(self.addresses()) != addresses:
-                        await datapath.set_addresses(self.addresses())
-                before = served
-                if frozenset(self.addresses()) != addresses:
-                    addresses = frozenset(self.addresses())
-                    if client is not None:
-                        client.addresses_changed()
+                        notify.status(_status(served))
+            if frozenset(self.addresses()) != addresses:
+                addresses = frozenset(self.addresses())
+                async with self.turn:
+                    await datapath.set_addresses(addresses)
+                if client is not None:
+                    client.addresses_changed()
             await self.sessions.follow_routes()
 
     async def _load_policy(self, policy: PolicySet) -> None:
@@ -277,6 +290,10 @@ class Agent:
                 f"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{name}.rp_filter=2",
                 interface=name,
             )
+
+
+def _status(served: dict[int, str]) -> str:
+    return f"Serving on {', '.join(served.values()) or 'no interface'}"
 
 
 def ports_record(config: Config) -> Path:

@@ -23,6 +23,7 @@ from m2m.agent.watch import Network, NoRoute
 from m2m.datapath import Datapath, DatapathError, EndReason, Row, Verdict
 from m2m.datapath._core import RuleTable
 from m2m.policy.choose import ChainError, resolve
+from m2m.policy.exempt import Service, exempting
 from m2m.policy.rules import EMPTY, Fail, Kind, Policy, PolicySet
 from m2m.protocol.commands import (
     CancelTimer,
@@ -120,6 +121,7 @@ class Sessions:
         journal: Journal,
         can_forward: Callable[[], bool],
         turn: Turn,
+        own_traffic: Sequence[Service] = (),
     ) -> None:
         self.node = node
         self.datapath = datapath
@@ -129,6 +131,7 @@ class Sessions:
         self._network = network
         self._send = send
         self._can_forward = can_forward
+        self._own_traffic = own_traffic
         self._timers = Timers()
         self._rules = RuleTable(EMPTY)
         self._policies: dict[int, Policy] = {}
@@ -201,7 +204,8 @@ class Sessions:
         rules = RuleTable(policy)
         async with self.turn:
             if (policy.rules, policy.policies) != (self.policy.rules, self.policy.policies):
-                await self.datapath.load_policy(policy)  # else only loads have changed
+                # else only loads have changed
+                await self.datapath.load_policy(exempting(policy, self._own_traffic))
             self.policy, self._rules = policy, rules
             self._policies = {one.id: one for one in policy.policies}
         for nf in policy.nfs:
