@@ -87,9 +87,7 @@ class RingBuffer:
     def fileno(self) -> int: ...
     def consume(self) -> list[bytes]: ...
 
-def tc_attach(
-    program: Program, ifindex: int, ingress: bool, handle: int, priority: int
-) -> bool:
+def tc_attach(program: Program, ifindex: int, ingress: bool, handle: int, priority: int) -> bool:
     """Attach by the classifier of a clsact queueing discipline; whether that had to be made."""
 
 def tc_remove_hook(ifindex: int) -> bool:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 import pytest
+import trio
 
-from m2m.datapath import DatapathError, Limits, layout
+from m2m.datapath import DatapathError, Ended, EndReason, Limits, layout
 from m2m.datapath._bpf import Map
 from m2m.datapath.bpf import EbpfDatapath
 from m2m.datapath.pins import directory_of
 from m2m.datapath.tables import Config
 from m2m.errors import ConfigError
 from m2m.protocol.flow import Flow, Proto
-from m2m.protocol.translation import Position, SessionView, entries_for
+from m2m.protocol.translation import Position, SessionView, Toward, entries_for
 from tests.support.namespaces import Namespace, NamespaceFactory
 
 pytestmark = pytest.mark.needs("netns", "bpffs", "nfqueue")
@@ -128,5 +129,28 @@ async def test_an_interface_that_went_is_let_go(host: Namespace) -> None:
         host.run("ip", "link", "del", "eth0")
         await datapath.attach([])
         assert not any(pin.startswith("link-") for pin in datapath._pins.names())
+    finally:
+        await datapath.close(keep=False)
+
+
+async def test_i9_what_an_installation_that_was_cut_short_left_goes_by_itself(
+    host: Namespace,
+) -> None:
+    """Without the entry that speaks for its session, nobody would ever report it."""
+    datapath = await EbpfDatapath.open(host.name, Limits(sessions=16, tcp_idle=0.001))
+    try:
+        speaker = [entry for entry in ENTRIES if entry.toward is Toward.RIGHT]
+        others = [entry for entry in ENTRIES if entry.toward is Toward.LEFT]
+        await datapath.install(others)
+        with trio.fail_after(10):
+            while await datapath.rows(entry.key for entry in others):
+                datapath._sweeper.sweep()
+                await trio.lowlevel.checkpoint()
+        # A whole session is reported, and stays until the agent removes it.
+        await datapath.install(ENTRIES)
+        async with aclosing(datapath.events()) as events:
+            with trio.fail_after(10):
+                assert await anext(events) == Ended(ENTRIES[0].session, EndReason.IDLE)
+        assert len(await datapath.rows(entry.key for entry in [*speaker, *others])) == 2
     finally:
         await datapath.close(keep=False)
