@@ -26,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["bench"]:
         # The benches know their own options, and what they import is needed by them alone.
-        from m2m.lab import bench
+        from m2m.lab.bench import main as bench
 
-        return _status_of(lambda: bench.main(arguments[1:]))
+        chosen = bench.parse(arguments[1:])
+        return _status_of(lambda: trio_run(lambda: bench.run(chosen)))
     options = _parser().parse_args(arguments)
     return _status_of(lambda: options.run(options))
 
