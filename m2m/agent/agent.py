@@ -293,7 +293,7 @@ class Agent:
 
 
 def _status(served: dict[int, str]) -> str:
-    return f"Serving on {', '.join(served.values()) or 'no interface'}"
+    return f"Serving on {', '.join(sorted(served.values())) or 'no interface'}"
 
 
 def ports_record(config: Config) -> Path:

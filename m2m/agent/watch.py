@@ -60,13 +60,6 @@ class Way(NamedTuple):
     hop: NextHop
 
 
-class Change(NamedTuple):
-    """What a burst of notifications was about."""
-
-    links: bool  # interfaces came, went or changed
-    addresses: bool  # own addresses came or went
-
-
 class Network:
     """This host's network as the kernel tells it; use as an async context manager.
 
@@ -110,16 +103,12 @@ class Network:
             way = self._ways[destination] = self._ask(destination)
         return way
 
-    async def changes(self) -> AsyncIterator[Change]:
-        """Each burst of notifications, once ``links``, ``addresses`` and ways reflect it.
-
-        Also yields when only routes changed (neither flag is set).
-        """
+    async def changes(self) -> AsyncIterator[None]:
+        """Each burst of notifications, once ``links``, ``addresses`` and ways reflect it."""
         sock = self._news
         assert sock is not None
         while True:
             await trio.lowlevel.wait_readable(sock)
-            links, addresses = dict(self.links), dict(self.addresses)
             try:
                 for kind, body in _drain(sock):
                     self._learn(kind, body)
@@ -128,7 +117,7 @@ class Network:
                     raise
                 await self._read_all()  # notifications were lost: start afresh
             self._ways.clear()
-            yield Change(links != self.links, addresses != self.addresses)
+            yield
 
     async def _read_all(self) -> None:
         """Ask for all links and addresses over the socket that also hears of changes."""

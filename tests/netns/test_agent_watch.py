@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from m2m.agent.watch import Change, Network, NoRoute
+from m2m.agent.watch import Network, NoRoute
 from m2m.protocol.flow import format_address, parse_address
 from tests.support.namespaces import Namespace, NamespaceFactory
 
@@ -48,24 +48,21 @@ async def test_changes_are_heard_and_ways_follow(pair: tuple[Namespace, Namespac
     try:
         with trio.fail_after(10):
             a.route("10.77.0.0/16", "via", "10.9.0.2", "mtu", "1400")
-            assert await anext(changes) == Change(links=False, addresses=False)
+            await anext(changes)
             way = network.way_to(FAR)
             assert (format_address(way.hop.gateway), way.hop.mtu) == ("10.9.0.2", 1400)
 
             a.run("ip", "address", "add", "10.9.1.1/24", "dev", "eth0")
-            while not (await anext(changes)).addresses:
-                pass
-            assert parse_address("10.9.1.1") in network.addresses
+            while parse_address("10.9.1.1") not in network.addresses:
+                await anext(changes)
 
             a.run("ip", "link", "add", "new0", "type", "veth", "peer", "new1")
-            while not (await anext(changes)).links:
-                pass
-            assert "new0" in {link.name for link in network.links.values()}
+            while "new0" not in {link.name for link in network.links.values()}:
+                await anext(changes)
 
             a.run("ip", "link", "set", "eth0", "mtu", "1300")
-            while not (await anext(changes)).links:
-                pass
-            assert network.way_to(B1).hop.mtu == 1300
+            while network.way_to(B1).hop.mtu != 1300:
+                await anext(changes)
 
             a.run("ip", "address", "flush", "dev", "eth0")
             while A1 in network.addresses:

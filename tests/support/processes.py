@@ -21,19 +21,41 @@ _PATIENCE = 30.0  # s for a daemon to be ready, or to end
 class Daemon:
     """A process inside a namespace. Its output is in ``log``."""
 
-    def __init__(self, namespace: Namespace, process: trio.Process, log: Path) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        process: trio.Process,
+        log: Path,
+        notifications: trio.socket.SocketType,
+    ) -> None:
         self.namespace = namespace
         self.process = process
         self.log = log
+        self._notifications = notifications
 
     @property
     def output(self) -> str:
         return self.log.read_text()
 
+    async def says(self, line: str) -> None:
+        """Return when it has said *line* by sd_notify; fails the test when it ends before."""
+        with trio.fail_after(_PATIENCE):
+            async with trio.open_nursery() as nursery:
+
+                async def gone() -> None:
+                    await self.process.wait()
+                    raise AssertionError(f"ended with {self.process.returncode}:\n{self.output}")
+
+                nursery.start_soon(gone)
+                while line.encode() not in (await self._notifications.recv(4096)).splitlines():
+                    pass
+                nursery.cancel_scope.cancel()
+
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End it; its status. Fails the test when it does not end."""
         if self.process.returncode is None:
             self.process.send_signal(how)
+        self._notifications.close()
         with trio.fail_after(_PATIENCE):
             return await self.process.wait()
 
@@ -58,37 +80,21 @@ async def start(namespace: Namespace, directory: Path, name: str, *command: str)
     log = directory / f"{name}.log"
     path = directory / f"{name}.notify"
     path.unlink(missing_ok=True)
-    notify = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notifications = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    await notifications.bind(os.fspath(path))
+    with log.open("ab") as output:
+        process = await trio.lowlevel.open_process(
+            namespace.command(*command),
+            stdin=subprocess.DEVNULL,
+            stdout=output.fileno(),
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "NOTIFY_SOCKET": os.fspath(path)},
+        )
+    made = Daemon(namespace, process, log, notifications)
     try:
-        await notify.bind(os.fspath(path))
-        with log.open("ab") as output:
-            process = await trio.lowlevel.open_process(
-                namespace.command(*command),
-                stdin=subprocess.DEVNULL,
-                stdout=output.fileno(),
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "NOTIFY_SOCKET": os.fspath(path)},
-            )
-        made = Daemon(namespace, process, log)
-        try:
-            with trio.fail_after(_PATIENCE):
-                await _ready_or_gone(made, notify)
-        except BaseException:
-            process.kill()
-            raise
-    finally:
-        notify.close()
+        await made.says("READY=1")
+    except BaseException:
+        process.kill()
+        notifications.close()
+        raise
     return made
-
-
-async def _ready_or_gone(made: Daemon, notify: trio.socket.SocketType) -> None:
-    async with trio.open_nursery() as nursery:
-
-        async def gone() -> None:
-            await made.process.wait()
-            raise AssertionError(f"ended with {made.process.returncode}:\n{made.output}")
-
-        nursery.start_soon(gone)
-        while b"READY=1" not in (await notify.recv(4096)).splitlines():
-            pass
-        nursery.cancel_scope.cancel()

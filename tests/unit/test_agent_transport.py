@@ -60,7 +60,7 @@ async def one_host() -> AsyncIterator[Host]:
 async def test_strangers_meet_and_the_first_message_arrives_once() -> None:
     async with one_host() as host:
         host.transport.send(B, Ack(1, LEG))
-        host.transport.send(B, Fin(1, LEG))
+        host.transport.send(B, Fin(2, LEG))
         got = [(await host.next())[:2] for _ in range(2)]
         assert sorted(type(message).__name__ for _, message in got) == ["Ack", "Fin"]
         counts = host.transport.counters()
