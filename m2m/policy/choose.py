@@ -71,6 +71,10 @@ def assign(options: Sequence[Sequence[Instance]]) -> list[Instance] | None:
     Each list is in order of preference. The first list gets the best that leaves the others a
     choice, then the second, and so on.
     """
+    if all(options):
+        firsts = [preferred[0] for preferred in options]
+        if len({one.address for one in firsts}) == len(firsts):
+            return firsts  # as nearly always, and on the way of each set-up
     chosen: list[Instance] = []
     used: set[Address] = set()
     for position, preferred in enumerate(options):
