@@ -25,8 +25,16 @@ static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2
 		u32 payload = headers->len - (headers->l4 - M2M_L3) - headers->l4_len;
 		u32 end = m2m_seq_end(headers->seq, payload, tcp & M2M_TCP_SYN, tcp & M2M_TCP_FIN);
 		u32 seen = entry->max_seq;
+		u8 reused;
 		int tries;
 
+		/*
+		 * A SYN where one direction has ended: the same ports, reused before the old session
+		 * was taken down. What ended then says nothing of what begins now. (Bits instead of
+		 * branches, of which every one doubles the verifier's work.)
+		 */
+		reused = (tcp / M2M_TCP_SYN) & (flags / M2M_SEEN_FIN | flags / M2M_SEEN_RST) & 1;
+		flags &= (u8)(reused - 1);
 		if (tcp & M2M_TCP_FIN)
 			marks |= M2M_SEEN_FIN;
 		if (tcp & M2M_TCP_RST)
@@ -41,7 +49,7 @@ static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2
 				break;
 			seen = found;
 		}
-		if ((flags & marks) != marks)
+		if (entry->flags != (flags | marks))
 			entry->flags = flags | marks;
 	}
 }

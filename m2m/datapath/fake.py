@@ -106,8 +106,10 @@ class _Slot:
         self.bytes += packet.length
         self.seen = now
         if packet.flow.proto == Proto.TCP:
-            self.flags |= packet.flags
             syn, fin = bool(packet.flags & Tcp.SYN), bool(packet.flags & Tcp.FIN)
+            if syn and self.flags & (Tcp.FIN | Tcp.RST):  # the same ports, reused
+                self.flags, self.max_seq = Tcp(0), None
+            self.flags |= packet.flags
             end = seq_end(packet.seq, len(packet.payload), syn, fin)
             if self.max_seq is None or seq_after(end, self.max_seq):
                 self.max_seq = end

@@ -77,6 +77,21 @@ async def test_half_closed_is_not_over(open_rig: OpenRig, listen: Listen) -> Non
     assert agent.waiting() == 0
 
 
+async def test_reused_ports_begin_anew(open_rig: OpenRig, listen: Listen) -> None:
+    """A client that closes and connects again from the same port, before the linger is over."""
+    rig = await open_rig(linger=SHORT)
+    agent = await listen(rig)
+    rows = await install(rig, Position.TAP)
+    for entry in rows:
+        await rig.packet(entry.hook, entry.match, flags=Tcp.FIN | Tcp.ACK, seq=4_000_000_000)
+    for entry, flags in zip(rows, (Tcp.SYN, Tcp.SYN | Tcp.ACK), strict=True):
+        await rig.packet(entry.hook, entry.match, flags=flags, seq=7)
+    await end_at_once(rig, agent, 2)
+    assert agent.waiting() == 0
+    for row in await rig.datapath.rows([entry.key for entry in rows]):
+        assert (row.counters.fin, row.counters.max_seq) == (False, 8)
+
+
 async def test_removed_sessions_are_not_told(open_rig: OpenRig, listen: Listen) -> None:
     rig = await open_rig(linger=SHORT)
     agent = await listen(rig)
