@@ -135,12 +135,11 @@ int bench_fill(struct __sk_buff *skb)
 	return 0;
 }
 
-/* Find an entry and take its edit out. */
+/* Find an entry and see that it is the one asked for: what comes before the first of its bytes. */
 SEC("tc")
 int bench_lookup(struct __sk_buff *skb)
 {
 	struct m2m_bench *work = get_bench();
-	struct m2m_edit edit;
 	u32 i, done = 0;
 	u64 began;
 
@@ -152,20 +151,22 @@ int bench_lookup(struct __sk_buff *skb)
 	for (i = 0; i < M2M_BATCH; i++) {
 		u32 at = i;
 		struct m2m_key *key = bpf_map_lookup_elem(&keys, &at);
-		struct m2m_entry *entry;
+		const struct m2m_entry *entry;
 
 		if (!key)
 			break;
 		entry = bpf_map_lookup_elem(&flows, key);
-		if (entry && m2m_edit_of(&edit, key, entry))
+		if (entry && *(const volatile u32 *)&entry->tag == m2m_key_tag(key))
 			done++;
-		asm volatile("" : : "r"(&edit) : "memory");
 	}
 	report(work, bpf_ktime_get_ns() - began, done);
 	return 0;
 }
 
-/* All that is done to a packet of an established session between taking it apart and sending. */
+/*
+ * All that is done to a packet of an established session between taking it apart and sending it,
+ * the look-up included: m2m.datapath.bench takes that off.
+ */
 SEC("tc")
 int bench_rewrite(struct __sk_buff *skb)
 {

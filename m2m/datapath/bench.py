@@ -27,9 +27,9 @@ class Cost(NamedTuple):
     """Nanoseconds for one step."""
 
     entries: int
-    lookup: float  # find an entry, take its edit out; one after the other as inserted (§7.1.1)
+    lookup: float  # find an entry; one after the other as inserted (§7.1.1)
     lookup_random: float  # the same in no order, which costs cache and TLB misses
-    rewrite: float  # judge, count, and write headers and checksums of a packet
+    rewrite: float  # take the edit out, judge, count, write a packet's headers and checksums
     insert: float  # one more entry
     samples: int
 
