@@ -19,8 +19,8 @@ struct m2m_hold_state {
 };
 
 /*
- * One UDP flow. TCP needs none: what is held there is a SYN and its repetitions, and nothing
- * else of the flow can come before it is answered.
+ * One UDP flow, by the tuple of its entry's key. TCP needs none: what is held there is a SYN and
+ * its repetitions, and nothing else of the flow can come before it is answered.
  */
 struct m2m_hold_record {
 	u64 queued;
@@ -30,7 +30,7 @@ struct m2m_hold_record {
 
 /* What the program `settle` is asked and answers; m2m.datapath.hold packs the same layout. */
 struct m2m_settle {
-	struct m2m_tuple flow;
+	struct m2m_tuple flow; /* of its entry's key: M2M_HOOK_OUT */
 	u64 released;	/* in: packets of the flow that have left since the last time */
 	u64 quiet;	/* in: ns; forget a flow with none waiting and none queued for longer; 0: keep */
 	u32 refused;	/* in: packets to count as M2M_REFUSED */

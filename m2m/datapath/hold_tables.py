@@ -60,7 +60,7 @@ class HoldTables:
         *refused* and *overflowed* packets are counted under their reasons. With *quiet* (ns) the
         record is removed when nothing waits and nothing was queued for so long.
         """
-        request = _SETTLE.pack(flow, released, quiet, refused, overflowed, 0, 0)
+        request = _SETTLE.pack(flow[:37] + _OUT_TAIL, released, quiet, refused, overflowed, 0, 0)
         answer = self._settle.run(ctx=request)[2]
         assert answer is not None  # there is one to every context
         *_, waiting, kept = _SETTLE.unpack(answer)

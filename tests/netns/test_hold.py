@@ -26,7 +26,7 @@ import m2m.datapath
 from m2m.datapath import Reason, Verdict, layout
 from m2m.datapath.hold import HoldQueue
 from m2m.datapath.hold_rules import CHAIN
-from m2m.datapath.hold_tables import HoldTables
+from m2m.datapath.hold_tables import HoldTables, Settled
 from m2m.datapath.pins import Pins
 from m2m.policy.rules import EMPTY, Fail, FlatRule, Policy, PolicySet
 from m2m.protocol.flow import Flow, Proto, parse_address
@@ -363,10 +363,11 @@ def _bounds(rule: FlatRule) -> tuple[bytes, bytes, bytes, bytes, int, int, int, 
 
 
 async def test_datagrams_keep_their_order_while_the_flow_is_let_go(
-    host: Host, client: Namespace, udp_server: socket.socket
+    client: Namespace, udp_server: socket.socket
 ) -> None:
     """The sender never stops: some wait, some meet the release, the rest goes straight."""
     before, total = 500, 20000
+    host = Host(client, limit=total)
     held_enough = threading.Event()
 
     def send(sock: socket.socket) -> None:
@@ -375,7 +376,7 @@ async def test_datagrams_keep_their_order_while_the_flow_is_let_go(
             if number == before:
                 held_enough.set()
 
-    with udp_client(client) as sock:
+    with closing(host), udp_client(client) as sock:
         sock.setsockopt(socket.SOL_SOCKET, 32, 64 << 20)  # SO_SNDBUFFORCE: all may wait
         flow = flow_of(sock)
         async with trio.open_nursery() as nursery:
@@ -389,10 +390,10 @@ async def test_datagrams_keep_their_order_while_the_flow_is_let_go(
             nursery.start_soon(_serve, host, nursery.cancel_scope)
             got = await trio.to_thread.run_sync(_receive_numbers, udp_server, total)
             nursery.cancel_scope.cancel()
-    assert got == list(range(total))
-    assert before <= host.count(Reason.HELD) < total, "some must have gone straight"
-    assert host.count(Reason.HOLD_OVERFLOW) == 0
-    assert host.tables.settle(flow.pack()).waiting == 0
+        assert got == list(range(total))
+        assert before <= host.count(Reason.HELD) < total, "some must have gone straight"
+        assert host.count(Reason.HOLD_OVERFLOW) == 0
+        assert host.tables.settle(flow.pack()) == Settled(waiting=0, kept=True)
 
 
 async def _serve(host: Host, scope: trio.CancelScope) -> None:
@@ -420,6 +421,21 @@ async def test_later_packets_queue_while_earlier_ones_wait(
         sock.send(b"third")
         assert udp_server.recv(10) == b"third"
     assert host.count(Reason.HELD) == 2, "the third goes straight"
+
+
+async def test_counts_of_a_flow_are_kept_while_packets_wait_and_then_forgotten(
+    host: Host, client: Namespace, udp_server: socket.socket
+) -> None:
+    with udp_client(client) as sock:
+        sock.send(b"first")
+        flow = await next_held(host)
+        assert host.tables.settle(flow.pack(), quiet=1) == Settled(waiting=1, kept=True)
+        host.entry(flow)
+        host.queue.release(flow, Verdict.STEER)
+        assert udp_server.recv(10) == b"first"
+        assert host.tables.settle(flow.pack()) == Settled(waiting=0, kept=True)
+        assert host.tables.settle(flow.pack(), quiet=1) == Settled(waiting=0, kept=False)
+    assert host.holds.next_key() is None
 
 
 async def test_beyond_the_bound_packets_are_dropped_and_counted(
@@ -506,7 +522,7 @@ async def test_the_next_agent_replaces_what_a_killed_one_left(
             host.entry(flow)
             host.queue.release(flow, Verdict.STEER)
             assert udp_server.recv(30) == b"again"
-            assert host.tables.settle(flow.pack()).waiting == 0
+            assert host.tables.settle(flow.pack()) == Settled(waiting=0, kept=True)
     assert CHAIN not in host.rules()
 
 
