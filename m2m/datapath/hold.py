@@ -216,7 +216,12 @@ class _Queues:
     """The netfilter queues of the network namespace that the thread is in when this is made."""
 
     def __init__(self) -> None:
-        self._file = _QUEUES.open()
+        try:
+            self._file = _QUEUES.open()
+        except FileNotFoundError:
+            # The kernel's module for them is loaded by the first program that asks for one.
+            NfQueue(0, 1).close()
+            self._file = _QUEUES.open()
 
     def lost(self) -> dict[int, int]:
         """By the numbers that are in use: how many packets the kernel could not queue."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from m2m.datapath import Verdict
+from m2m.datapath import Verdict, hold
 from m2m.datapath._nfqueue import ACCEPT, BATCH, DROP, REPEAT
 from m2m.datapath.hold import HoldQueue
 from m2m.datapath.hold_tables import Settled
@@ -249,3 +249,26 @@ def test_what_another_program_queues_here_goes_on(queue: HoldQueue, kernel: Kern
     kernel.socket.append((9, b""))
     assert queue.receive() == []
     assert kernel.verdicts == let_go(9)
+
+
+def test_the_module_that_has_queues_is_loaded_by_asking_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = tmp_path / "nfnetlink_queue"
+    asked_for: list[int] = []
+
+    class Module:
+        def __init__(self, number: int, limit: int) -> None:
+            asked_for.append(number)
+            listing.write_text("    7   4711     0 2 65531     3     2        9  1\n")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(hold, "_QUEUES", listing)
+    monkeypatch.setattr(hold, "NfQueue", Module)
+    for _ in range(2):
+        queues = hold._Queues()
+        assert queues.lost() == {7: 5}
+        queues.close()
+    assert asked_for == [0]
