@@ -140,6 +140,7 @@ class Agent:
             nursery.start_soon(self.transport.run, self._received)
             nursery.start_soon(self._follow_datapath, datapath)
             nursery.start_soon(sessions.run_timers)
+            nursery.start_soon(notify.keep_alive)
             client = self._policy_client()
             nursery.start_soon(self._follow_network, datapath, client)
             if client is not None:

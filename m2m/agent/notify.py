@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import sdnotify
+import os
 
-__all__ = ["ready", "status", "stopping"]
+import sdnotify
+import trio
+
+__all__ = ["keep_alive", "ready", "status", "stopping"]
 
 _notifier = sdnotify.SystemdNotifier()
 
@@ -22,3 +25,15 @@ def status(text: str) -> None:
 def stopping() -> None:
     """The agent is about to end."""
     _notifier.notify("STOPPING=1")
+
+
+async def keep_alive() -> None:
+    """Give the service manager the signs of life it asks for (WatchdogSec), until cancelled.
+
+    An agent that hangs holds first packets without end, and TCP does not repeat a SYN that still
+    waits; one that is killed lets them go, and its successor takes the sessions over.
+    """
+    limit = int(os.environ.get("WATCHDOG_USEC", 0)) / 1e6
+    while limit:
+        _notifier.notify("WATCHDOG=1")
+        await trio.sleep(limit / 2)
