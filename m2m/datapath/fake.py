@@ -263,7 +263,7 @@ class FakeKernel:
         self._policies = {rule.id: rule for rule in policy.policies}
 
     def install(self, entries: Sequence[Entry]) -> None:
-        added = {entry.key for entry in entries} - self._slots.keys()
+        added = {entry.key for entry in entries if entry.key not in self._slots}
         room = self.limits.sessions * ENTRIES_PER_SESSION - len(self._slots)
         if len(added) > room:
             raise DatapathFull(
