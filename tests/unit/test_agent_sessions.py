@@ -1,6 +1,12 @@
 """Sessions over a chain of agents in memory: what packets do, what is left, what is told."""
 
+import gc
+import logging
+import os
+import sys
+
 import pytest
+import structlog
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -8,10 +14,20 @@ from m2m.agent.api import EventKind, Role, SessionState
 from m2m.datapath import Limits, Reason
 from m2m.datapath.fake import FakeKernel, Fate, Outcome, Tcp
 from m2m.protocol.events import Ended
-from m2m.protocol.flow import parse_address
-from m2m.protocol.translation import Action, Hook
-from m2m.protocol.wire import Ack, Rst, Syn, SynAck
-from tests.support.agents import FIREWALL, IDS, SERVER, Chain, pass_time, policy_set, running
+from m2m.protocol.flow import Flow, parse_address
+from m2m.protocol.translation import Action, Hook, Position
+from m2m.protocol.wire import Ack, Fin, FinAck, Hop, Rst, Syn, SynAck
+from tests.support.agents import (
+    CLIENT,
+    FIREWALL,
+    IDS,
+    SERVER,
+    Chain,
+    Wire,
+    pass_time,
+    policy_set,
+    running,
+)
 
 CLOSED, OPEN = 80, 81  # ports whose policies fail so
 
@@ -285,3 +301,61 @@ async def test_a_slow_reader_misses_the_oldest_events(autojump_clock: MockClock)
         assert texts == ["first", "44"]
         await events.aclose()  # type: ignore[attr-defined]
         assert not journal._readers
+
+
+@pytest.mark.timeout(300)
+async def test_a_hundred_thousand_sessions_leave_nothing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I9: at a middlebox, all alive at once: no entry, port, timer, descriptor or memory."""
+    quiet = structlog.make_filtering_bound_logger(logging.INFO)
+    monkeypatch.setattr(
+        "m2m.agent.sessions._log",
+        structlog.wrap_logger(structlog.PrintLogger(), wrapper_class=quiet),
+    )
+    async with trio.open_nursery() as nursery:
+        wire = Wire(nursery)
+        host = wire.host(IDS, Role.MIDDLEBOX, FakeKernel(Limits(sessions=100_000, tcp_idle=30)))
+        sessions = host.sessions
+        left, right = parse_address(CLIENT), parse_address(SERVER)
+        hops = (Hop(host.address, Position.TAP, "ids"), Hop(right, Position.SERVER))
+
+        async def set_up(number: int) -> tuple[int, Flow, Flow]:
+            """What is needed to end it: the session's id and its two subsessions."""
+            upper, lower = divmod(number, 2000)
+            leg = Flow(6, left, 61000 + lower, host.address, 63264 + upper)
+            flow = Flow(6, left, 1024 + lower, right, 1024 + upper)
+            syn = Syn(number + 1, leg, flow, hops, 1500, 0, 1, 1000)
+            await sessions.received(left, syn)
+            onward = wire.seen[-1][2]
+            assert isinstance(onward, Syn)
+            await sessions.received(right, SynAck(syn.session, onward.subsession, 1500))
+            await sessions.received(left, Ack(syn.session, leg))
+            wire.seen.clear()
+            return syn.session, leg, onward.subsession
+
+        async def tear_down(session: int, leg: Flow, onward: Flow) -> None:
+            await sessions.received(left, Fin(session, leg))
+            await sessions.received(right, FinAck(session, onward))
+            wire.seen.clear()
+
+        async def left_over(first: int, count: int) -> tuple[int, int]:
+            """After *count* sessions: blocks of memory, and file descriptors."""
+            live = [await set_up(first + number) for number in range(count)]
+            assert len(sessions) == sessions.node.ports.in_use == count
+            assert len(host.kernel.rows()) == 2 * count
+            for ids in live:
+                await tear_down(*ids)
+            del live
+            await pass_time(60)
+            assert len(sessions) == sessions.node.ports.in_use == len(sessions._timers) == 0
+            assert host.kernel.rows() == []
+            gc.collect()
+            return sys.getallocatedblocks(), len(os.listdir("/proc/self/fd"))
+
+        # What is bounded (ids and ports that ended lately) is full after the first ones.
+        before = await left_over(0, 10_000)
+        after = await left_over(10_000, 100_000)
+        assert after[0] - before[0] < 5_000
+        assert after[1] == before[1]
+        nursery.cancel_scope.cancel()
