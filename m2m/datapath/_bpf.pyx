@@ -18,6 +18,7 @@ cdef extern from *:
     #include <errno.h>
     #include <stdarg.h>
     #include <stdio.h>
+    #include <stdlib.h>
     #include <string.h>
     #include <sys/syscall.h>
     #include <unistd.h>
@@ -29,16 +30,28 @@ cdef extern from *:
     static __thread char m2m_said[8192];
     static __thread size_t m2m_said_len;
 
+    /* Of a text that is too long (the verifier's log) the end is kept: there it says why. */
     static int m2m_listen(enum libbpf_print_level level, const char *format, va_list args)
     {
-        size_t room = sizeof(m2m_said) - m2m_said_len;
+        char *text;
         int len;
+        size_t room = sizeof(m2m_said) - 1, keep;
 
-        if (level > LIBBPF_WARN || room < 2)
+        if (level > LIBBPF_WARN)
             return 0;
-        len = vsnprintf(m2m_said + m2m_said_len, room, format, args);
-        if (len > 0)
-            m2m_said_len += (size_t)len < room ? (size_t)len : room - 1;
+        len = vasprintf(&text, format, args);
+        if (len < 0)
+            return 0;
+        keep = (size_t)len < room ? (size_t)len : room;
+        if (m2m_said_len > room - keep) {
+            size_t surplus = m2m_said_len - (room - keep);
+
+            memmove(m2m_said, m2m_said + surplus, m2m_said_len - surplus);
+            m2m_said_len -= surplus;
+        }
+        memcpy(m2m_said + m2m_said_len, text + len - keep, keep + 1);
+        m2m_said_len += keep;
+        free(text);
         return 0;
     }
 

@@ -101,7 +101,7 @@ class Pins:
         except BpfError as error:
             loaded.close()
             raise UnsupportedHost(
-                f"the kernel refuses the BPF programs of {source.name}: {error.strerror}"
+                f"the kernel refuses the BPF programs of {source.name}: {_in_short(error)}"
             ) from error
         return loaded
 
@@ -125,3 +125,14 @@ class Pins:
                 PINS.rmdir()
         os.close(self._lock)
         self._lock = -1
+
+
+def _in_short(error: BpfError) -> str:
+    """One line of what libbpf has said; after the verifier's log, that is its verdict."""
+    what, *said = str(error.strerror).splitlines()
+    if not said:
+        return what
+    ends = (at for at, line in enumerate(said) if at and line.startswith("processed "))
+    end = next(ends, None)
+    reason = said[0] if end is None else said[end - 1]
+    return f"{what} ({reason.removeprefix('libbpf: ')})"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -11,9 +13,9 @@ import trio
 from m2m.datapath import DatapathError, Ended, EndReason, Limits, layout
 from m2m.datapath._bpf import Map
 from m2m.datapath.bpf import EbpfDatapath
-from m2m.datapath.pins import directory_of
+from m2m.datapath.pins import Pins, directory_of
 from m2m.datapath.tables import Config
-from m2m.errors import ConfigError
+from m2m.errors import ConfigError, UnsupportedHost
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Position, SessionView, Toward, entries_for
 from tests.support.namespaces import Namespace, NamespaceFactory
@@ -50,6 +52,36 @@ async def test_a_name_that_cannot_be(host: Namespace) -> None:
     for name in ("", "../else", "a/b", ".hidden", "x" * 64):
         with pytest.raises(ConfigError, match="--name"):
             await EbpfDatapath.open(name)
+
+
+# The verifier's log of this one is longer than what is kept of it.
+REFUSED = """
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+SEC("tc") int refused(struct __sk_buff *skb)
+{
+	volatile long steps[8];
+	#pragma unroll
+	for (int step = 0; step < 500; step++)
+		steps[step % 8] = step;
+	return *(int *)(long)skb->len;
+}
+"""
+
+
+@pytest.mark.needs("clang")
+async def test_of_a_program_that_the_verifier_refuses_its_verdict_is_told(
+    host: Namespace, tmp_path: Path
+) -> None:
+    compiled = tmp_path / "refused.o"
+    multiarch = f"/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
+    clang = ["clang", "-O2", "-g", "-target", "bpf", "-idirafter", multiarch, "-xc", "-c", "-"]
+    await trio.run_process([*clang, "-o", str(compiled)], stdin=REFUSED.encode())
+    pins = Pins(host.name)
+    with pytest.raises(UnsupportedHost, match="R[0-9] invalid mem access '[a-z]*'.$") as told:
+        pins.load(compiled, {})
+    pins.release(keep=False)
+    assert "\n" not in str(told.value)
 
 
 async def test_a_name_with_dots(host: Namespace) -> None:
