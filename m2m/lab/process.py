@@ -108,7 +108,7 @@ async def wait_ready(
     namespace: Path,
     log: Path,
     notifications: Notifications | None = None,
-    timeout: float = 20.0,  # noqa: ASYNC109  (a bound for the process, not for the caller)
+    timeout: float = 60.0,  # noqa: ASYNC109  (a bound for the process, not for the caller)
 ) -> None:
     """Return when *process* meets the conditions of *ready*.
 
