@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator
 import trio
 
 _GRID = 256  # deadlines per second
+_BURST = 32  # timers that fire before other tasks get their turn
 
 
 class Timers:
@@ -48,12 +49,15 @@ class Timers:
     async def expired(self) -> AsyncIterator[int]:
         """Sessions whose timers run out, as they do; one consumer."""
         while True:
-            now = trio.current_time()
+            now, turn = trio.current_time(), 0
             while self._heap and self._heap[0][0] <= now:
                 deadline, session = heapq.heappop(self._heap)
                 if self._deadlines.get(session) == deadline:
                     del self._deadlines[session]
                     yield session
+                turn += 1
+                if turn % _BURST == 0:  # answers may be waiting that make other timers void
+                    await trio.lowlevel.checkpoint()
             with trio.CancelScope(deadline=self._heap[0][0] if self._heap else math.inf) as sleep:
                 self._sleep = sleep
                 await trio.sleep_forever()

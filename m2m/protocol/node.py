@@ -75,6 +75,8 @@ class Settings(NamedTuple):
     teardown_timeout: float = 10.0  # and all for a neighbour's FINACK
     retry: float = 0.02  # before a message is sent again; doubles each time
     retry_max: float = 1.0
+    # Nobody waits for a teardown, and thousands of sessions may end at once.
+    teardown_retry: float = 0.2
     probe: float = 60.0  # before a client asks whether its path is still there; doubles
     probe_max: float = 3600.0
 
@@ -495,7 +497,9 @@ class Node:
         if session.delay:
             return  # one is running
         settings = self.settings
-        delay = min(max(session.waited, settings.retry), settings.retry_max)
+        closing = session.state is State.CLOSING
+        first = settings.teardown_retry if closing else settings.retry
+        delay = min(max(session.waited, first), settings.retry_max)
         session.delay = min(delay, self._limit(session) - session.waited)
         out.append(SetTimer(session.id, session.delay))
 

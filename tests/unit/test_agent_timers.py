@@ -1,6 +1,7 @@
 """Timers: each fires once at its time, and replaced or cancelled ones never do."""
 
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from m2m.agent.timers import Timers
@@ -69,3 +70,31 @@ async def test_replaced_timers_do_not_pile_up(autojump_clock: MockClock) -> None
         timers.set(1, 60.0)
     assert len(timers._heap) < 200
     assert await collect(timers, 1) == [(1, 60.0)]
+
+
+async def test_many_at_once_let_other_tasks_have_their_turn(autojump_clock: MockClock) -> None:
+    """What these do may make the rest void: answers to what the timers were to repeat."""
+    timers = Timers()
+    for session in range(1000):
+        timers.set(session, 1.0)
+
+    async def answer() -> None:
+        await trio.sleep(1.1)
+        for session in range(500, 1000):
+            timers.cancel(session)
+
+    fired = []
+
+    async def collect_all() -> None:
+        async for session in timers.expired():
+            fired.append(session)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer)
+        nursery.start_soon(collect_all)
+        await trio.testing.wait_all_tasks_blocked()
+        autojump_clock.jump(2.0)  # late: all timers, and the answer, are due
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert fired == list(range(500))
+    assert len(timers) == 0

@@ -287,7 +287,7 @@ def test_a_client_repeats_its_syn_and_gives_up_after_a_second(play: Play) -> Non
     play >> TimerFired(ID) << Send(FW, SYN) << SetTimer(ID, pytest.approx(1 - 0.64))
     rst = Rst(ID, FIRST, Cause.TIMEOUT, TIMEOUT_TEXT, FW)
     play >> TimerFired(ID) << Refuse(SUPER, False, TIMEOUT_TEXT, FW) << Send(FW, rst)
-    play << SetTimer(ID, 0.02) >> TimerFired(ID) << Send(FW, rst) << SetTimer(ID, 0.02)
+    play << SetTimer(ID, 0.2) >> TimerFired(ID) << Send(FW, rst) << SetTimer(ID, 0.2)
     play >> Received(FW, SynAck(ID, FIRST, 1500)) << Send(FW, rst)  # it comes too late
     play >> Received(FW, FinAck(ID, FIRST)) << CancelTimer(ID) << Closed(AT_CLIENT, TIMEOUT_TEXT)
     assert play.ports.in_use == 0
@@ -295,8 +295,8 @@ def test_a_client_repeats_its_syn_and_gives_up_after_a_second(play: Play) -> Non
 
 def test_a_notice_is_repeated_for_ten_seconds_at_most(play: Play) -> None:
     established_client(play)
-    play >> Ended(ID, "rst") << Remove(AT_CLIENT) << Send(FW, Fin(ID, FIRST)) << SetTimer(ID, 0.02)
-    waited, delay = 0.0, 0.02
+    play >> Ended(ID, "rst") << Remove(AT_CLIENT) << Send(FW, Fin(ID, FIRST)) << SetTimer(ID, 0.2)
+    waited, delay = 0.0, 0.2
     while True:
         waited += delay
         play >> TimerFired(ID)
@@ -358,7 +358,7 @@ def test_a_refusal_travels_to_the_client_with_its_reason(play: Play) -> None:
     rst = Rst(ID, SECOND, Cause.NO_ROUTE, "no route to server", IDS)
     to_left = Rst(ID, FIRST, Cause.NO_ROUTE, "no route to server", IDS)
     opening_firewall(play) >> Received(IDS, rst) << Send(IDS, FinAck(ID, SECOND))
-    play << Remove(AT_FW) << Send(CLIENT, to_left) << SetTimer(ID, 0.02)
+    play << Remove(AT_FW) << Send(CLIENT, to_left) << SetTimer(ID, 0.2)
     play >> Received(CLIENT, SYN, TO_IDS) << Send(CLIENT, to_left)
     play >> Received(CLIENT, FinAck(ID, FIRST))
     play << CancelTimer(ID) << Closed(AT_FW, "no route to server")
@@ -390,7 +390,7 @@ def test_a_silent_next_hop_is_reported_before_the_client_gives_up(play: Play) ->
     assert waited == pytest.approx(0.9)
     text = "ids at 10.0.2.2 does not answer"
     play << Remove(AT_FW) << Send(CLIENT, Rst(ID, FIRST, Cause.TIMEOUT, text, IDS))
-    play << Send(IDS, Rst(ID, SECOND, Cause.TIMEOUT, text, IDS)) << SetTimer(ID, 0.02)
+    play << Send(IDS, Rst(ID, SECOND, Cause.TIMEOUT, text, IDS)) << SetTimer(ID, 0.2)
 
 
 def test_a_client_that_never_confirms_is_rolled_back(play: Play) -> None:
@@ -400,14 +400,14 @@ def test_a_client_that_never_confirms_is_rolled_back(play: Play) -> None:
         play >> TimerFired(ID)
     text = "10.0.2.2 does not confirm the session"
     play << Remove(AT_SERVER) << Send(IDS, Rst(ID, THIRD, Cause.TIMEOUT, text, IDS))
-    play << SetTimer(ID, 0.02)
+    play << SetTimer(ID, 0.2)
 
 
 def test_a_full_datapath_rolls_back_both_ways(play: Play) -> None:
     text = "10.0.1.2 cannot take the session: no room"
     opening_firewall(play) >> InstallFailed(ID, "no room") << Remove(AT_FW)
     play << Send(CLIENT, Rst(ID, FIRST, Cause.INSTALL_FAILED, text, FW))
-    play << Send(IDS, Rst(ID, SECOND, Cause.INSTALL_FAILED, text, FW)) << SetTimer(ID, 0.02)
+    play << Send(IDS, Rst(ID, SECOND, Cause.INSTALL_FAILED, text, FW)) << SetTimer(ID, 0.2)
 
 
 def test_a_client_with_a_full_datapath_refuses_what_it_did_not_steer(play: Play) -> None:
@@ -416,7 +416,7 @@ def test_a_client_with_a_full_datapath_refuses_what_it_did_not_steer(play: Play)
     assert play.todo[0] == Install(AT_CLIENT)
     play.todo.clear()  # what follows a failed Install is not carried out
     play >> InstallFailed(ID, "no room") << Refuse(SUPER, False, text, CLIENT)
-    play << Send(FW, Rst(ID, FIRST, Cause.INSTALL_FAILED, text, CLIENT)) << SetTimer(ID, 0.02)
+    play << Send(FW, Rst(ID, FIRST, Cause.INSTALL_FAILED, text, CLIENT)) << SetTimer(ID, 0.2)
 
 
 def test_the_text_of_an_error_fits_the_wire(play: Play) -> None:
@@ -541,9 +541,9 @@ def test_a_session_does_not_change_its_kind(play: Play) -> None:
 
 def test_an_end_is_told_outward_both_ways(play: Play) -> None:
     established_firewall(play) >> Ended(ID, "idle") << Remove(AT_FW)
-    play << Send(CLIENT, Fin(ID, FIRST)) << Send(IDS, Fin(ID, SECOND)) << SetTimer(ID, 0.02)
+    play << Send(CLIENT, Fin(ID, FIRST)) << Send(IDS, Fin(ID, SECOND)) << SetTimer(ID, 0.2)
     play >> Received(IDS, FinAck(ID, SECOND))
-    play >> TimerFired(ID) << Send(CLIENT, Fin(ID, FIRST)) << SetTimer(ID, 0.02)
+    play >> TimerFired(ID) << Send(CLIENT, Fin(ID, FIRST)) << SetTimer(ID, 0.2)
     play >> Received(CLIENT, FinAck(ID, FIRST)) << CancelTimer(ID) << Closed(AT_FW, "idle")
     assert play.ports.in_use == 0
 
@@ -551,7 +551,7 @@ def test_an_end_is_told_outward_both_ways(play: Play) -> None:
 def test_a_fin_is_answered_and_passed_on(play: Play) -> None:
     established_firewall(play) >> Received(CLIENT, Fin(ID, FIRST))
     play << Send(CLIENT, FinAck(ID, FIRST)) << Remove(AT_FW)
-    play << Send(IDS, Fin(ID, SECOND)) << SetTimer(ID, 0.02)
+    play << Send(IDS, Fin(ID, SECOND)) << SetTimer(ID, 0.2)
     play >> Received(CLIENT, Fin(ID, FIRST)) << Send(CLIENT, FinAck(ID, FIRST))
     play >> Received(IDS, FinAck(ID, SECOND))
     play << CancelTimer(ID) << Closed(AT_FW, "closed by the other side")
@@ -559,7 +559,7 @@ def test_a_fin_is_answered_and_passed_on(play: Play) -> None:
 
 def test_fins_that_cross_answer_each_other(play: Play) -> None:
     established_firewall(play) >> Ended(ID, "fin") << Remove(AT_FW)
-    play << Send(CLIENT, Fin(ID, FIRST)) << Send(IDS, Fin(ID, SECOND)) << SetTimer(ID, 0.02)
+    play << Send(CLIENT, Fin(ID, FIRST)) << Send(IDS, Fin(ID, SECOND)) << SetTimer(ID, 0.2)
     play >> Received(CLIENT, Fin(ID, FIRST)) >> Received(IDS, Fin(ID, SECOND))
     play << CancelTimer(ID) << Closed(AT_FW, "fin")
     play >> Received(IDS, Fin(ID, SECOND)) << Send(IDS, FinAck(ID, SECOND))  # ours was lost
@@ -574,7 +574,7 @@ def test_an_end_in_the_middle_of_set_up_is_a_failure(play: Play) -> None:
     rst = Rst(ID, FIRST, Cause.ABANDONED, "ended by the operator")
     opening_client(play) >> Ended(ID, "ended by the operator")
     play << Refuse(SUPER, False, "ended by the operator", None) << Send(FW, rst)
-    play << SetTimer(ID, 0.02) >> Ended(ID, "ended by the operator")
+    play << SetTimer(ID, 0.2) >> Ended(ID, "ended by the operator")
 
 
 @pytest.mark.parametrize(
@@ -589,9 +589,9 @@ def test_an_end_in_the_middle_of_set_up_is_a_failure(play: Play) -> None:
 def test_who_has_missed_the_end_hears_of_it_again(play: Play, late: Received) -> None:
     established_firewall(play) >> Ended(ID, "fin") << Remove(AT_FW)
     fins = Send(CLIENT, Fin(ID, FIRST)), Send(IDS, Fin(ID, SECOND))
-    play << fins[0] << fins[1] << SetTimer(ID, 0.02)
+    play << fins[0] << fins[1] << SetTimer(ID, 0.2)
     play >> late << fins[0] << fins[1]
-    play >> TimerFired(ID) << fins[0] << fins[1] << SetTimer(ID, 0.02)
+    play >> TimerFired(ID) << fins[0] << fins[1] << SetTimer(ID, 0.2)
 
 
 # --- what is not here, or not like that -----------------------------------------------------------
@@ -714,7 +714,7 @@ def test_a_new_session_closes_the_one_it_replaces(syn: Syn) -> None:
     assert new.right is not None
     assert new.right != old.right
     play << Remove(old) << Send(CLIENT, Rst(ID, FIRST, Cause.REPLACED, text))
-    play << Send(IDS, Rst(ID, old.right, Cause.REPLACED, text)) << SetTimer(ID, 0.02)
+    play << Send(IDS, Rst(ID, old.right, Cause.REPLACED, text)) << SetTimer(ID, 0.2)
     play << Send(IDS, Syn(OTHER, new.right, syn.supersession, CHAIN[1:], 1400, 3, 7, 900))
     play << Install(new) << SetTimer(OTHER, 0.02)
     play.ends()
@@ -735,7 +735,7 @@ def test_a_flow_that_is_held_again_later_was_lost_by_the_kernel() -> None:
     play.todo.clear()
     play >> OPENED << Remove(old)
     play << Send(FW, Rst(ID, old.right, Cause.REPLACED, f"{SUPER} was opened anew"))
-    play << SetTimer(ID, 0.02)
+    play << SetTimer(ID, 0.2)
     new = play.node.view(OTHER)
     assert new is not None
     assert new.right is not None
@@ -796,7 +796,7 @@ def test_adopting_twice_is_adopting_once(play: Play) -> None:
 
 def test_an_adopted_session_can_end(play: Play) -> None:
     adopted_firewall(play) >> Ended(ID, "rst") << Remove(AT_FW)
-    play << Send(CLIENT, Fin(ID, FIRST)) << Send(IDS, Fin(ID, SECOND)) << SetTimer(ID, 0.02)
+    play << Send(CLIENT, Fin(ID, FIRST)) << Send(IDS, Fin(ID, SECOND)) << SetTimer(ID, 0.2)
 
 
 # --- the table, and what a session costs ----------------------------------------------------------
