@@ -1,18 +1,20 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint fuzz clean
+.PHONY: help setup demo test test-vm bench lint fuzz clean
 .DELETE_ON_ERROR:
 
 # ip, tc, nft, bpftool and nginx are there, whatever PATH the caller came with.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 VENV := .venv
+VM_KERNEL := linux-image-amd64
+VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain.py
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(wildcard m2m/datapath/*.pyx m2m/datapath/*.pxd m2m/bpf/*.c m2m/bpf/*.h \
                        kmod/core/*.h m2m/datapath/*.h)
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(STAMP) ## install what is missing (root), make .venv, build everything
 	@.ci/install-packages
@@ -22,6 +24,13 @@ demo: setup ## run a service chain in a lab of network namespaces (root)
 
 test: setup ## run every test; those that cannot run say why
 	@$(VENV)/bin/python -m pytest
+
+test-vm: setup ## run VM_TESTS on VM_KERNEL, a Debian kernel package, in a virtual machine (root)
+	@tests/vm/boot.py --kernel $(VM_KERNEL) -- \
+	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_TESTS)
+
+soak: setup ## open and close 100 000 sessions through a chain; nothing may stay (root)
+	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_soak.py
 
 bench: setup ## measure against plain forwarding (root)
 	@$(VENV)/bin/m2m-lab bench

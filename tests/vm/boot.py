@@ -1,0 +1,206 @@
+#!/usr/bin/python3
+"""Runs a command in this tree under another Debian kernel: a virtual machine, not installed.
+
+    sudo tests/vm/boot.py [--kernel PACKAGE] [--time-limit S] [--accel kvm] -- COMMAND...
+
+The machine has the host's files under an overlay in memory: it sees this tree and its `.venv`, and
+what it changes is gone with it. The command's output is this one's, as is its exit status; 124
+means that time ran out. Kernel packages are kept in a cache folder (`--cache`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import lzma
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[2]
+INIT = Path(__file__).with_name("init")
+BUSYBOX = Path("/bin/busybox")
+VIRTIOFSD = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))  # Debian 12, 13
+TOOLS = {
+    "apt-get": "apt",
+    "busybox": "busybox-static",
+    "depmod": "kmod",
+    "qemu-system-x86_64": "qemu-system-x86",
+}
+# What the first script needs to reach the host's files; the rest is loaded from there.
+MODULES = ("virtio_pci", "virtiofs", "overlay")
+BOOT = (
+    "console=ttyS0 panic=-1 reboot=t mitigations=off nokaslr random.trust_cpu=on"
+    " rcupdate.rcu_expedited=1 cryptomgr.notests"
+)
+TIME_IS_UP = 124  # as timeout(1) has it
+
+
+class Impossible(Exception):
+    """The machine cannot be run; says why, and what to do."""
+
+
+def main() -> int:
+    args = arguments()
+    if os.geteuid() != 0:
+        raise Impossible("sharing the host's files with a machine needs root; run it with sudo")
+    if lacking := sorted(TOOLS[tool] for tool in TOOLS if not shutil.which(tool)):
+        raise Impossible(f"missing packages; run: apt-get install {' '.join(lacking)}")
+    modules, kernel = unpacked(args.kernel, args.cache)
+    with tempfile.TemporaryDirectory(prefix="m2m-vm-") as folder:
+        run = Path(folder)
+        command = f"cd {shlex.quote(str(TREE))} && {shlex.join(args.command)}"
+        files = {"init": INIT.read_bytes(), "bin/busybox": BUSYBOX.read_bytes()}
+        files["modules"] = str(modules).encode()
+        files["command"] = command.encode()
+        for number, module in enumerate(needed(modules, MODULES)):
+            files[f"early/{number:02}.ko"] = contents(module)
+        (run / "initramfs").write_bytes(b"".join(archive(files)))
+        try:
+            return machine(run, kernel, args.accel, args.time_limit)
+        finally:
+            shutil.copy(run / "console", args.cache / "console.log")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--kernel", default="linux-image-amd64", metavar="PACKAGE")
+    parser.add_argument("--time-limit", default=1800.0, type=float, metavar="S")
+    parser.add_argument("--accel", choices=("tcg", "kvm"), default="tcg")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/m2m/kernels")
+    parser.add_argument("command", nargs="+")
+    return parser.parse_args()
+
+
+def unpacked(package: str, cache: Path) -> tuple[Path, Path]:
+    """The modules' folder (lib/modules/VERSION) and the image of the newest such kernel."""
+    asked = ["apt-cache", "depends", "--no-recommends", "--no-suggests", package]
+    known = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+    # A kernel's own package depends on no other one's.
+    package = next((word for word in known[1:] if word.startswith("linux-image-")), package)
+    asked = ["apt-get", "download", "--print-uris", package]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    if found.returncode:
+        raise Impossible(f"no kernel package {package}: {found.stderr.strip()}")
+    name = found.stdout.split()[1].removesuffix(".deb")
+    place = cache / name
+    if not place.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            subprocess.run(
+                ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package],
+                cwd=folder, check=True,
+            )  # fmt: skip
+            (deb,) = Path(folder).glob("*.deb")
+            root = Path(folder) / "root"
+            subprocess.run(["dpkg", "-x", deb, root], check=True)
+            (version,) = (root / "lib/modules").iterdir()
+            subprocess.run(["depmod", "-b", root, version.name], check=True)
+            root.rename(place)
+    (modules,) = (place / "lib/modules").iterdir()
+    return modules, place / f"boot/vmlinuz-{modules.name}"
+
+
+def needed(modules: Path, names: tuple[str, ...]) -> list[Path]:
+    """The files of these modules and of those they need, in the order to load them."""
+    needs = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        file, _, others = line.partition(":")
+        needs[file] = [*reversed(others.split()), file]
+    by_name = {Path(file).name.partition(".")[0].replace("-", "_"): file for file in needs}
+    ordered = dict.fromkeys(f for name in names if name in by_name for f in needs[by_name[name]])
+    return [modules / file for file in ordered]
+
+
+def contents(module: Path) -> bytes:
+    data = module.read_bytes()
+    return lzma.decompress(data) if module.suffix == ".xz" else data
+
+
+def archive(files: dict[str, bytes]) -> Iterator[bytes]:
+    """A cpio archive in the "newc" format, which the kernel unpacks as its first file system."""
+    folders = dict.fromkeys(str(Path(name).parent) for name in files)
+    entries = [(name, 0o040755, b"") for name in folders if name != "."]
+    entries += [(name, 0o100755, data) for name, data in files.items()]
+    for name, mode, data in [*entries, ("TRAILER!!!", 0, b"")]:
+        path = name.encode() + b"\0"
+        fields = (0, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(path), 0)
+        head = b"070701" + b"".join(b"%08X" % field for field in fields) + path
+        yield head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
+
+
+def machine(run: Path, kernel: Path, accel: str, time_limit: float) -> int:
+    """Run the machine to its end, its second serial port to our output; the command's status."""
+    console, shared = run / "console", run / "virtiofs"
+    virtiofsd = next((path for path in VIRTIOFSD if path.exists()), None)
+    if virtiofsd is None:
+        raise Impossible("no virtiofsd; run: apt-get install qemu-system-common or virtiofsd")
+    memory = 2048
+    # What the kernel does not know goes to init's environment.
+    environment = f"CI={os.environ['CI']}" if os.environ.get("CI") else ""
+    with ExitStack() as ended, console.open("ab") as log, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(shared))
+        listener.listen()
+        ended.enter_context(child(
+            [virtiofsd, "-f", f"--fd={listener.fileno()}",
+             "-o", "source=/,sandbox=chroot,cache=always"],
+            stdout=log, stderr=log, pass_fds=[listener.fileno()],
+        ))  # fmt: skip
+        qemu = ended.enter_context(child(
+            ["qemu-system-x86_64", "-accel", accel, "-cpu", "max", "-smp", str(os.cpu_count()),
+             "-m", str(memory), "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on",
+             "-machine", "q35,memory-backend=mem", "-nodefaults", "-display", "none", "-no-reboot",
+             "-chardev", f"socket,id=files,path={shared}",
+             "-device", "vhost-user-fs-pci,chardev=files,tag=host",
+             "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
+             "-serial", "stdio",
+             "-kernel", kernel, "-initrd", run / "initramfs", "-append", f"{BOOT} {environment}"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+        ))  # fmt: skip
+        out_of_time = threading.Event()
+        clock = threading.Timer(time_limit, lambda: (out_of_time.set(), qemu.kill()))
+        ended.callback(clock.cancel)
+        clock.start()
+        status = None
+        assert qemu.stdout is not None
+        for line in qemu.stdout:
+            if line.startswith(b"m2m-vm: status "):
+                status = int(line.split()[2])
+            else:
+                sys.stdout.buffer.write(line)
+                sys.stdout.flush()
+    if status is not None:
+        return status
+    if out_of_time.is_set():
+        sys.stderr.write(f"boot.py: not done within {time_limit:.0f} s (--time-limit)\n")
+        return TIME_IS_UP
+    last = "\n".join(console.read_text(errors="replace").splitlines()[-30:])
+    raise Impossible(f"the machine ended without a result; its console's last lines:\n{last}")
+
+
+@contextmanager
+def child(command: list[object], **how: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Ended with the block, and with this program, however that ends."""
+    bound = ["setpriv", "--pdeathsig", "KILL", *map(str, command)]
+    process = subprocess.Popen(bound, **how)  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("boot.py: ended"))
+    try:
+        sys.exit(main())
+    except Impossible as error:
+        sys.exit(f"boot.py: {error}")
