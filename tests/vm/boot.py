@@ -138,8 +138,9 @@ def archive(files: dict[str, bytes]) -> Iterator[bytes]:
 
 
 def machine(run: Path, kernel: Path, accel: str, time_limit: float) -> int:
-    """Run the machine to its end, its second serial port to our output; the command's status."""
-    console, shared = run / "console", run / "virtiofs"
+    """Run the machine to its end, its second serial port to our output; the third's number."""
+    console, status, shared = run / "console", run / "status", run / "virtiofs"
+    status.touch()
     virtiofsd = next((path for path in VIRTIOFSD if path.exists()), None)
     if virtiofsd is None:
         raise Impossible("no virtiofsd; run: apt-get install qemu-system-common or virtiofsd")
@@ -161,25 +162,21 @@ def machine(run: Path, kernel: Path, accel: str, time_limit: float) -> int:
              "-chardev", f"socket,id=files,path={shared}",
              "-device", "vhost-user-fs-pci,chardev=files,tag=host",
              "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
-             "-serial", "stdio",
+             "-serial", "stdio", "-serial", f"file:{status}",
              "-kernel", kernel, "-initrd", run / "initramfs", "-append", f"{BOOT} {environment}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
         ))  # fmt: skip
-        out_of_time = threading.Event()
-        clock = threading.Timer(time_limit, lambda: (out_of_time.set(), qemu.kill()))
+        clock = threading.Timer(time_limit, qemu.kill)
         ended.callback(clock.cancel)
         clock.start()
-        status = None
         assert qemu.stdout is not None
-        for line in qemu.stdout:
-            if line.startswith(b"m2m-vm: status "):
-                status = int(line.split()[2])
-            else:
-                sys.stdout.buffer.write(line)
-                sys.stdout.flush()
-    if status is not None:
-        return status
-    if out_of_time.is_set():
+        while chunk := os.read(qemu.stdout.fileno(), 1 << 16):
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.flush()
+        in_time = clock.is_alive()
+    if told := status.read_text().strip():
+        return int(told)
+    if not in_time:
         sys.stderr.write(f"boot.py: not done within {time_limit:.0f} s (--time-limit)\n")
         return TIME_IS_UP
     last = "\n".join(console.read_text(errors="replace").splitlines()[-30:])
