@@ -129,7 +129,7 @@ class Demo:
     async def live(self) -> _Show:
         """Ask m2mctl and both kernels about iperf3's session while it runs."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._iperf3, _IPERF3, "-t", "2", "-b", "300M")
+            nursery.start_soon(self._iperf3, _IPERF3, "-t", "50", "-b", "300M")  # until we are done
             live: SessionInfo | None = None
 
             async def carries_data() -> bool:
@@ -145,7 +145,7 @@ class Demo:
                 live = mine[0] if mine else None
                 return live is not None
 
-            if not await _within(10, carries_data) or live is None:
+            if not await _within(20, carries_data) or live is None:
                 raise LabError("m2mctl sessions at the client shows no session of iperf3")
             path = msgspec.convert(await self.lab.ctl("client", "session", live.id), PathInfo)
             hosts = tuple(hop.host.removeprefix(f"{self.lab.name}-") for hop in path.hops)
@@ -169,6 +169,7 @@ class Demo:
                     self.report.sockets[host],
                     "I3",
                 )
+            nursery.cancel_scope.cancel()
         return demo_report.live
 
     async def refused(self) -> None:
