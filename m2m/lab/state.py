@@ -10,7 +10,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -110,6 +110,8 @@ async def clean(lab: str) -> None:
     await netns.delete(lab)
     for host in state.roles:
         shutil.rmtree(PINS / agent_name(lab, host), ignore_errors=True)
+    with suppress(OSError):  # other agents have theirs there
+        os.rmdir(PINS)
     shutil.rmtree(directory(lab), ignore_errors=True)
     _state_file(lab).unlink(missing_ok=True)
 
