@@ -12,7 +12,8 @@ import trio
 
 from m2m.agent.api import EventKind, SessionState
 from m2m.agent.dialogue import Snapshot
-from tests.support.chain import CLOSED, OPEN, PATIENCE, TAPPED, LiveChain, live_chain
+from tests.support.chain import CLOSED, OPEN, TAPPED, LiveChain, live_chain
+from tests.support.live import PATIENCE
 from tests.support.namespaces import NamespaceFactory
 
 pytestmark = [pytest.mark.needs("netns", "bpffs", "nfqueue"), pytest.mark.timeout(120)]

@@ -30,7 +30,8 @@ from m2m.protocol.wire import (
     Syn,
     SynAck,
 )
-from tests.support.chain import CLOSED, PATIENCE, LiveChain, LiveHost, live_chain
+from tests.support.chain import CLOSED, LiveChain, LiveHost, live_chain
+from tests.support.live import PATIENCE
 from tests.support.namespaces import NamespaceFactory
 from tests.support.wiretap import Frame, Wiretap
 

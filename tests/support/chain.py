@@ -12,38 +12,16 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import trio
 
-from m2m.agent.api import AgentInfo, EventKind, PathInfo, PolicyInfo, SessionInfo, Stats
-from m2m.agent.dialogue import (
-    AgentsItem,
-    AskAgents,
-    AskPath,
-    AskPolicy,
-    AskSessions,
-    AskStats,
-    EventItem,
-    Item,
-    PathItem,
-    PolicyItem,
-    SessionItem,
-    Snapshot,
-    StatsItem,
-    Watch,
-)
-from m2m.cli.query import ask, one
-from m2m.datapath._bpf import Map
-from m2m.datapath.layout import session_of
-from m2m.datapath.pins import directory_of
+from tests.support.live import PATIENCE, LiveAgent
 from tests.support.namespaces import Namespace, NamespaceFactory, run, run_prefix
 from tests.support.processes import Daemon, daemon, start
 
-PATIENCE = 20.0  # s for what must happen
 CLOSED, OPEN, TAPPED = 80, 81, 82  # ports, by their policies
 
 POLICY = f"""
@@ -57,12 +35,13 @@ match(dstport={TAPPED}) >> {{ids}} fail=closed
 _ROLES = {"client": "client", "fw": "middlebox", "ids": "middlebox", "server": "server"}
 
 
-class LiveHost:
+class LiveHost(LiveAgent):
     """A namespace and, most of the time, the agent in it."""
 
     def __init__(self, label: str, number: int, namespace: Namespace, run_dir: Path) -> None:
+        name = run_prefix() + label
+        super().__init__(name, run_dir / f"{name}.sock")
         self.label = label
-        self.name = run_prefix() + label
         self.address = f"10.9.{number}.2"
         self.namespace = namespace
         self.run_dir = run_dir
@@ -87,93 +66,11 @@ class LiveHost:
             "--name", self.name, "--run-dir", str(self.run_dir),
         )  # fmt: skip
 
-    @property
-    def control(self) -> Path:
-        return self.run_dir / f"{self.name}.sock"
-
-    def stats(self) -> Stats:
-        return one(self.control, AskStats(), StatsItem).stats
-
-    def sessions(self) -> list[SessionInfo]:
-        items = ask(self.control, AskSessions())
-        return [item.session for item in items if isinstance(item, SessionItem)]
-
-    def policy(self) -> PolicyInfo:
-        return one(self.control, AskPolicy(), PolicyItem).policy
-
-    def agents(self) -> tuple[AgentInfo, ...]:
-        return one(self.control, AskAgents(), AgentsItem).agents
-
-    def path(self, session: str) -> PathInfo:
-        return one(self.control, AskPath(session), PathItem).path
-
-    def entries(self) -> int:
-        """How many rows of sessions the translation table has, whoever is there to tell."""
-        return len(self.keys())
-
-    def keys(self) -> set[bytes]:
-        """The keys of those rows."""
-        flows = Map.pinned(directory_of(self.name) / "flows")
-        found, key = set(), flows.next_key()
-        while key is not None:
-            value = flows.lookup(key)
-            if value is not None and session_of(value) != 0:
-                found.add(key)
-            key = flows.next_key(key)
-        flows.close()
-        return found
-
     def reserved_ports(self) -> str:
         return self.namespace.run("sysctl", "-n", "net.ipv4.ip_local_reserved_ports").stdout.strip()
 
     def socket(self, kind: int) -> trio.socket.SocketType:
         return trio.socket.from_stdlib_socket(self.namespace.socket(socket.AF_INET, kind))
-
-    async def until(self, seen: Callable[[Snapshot], bool]) -> Snapshot:
-        """Watch the agent until a snapshot is as wanted."""
-        async with self._watch() as watched:
-            while True:
-                item = await watched.next()
-                if isinstance(item, Snapshot) and seen(item):
-                    return item
-
-    async def until_told(self, kind: EventKind, task_status: trio.TaskStatus[None]) -> str:
-        """Started when the agent is watched: the text of the first event of *kind*."""
-        async with self._watch() as watched:
-            while not isinstance(item := await watched.next(), Snapshot):
-                pass
-            task_status.started()
-            while not (isinstance(item, EventItem) and item.event.kind is kind):
-                item = await watched.next()
-            return item.event.text
-
-    async def until_empty(self) -> None:
-        """Return when no session is left here, nor an entry of one."""
-        await self.until(lambda snapshot: snapshot.stats.sessions == 0)
-
-    @asynccontextmanager
-    async def _watch(self) -> AsyncIterator[_Watched]:
-        with trio.fail_after(PATIENCE):
-            async with await trio.open_unix_socket(str(self.control)) as stream:
-                await stream.send_all(msgspec.json.encode(Watch(0.1)) + b"\n")
-                yield _Watched(stream)
-
-
-class _Watched:
-    """What an agent tells, line by line."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._buffer = b""
-        self._decoder = msgspec.json.Decoder[Item](Item)
-
-    async def next(self) -> Item:
-        while b"\n" not in self._buffer:
-            data = await self._stream.receive_some()
-            assert data, "the agent has ended"
-            self._buffer += data
-        line, self._buffer = self._buffer.split(b"\n", 1)
-        return self._decoder.decode(line)
 
 
 class LiveChain:
