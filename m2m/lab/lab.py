@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from m2m.auth import DomainKey
+from m2m.errors import M2MError
 from m2m.lab import netns, process, programs, state
 from m2m.lab.netns import LabError
 from m2m.lab.process import Notifications, Started
@@ -64,16 +65,27 @@ async def open_lab(
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Raise a nursery's only error as itself: callers need not know of the nursery."""
+    """Raise what a nursery reports as itself: callers need not know of the nursery.
+
+    Of several errors that a person is meant to read, the first one is raised: things done side by
+    side fail for the same reason.
+    """
     try:
         yield
     except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if error is group:
+        errors = list(_leaves(group))
+        if len(errors) > 1 and not all(isinstance(error, M2MError) for error in errors):
             raise
-        raise error from error.__cause__
+        raise errors[0] from errors[0].__cause__
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """The errors in a group of groups, in order."""
+    if isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
 
 
 class Lab:
