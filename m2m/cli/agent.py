@@ -41,7 +41,8 @@ async def _clean_up(config: Config) -> None:
     datapath = await _open(config)
     await datapath.close(keep=False)
     host.release_ports(ports_record(config))
-    for left in ("policy", "ports"):
+    # That its tables could be opened says that no agent of this name is running.
+    for left in ("policy", "ports", "sock"):
         (config.run_dir / f"{config.name}.{left}").unlink(missing_ok=True)
 
 

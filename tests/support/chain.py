@@ -18,9 +18,10 @@ from pathlib import Path
 
 import trio
 
+from m2m.agent.api import EventKind
 from tests.support.live import PATIENCE, LiveAgent
 from tests.support.namespaces import Namespace, NamespaceFactory, run, run_prefix
-from tests.support.processes import Daemon, daemon, start
+from tests.support.processes import Daemon, start
 
 CLOSED, OPEN, TAPPED = 80, 81, 82  # ports, by their policies
 
@@ -76,15 +77,19 @@ class LiveHost(LiveAgent):
 class LiveChain:
     """The four hosts, the router between them, and the policy server on the last."""
 
-    def __init__(self, hosts: dict[str, LiveHost], router: Namespace, policy: Daemon) -> None:
+    def __init__(
+        self, hosts: dict[str, LiveHost], router: Namespace, policy: Daemon, *serve: str
+    ) -> None:
         self.hosts = hosts
         self.router = router
         self.policy = policy
+        self._serve = serve
         self.client, self.fw = hosts["client"], hosts["fw"]
         self.ids, self.server = hosts["ids"], hosts["server"]
 
     async def listen(self, port: int) -> trio.socket.SocketType:
         listener = self.server.socket(socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         await listener.bind(("0.0.0.0", port))
         listener.listen()
         return listener
@@ -96,6 +101,29 @@ class LiveChain:
             await here.connect((self.server.address, port))
             there, _ = await listener.accept()
         return here, there
+
+    async def refusal(self, port: int) -> tuple[str, bool]:
+        """Open a session that is refused: what the client's agent says, and whether the
+        connection came to be all the same."""
+        told: list[str] = []
+        connected = False
+
+        async with trio.open_nursery() as nursery:
+
+            async def watch(*, task_status: trio.TaskStatus[None]) -> None:
+                told.append(await self.client.until_told(EventKind.REFUSED, task_status))
+                if not connected:
+                    nursery.cancel_scope.cancel()
+
+            await nursery.start(watch)
+            with await self.listen(port), self.client.socket(socket.SOCK_STREAM) as here:
+                await here.connect((self.server.address, port))
+                connected = True
+        return told[0], connected
+
+    async def start_policy_server(self) -> None:
+        """Start it again."""
+        self.policy = await start(self.server.namespace, self.server.run_dir, *self._serve)
 
     async def until_empty(self) -> None:
         """Return when no host has a session, an entry or a held packet left."""
@@ -123,17 +151,19 @@ async def live_chain(
     (directory / "policy.m2m").write_text(POLICY)
     run(sys.executable, "-m", "m2m.cli.policy", "keygen", str(directory / "key"))
     serve = (
-        "m2m.cli.policy", "serve", str(directory / "policy.m2m"),
+        "policy", "m2m.cli.policy", "serve", str(directory / "policy.m2m"),
         "--key-file", str(directory / "key"), "--store", str(directory / "policy.sqlite"),
     )  # fmt: skip
-    async with daemon(hosts["server"].namespace, directory, "policy", *serve) as policy:
-        try:
+    policy = await start(hosts["server"].namespace, directory, *serve)
+    chain = LiveChain(hosts, router, policy, *serve)
+    try:
+        async with trio.open_nursery() as nursery:
+            for host in hosts.values():
+                nursery.start_soon(host.start)
+        yield chain
+    finally:
+        with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
                 for host in hosts.values():
-                    nursery.start_soon(host.start)
-            yield LiveChain(hosts, router, policy)
-        finally:
-            with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as nursery:
-                    for host in hosts.values():
-                        nursery.start_soon(host.clean_up)
+                    nursery.start_soon(host.clean_up)
+            await chain.policy.stop()
