@@ -6,6 +6,7 @@ so a restarted agent has its predecessor's tables, and all its objects share the
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -121,7 +122,7 @@ class Pins:
         if not keep:
             self.unpin(*self.names())
             self.directory.rmdir()
-            if not any(PINS.iterdir()):
+            with contextlib.suppress(OSError):  # other agents have theirs there
                 PINS.rmdir()
         os.close(self._lock)
         self._lock = -1
