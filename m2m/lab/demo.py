@@ -106,7 +106,7 @@ class Demo:
             current = all(one.connected and one.generation for one in found)
             return current and found[0].rules > 0
 
-        held = await _within(10, arrived)
+        held = await _within(60, arrived)
         rules = self.report.policy.rules if self.report.policy else 0
         self.check(
             "the policy server has pushed to every agent what it needs",
@@ -265,7 +265,7 @@ class Demo:
 
         self.check(
             "every session is gone from every host",
-            await _within(10, none),
+            await _within(60, none),
             ", ".join(f"{host} {count}" for host, count in counts.items()),
             "I9",
         )
