@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * What the steps of the datapath cost at a given number of entries (m2m/datapath/bench.py): the
- * very code of the datapath, M2M_BATCH keys at a time. Of each batch's time that of the same loop
- * without the step is subtracted, and with it what reading the clock costs.
+ * very code of the datapath. The clock is read every M2M_BATCH steps, as the paper does, and all
+ * batches of a series are measured in one go: with user space in between, each would begin with
+ * caches and TLBs that hold something else.
  */
 #include "account.h"
 #include "maps.h"
@@ -10,15 +11,15 @@
 #include "rewrite.h"
 
 #define M2M_BATCH 100
+#define M2M_MAX_BATCHES 1000
 
+/* What is to be measured. */
 struct m2m_bench {
-	u64 spent; /* ns, of the whole batch */
-	u32 entries;
-	u32 seed;
-	u32 done; /* steps that went as they should */
-	u32 first; /* of the entries to fill in or to take in their order */
-	u32 count; /* to fill in */
-	u32 random; /* draw keys from all entries instead */
+	u32 entries; /* in the table */
+	u32 first;   /* number of the first entry of the series */
+	u32 count;   /* of entries; a multiple of M2M_BATCH for all but bench_fill */
+	u32 random;  /* draw from all entries instead of taking one after the other */
+	u32 done;    /* out: steps that went as they should */
 };
 
 struct {
@@ -35,12 +36,23 @@ struct {
 	__type(value, struct m2m_key);
 } keys SEC(".maps");
 
-static __always_inline struct m2m_bench *get_bench(void)
-{
-	u32 zero = 0;
+/* ns of each batch */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, M2M_MAX_BATCHES);
+	__type(key, u32);
+	__type(value, u64);
+} times SEC(".maps");
 
-	return bpf_map_lookup_elem(&bench, &zero);
-}
+/* A series under way. */
+struct m2m_series {
+	struct __sk_buff *skb;
+	struct m2m_bench job;
+	struct m2m_entry *entry; /* what bench_insert inserts */
+	u64 began;
+	u32 seed;
+	u32 zero;
+};
 
 /* The key of entry number n: neighbours differ in everything that differs between real flows. */
 static __always_inline void key_of(struct m2m_key *key, u32 n)
@@ -64,10 +76,10 @@ static __always_inline void entry_of(struct m2m_entry *entry, const struct m2m_k
 	m2m_entry_seal(key, entry);
 }
 
-/* Write down the keys of the next batch: in the order of insertion, or any. */
-static __always_inline void draw(struct m2m_bench *work)
+/* Write down the keys of the batch that begins with this step. */
+static __always_inline void draw(struct m2m_series *series, u32 index)
 {
-	u32 i, state = work->seed;
+	u32 i, seed = series->seed;
 
 	for (i = 0; i < M2M_BATCH; i++) {
 		u32 at = i;
@@ -75,166 +87,170 @@ static __always_inline void draw(struct m2m_bench *work)
 
 		if (!key)
 			return;
-		state = state * 1664525 + 1013904223;
-		if (work->random && work->entries)
-			key_of(key, (state >> 4) % work->entries);
+		seed = seed * 1664525 + 1013904223;
+		if (series->job.random && series->job.entries)
+			key_of(key, (seed >> 4) % series->job.entries);
 		else
-			key_of(key, work->first + i);
+			key_of(key, series->job.first + index + i);
 	}
-	work->seed = state;
+	series->seed = seed;
 }
 
-/* The loop alone, with the clock read at both ends. */
-static __always_inline u64 time_nothing(void)
+/* What surrounds every step: its key, and the clock at both ends of a batch. */
+static __always_inline struct m2m_key *begin_step(struct m2m_series *series, u32 index)
 {
-	u64 began = bpf_ktime_get_ns();
-	u32 i;
+	u32 at = index % M2M_BATCH;
 
-	for (i = 0; i < M2M_BATCH; i++) {
-		u32 at = i;
-		struct m2m_key *key = bpf_map_lookup_elem(&keys, &at);
-
-		if (!key)
-			break;
-		asm volatile("" : : "r"(key) : "memory");
+	if (!at) {
+		draw(series, index);
+		series->began = bpf_ktime_get_ns();
 	}
-	return bpf_ktime_get_ns() - began;
+	return bpf_map_lookup_elem(&keys, &at);
 }
 
-static __always_inline void report(struct m2m_bench *work, u64 spent, u32 done)
+static __always_inline void end_step(struct m2m_series *series, u32 index, int good)
 {
-	u64 nothing = time_nothing();
+	u32 batch = index / M2M_BATCH;
+	u64 *time;
 
-	work->spent = spent > nothing ? spent - nothing : 0;
-	work->done = done;
+	series->job.done += good;
+	if (index % M2M_BATCH != M2M_BATCH - 1)
+		return;
+	time = bpf_map_lookup_elem(&times, &batch);
+	if (time)
+		*time = bpf_ktime_get_ns() - series->began;
 }
 
-static long fill_one(u32 index, void *context)
+static __always_inline int run_series(struct __sk_buff *skb, struct m2m_entry *entry, void *step)
 {
-	struct m2m_bench *work = context;
-	u32 n = work->first + index;
+	u32 zero = 0;
+	struct m2m_bench *job = bpf_map_lookup_elem(&bench, &zero);
+	struct m2m_series series = {.skb = skb, .entry = entry, .seed = 1};
+
+	if (!job)
+		return 0;
+	series.job = *job;
+	bpf_loop(series.job.count, step, &series, 0);
+	job->done = series.job.done;
+	return 0;
+}
+
+static long fill_step(u32 index, void *context)
+{
+	struct m2m_series *series = context;
+	u32 n = series->job.first + index;
 	struct m2m_entry entry;
 	struct m2m_key key;
 
 	key_of(&key, n);
 	entry_of(&entry, &key, n);
+	series->job.done++;
 	return bpf_map_update_elem(&flows, &key, &entry, BPF_ANY) ? 1 : 0;
 }
 
 SEC("tc")
 int bench_fill(struct __sk_buff *skb)
 {
-	struct m2m_bench *work = get_bench();
-	struct m2m_bench job;
+	return run_series(skb, NULL, fill_step);
+}
 
-	(void)skb;
-	if (!work)
-		return 0;
-	job = *work;
-	work->done = bpf_loop(job.count, fill_one, &job, 0);
+/* What all series have in common: to be subtracted. */
+static long nothing_step(u32 index, void *context)
+{
+	struct m2m_key *key = begin_step(context, index);
+
+	asm volatile("" : : "r"(key) : "memory");
+	end_step(context, index, !!key);
 	return 0;
+}
+
+SEC("tc")
+int bench_nothing(struct __sk_buff *skb)
+{
+	return run_series(skb, NULL, nothing_step);
 }
 
 /* Find an entry and see that it is the one asked for: what comes before the first of its bytes. */
-SEC("tc")
-int bench_lookup(struct __sk_buff *skb)
+static long lookup_step(u32 index, void *context)
 {
-	struct m2m_bench *work = get_bench();
-	u32 i, done = 0;
-	u64 began;
+	struct m2m_key *key = begin_step(context, index);
+	const struct m2m_entry *entry = key ? bpf_map_lookup_elem(&flows, key) : NULL;
 
-	(void)skb;
-	if (!work)
-		return 0;
-	draw(work);
-	began = bpf_ktime_get_ns();
-	for (i = 0; i < M2M_BATCH; i++) {
-		u32 at = i;
-		struct m2m_key *key = bpf_map_lookup_elem(&keys, &at);
-		const struct m2m_entry *entry;
-
-		if (!key)
-			break;
-		entry = bpf_map_lookup_elem(&flows, key);
-		if (entry && *(const volatile u32 *)&entry->tag == m2m_key_tag(key))
-			done++;
-	}
-	report(work, bpf_ktime_get_ns() - began, done);
+	end_step(context, index,
+		 entry && *(const volatile u32 *)&entry->tag == m2m_key_tag(key));
 	return 0;
 }
 
-/*
- * All that is done to a packet of an established session between taking it apart and sending it,
- * the look-up included: m2m.datapath.bench takes that off.
- */
 SEC("tc")
-int bench_rewrite(struct __sk_buff *skb)
+int bench_lookup(struct __sk_buff *skb)
 {
-	struct m2m_bench *work = get_bench();
+	return run_series(skb, NULL, lookup_step);
+}
+
+/*
+ * All that is done to a packet of an established session before it is sent, the look-up included:
+ * m2m.datapath.bench takes that off. It is one packet all the time, so its TTL stays as it is.
+ */
+static __always_inline int process(struct __sk_buff *skb, const struct m2m_key *key)
+{
+	u32 now = bpf_ktime_get_coarse_ns() >> M2M_TICK_SHIFT;
 	struct m2m_packet packet = {.hook = M2M_HOOK_IN};
 	struct m2m_headers headers;
+	struct m2m_entry *entry;
 	struct m2m_wire wire;
 	struct m2m_edit edit;
 	struct m2m_key parsed;
 	enum m2m_reason reason;
-	u32 i, done = 0;
-	u64 began;
 
-	if (!work || !m2m_parse(skb, M2M_HOOK_IN, &parsed, &headers))
+	if (!m2m_parse(skb, M2M_HOOK_IN, &parsed, &headers))
 		return 0;
-	draw(work);
-	began = bpf_ktime_get_ns();
-	for (i = 0; i < M2M_BATCH; i++) {
-		u32 at = i, now = bpf_ktime_get_coarse_ns() >> M2M_TICK_SHIFT;
-		struct m2m_key *key = bpf_map_lookup_elem(&keys, &at);
-		struct m2m_entry *entry;
+	entry = bpf_map_lookup_elem(&flows, key);
+	if (!entry || !m2m_edit_of(&edit, key, entry))
+		return 0;
+	m2m_measure(skb, &headers, &wire);
+	packet.ttl = headers.ttl;
+	packet.wire_len = wire.longest;
+	if (m2m_judge(&edit, &packet, now, &reason) != M2M_VERDICT_SEND)
+		return 0;
+	m2m_account(entry, key, &headers, &wire, now);
+	return !m2m_rewrite(skb, M2M_PROTO_TCP, &headers, &edit, 0);
+}
 
-		if (!key)
-			break;
-		entry = bpf_map_lookup_elem(&flows, key);
-		if (!entry || !m2m_edit_of(&edit, key, entry))
-			break;
-		m2m_measure(skb, &headers, &wire);
-		packet.ttl = headers.ttl;
-		packet.wire_len = wire.longest;
-		if (m2m_judge(&edit, &packet, now, &reason) != M2M_VERDICT_SEND)
-			break;
-		m2m_account(entry, key, &headers, &wire, now);
-		if (m2m_rewrite(skb, M2M_PROTO_TCP, &headers, &edit, 1))
-			break;
-		done++;
-	}
-	report(work, bpf_ktime_get_ns() - began, done);
+static long rewrite_step(u32 index, void *context)
+{
+	struct m2m_series *series = context;
+	struct m2m_key *key = begin_step(series, index);
+
+	end_step(series, index, key && process(series->skb, key));
 	return 0;
 }
 
-/* New entries, on top of those that are there; they stay. */
+SEC("tc")
+int bench_rewrite(struct __sk_buff *skb)
+{
+	return run_series(skb, NULL, rewrite_step);
+}
+
+/* Put one more entry in, under a key that is new. */
+static long insert_step(u32 index, void *context)
+{
+	struct m2m_series *series = context;
+	struct m2m_key *key = begin_step(series, index);
+
+	end_step(series, index,
+		 key && !bpf_map_update_elem(&flows, key, series->entry, BPF_NOEXIST));
+	return 0;
+}
+
 SEC("tc")
 int bench_insert(struct __sk_buff *skb)
 {
-	struct m2m_bench *work = get_bench();
 	struct m2m_entry entry;
-	struct m2m_key first;
-	u32 i, done = 0;
-	u64 began;
+	struct m2m_key key;
 
-	(void)skb;
-	if (!work)
-		return 0;
-	draw(work);
-	key_of(&first, work->first);
-	entry_of(&entry, &first, work->first);
-	began = bpf_ktime_get_ns();
-	for (i = 0; i < M2M_BATCH; i++) {
-		u32 at = i;
-		struct m2m_key *key = bpf_map_lookup_elem(&keys, &at);
-
-		if (!key || bpf_map_update_elem(&flows, key, &entry, BPF_NOEXIST))
-			break;
-		done++;
-	}
-	report(work, bpf_ktime_get_ns() - began, done);
-	return 0;
+	key_of(&key, 0);
+	entry_of(&entry, &key, 0);
+	return run_series(skb, &entry, insert_step);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -1,26 +1,29 @@
 """What look-up, rewrite and insertion cost in the kernel, on the datapath's own code.
 
-``bench.bpf.c`` is run by BPF_PROG_RUN in batches of 100; the cost of a step is the median over
-the batches. Nothing is attached or pinned.
+``bench.bpf.c`` is run by BPF_PROG_RUN and reads the clock after every 100 steps; the cost of a
+step is the median over these batches. Nothing is attached or pinned.
 """
 
 from __future__ import annotations
 
 import statistics
 import struct
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from m2m.datapath import DatapathError, host
-from m2m.datapath._bpf import Map, Program
+from m2m.datapath._bpf import Object
 from m2m.datapath.pins import read_object
 
 __all__ = ["Cost", "measure"]
 
 BATCH = 100  # M2M_BATCH
+_MOST = 100_000  # steps in a series, M2M_MAX_BATCHES of them: as many as in the paper (§7.1.1)
+_INSERTED = 20_000
 _OBJECT = Path(__file__).parent.parent / "bpf" / "bench.bpf.o"
-_WORK = struct.Struct("=QIIIIII")  # struct m2m_bench
-_FIRST = bytes(4)
+_JOB = struct.Struct("=IIIII")  # struct m2m_bench
+_INDEX = struct.Struct("=I")
 
 
 class Cost(NamedTuple):
@@ -29,12 +32,11 @@ class Cost(NamedTuple):
     entries: int
     lookup: float  # find an entry; one after the other as inserted (§7.1.1)
     lookup_random: float  # the same in no order, which costs cache and TLB misses
-    rewrite: float  # take the edit out, judge, count, write a packet's headers and checksums
+    rewrite: float  # take a packet apart, judge, count, write its headers and checksums
     insert: float  # one more entry
-    samples: int
 
 
-def measure(entries: int, batches: int = 200) -> Cost:
+def measure(entries: int) -> Cost:
     """Measure with *entries* in the table; takes about a microsecond for each of them.
 
     Blocks. Raises :exc:`~m2m.errors.UnsupportedHost` and :exc:`~m2m.datapath.DatapathError`.
@@ -42,44 +44,49 @@ def measure(entries: int, batches: int = 200) -> Cost:
     host.check()
     bench = read_object(_OBJECT)
     try:
-        bench.set_max_entries("flows", entries + batches * BATCH)
+        bench.set_max_entries("flows", entries + _INSERTED)
         bench.load()
-        work = bench.map("bench")
-        work.update(_FIRST, _WORK.pack(0, entries, 1, 0, 0, entries, 0))
-        bench.program("bench_fill").run(_PACKET)
-
-        lookup, rewrite = bench.program("bench_lookup"), bench.program("bench_rewrite")
-        places = range(0, max(entries - BATCH, 1), BATCH)
-        ordered = [places[batch % len(places)] for batch in range(batches)]
-        beyond = [entries + batch * BATCH for batch in range(batches)]
-        in_order = _time(lookup, work, entries, ordered)
+        series = _Series(bench, entries)
+        series.run("fill", 0, entries)
+        lookup = series.run("lookup", 0, entries)
         return Cost(
             entries,
-            lookup=in_order,
-            lookup_random=_time(lookup, work, entries, ordered, random=True),
-            rewrite=_time(rewrite, work, entries, ordered) - in_order,
-            insert=_time(bench.program("bench_insert"), work, entries, beyond),
-            samples=batches,
+            lookup=lookup,
+            lookup_random=series.run("lookup", 0, _MOST, random=True),
+            rewrite=series.run("rewrite", 0, entries) - lookup,
+            insert=series.run("insert", entries, _INSERTED),
         )
     finally:
         bench.close()
 
 
-def _time(
-    step: Program, work: Map, entries: int, firsts: list[int], *, random: bool = False
-) -> float:
-    """The median of each batch's mean, in ns; one batch from each of *firsts* on."""
-    samples: list[float] = []
-    for seed, first in enumerate(firsts):
-        work.update(_FIRST, _WORK.pack(0, entries, seed * 7919, 0, first, 0, random))
-        step.run(_PACKET)
-        value = work.lookup(_FIRST)
+class _Series:
+    """Steps one after the other in the kernel, timed in batches."""
+
+    def __init__(self, bench: Object, entries: int) -> None:
+        self._bench = bench
+        self._entries = entries
+        self._nothing = 0.0
+        self._nothing = self.run("nothing", 0, _MOST)
+
+    def run(self, step: str, first: int, count: int, *, random: bool = False) -> float:
+        """The median of each batch's mean, in ns, for *count* entries from number *first* on."""
+        job, times = self._bench.map("bench"), self._bench.map("times")
+        if step != "fill":
+            count = min(count, _MOST)
+        job.update(_INDEX.pack(0), _JOB.pack(self._entries, first, count, random, 0))
+        self._bench.program(f"bench_{step}").run(_PACKET)
+        value = job.lookup(_INDEX.pack(0))
         assert value is not None
-        spent, _, _, done, *_ = _WORK.unpack(value)
-        if done != BATCH:
-            raise DatapathError(f"bench: only {done} of {BATCH} steps went well")
-        samples.append(spent / BATCH)
-    return statistics.median(samples)
+        *_, done = _JOB.unpack(value)
+        if done != count:
+            raise DatapathError(f"bench: only {done} of {count} steps ({step}) went well")
+        samples: list[int] = []
+        for batch in range(min(count, _MOST) // BATCH):
+            time = times.lookup(_INDEX.pack(batch))
+            assert time is not None
+            samples.append(int.from_bytes(time, sys.byteorder))
+        return statistics.median(samples) / BATCH - self._nothing
 
 
 def _packet() -> bytes:
