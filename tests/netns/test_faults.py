@@ -41,9 +41,11 @@ async def nothing_is_left(*hosts: LiveHost) -> None:
 
 
 async def works(chain: LiveChain) -> None:
+    """A session goes through all hosts, and is gone from them when this returns."""
     here, there = await chain.connect(CLOSED)
     with here, there:
         assert [len(host.sessions()) for host in chain.hosts.values()] == [1, 1, 1, 1]
+    await nothing_is_left(*chain.hosts.values())
 
 
 async def test_a_host_out_of_reach_is_decided_over_in_time(chain: LiveChain) -> None:
