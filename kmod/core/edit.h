@@ -55,6 +55,39 @@ m2m_inline int m2m_edit_of(struct m2m_edit *edit, const struct m2m_key *key,
 }
 
 /*
+ * The checksum of the IP header after an edit, from that before; hop: its ttl, which is not 0,
+ * loses one.
+ */
+m2m_inline u16 m2m_edit_ip_check(const struct m2m_edit *edit, u16 check, int hop)
+{
+	/* the ttl is the high byte of its word */
+	u16 hop_diff = hop ? (u16)~m2m_swap16(0x0100) : 0;
+
+	return m2m_csum_apply(check, m2m_csum_fold((u64)edit->addr_diff + hop_diff));
+}
+
+/*
+ * The checksum of the transport header after an edit, from that before. A partial one (Linux:
+ * CHECKSUM_PARTIAL, a device or the stack finishes it) holds the sum of the pseudo header alone,
+ * not inverted: addresses are part of that, ports are not. UDP has two spellings of zero: 0 says
+ * "no checksum", 0xffff is a sum that came out zero (RFC 768).
+ */
+m2m_inline u16 m2m_edit_transport_check(const struct m2m_edit *edit, u8 proto, u16 check,
+					int partial)
+{
+	u16 changed;
+
+	if (proto == M2M_PROTO_UDP && !check)
+		return 0;
+	if (partial)
+		changed = m2m_csum_fold((u64)check + edit->addr_diff);
+	else
+		changed = m2m_csum_apply(check,
+					 m2m_csum_fold((u64)edit->addr_diff + edit->port_diff));
+	return proto == M2M_PROTO_UDP && !changed ? 0xffff : changed;
+}
+
+/*
  * The fate of a packet under an edit. *reason is set for M2M_VERDICT_DROP, and to M2M_PASSED
  * for a flow that is left alone; it is M2M_REASONS otherwise.
  *
@@ -72,7 +105,7 @@ m2m_inline enum m2m_verdict m2m_judge(const struct m2m_edit *edit, const struct 
 		*reason = M2M_PASSED;
 		return M2M_VERDICT_PASS;
 	case M2M_DROP:
-		if (now - edit->last_seen > M2M_REFUSAL_TICKS)
+		if (m2m_ticks_since(edit->last_seen, now) > M2M_REFUSAL_TICKS)
 			return M2M_VERDICT_PASS;
 		*reason = M2M_REFUSED;
 		return M2M_VERDICT_DROP;

@@ -48,6 +48,17 @@ enum m2m_position {
 #define M2M_TICK_SHIFT 20
 #define M2M_TICKS(seconds) ((u32)((seconds) * 1000000000ull >> M2M_TICK_SHIFT))
 
+/*
+ * Ticks since an entry was last seen. A time that is ahead of now is not long ago but just now: a
+ * packet passed while the sweeper ran, or clocks of different fineness were read.
+ */
+m2m_inline u32 m2m_ticks_since(u32 last_seen, u32 now)
+{
+	u32 ticks = now - last_seen;
+
+	return ticks & 0x80000000u ? 0 : ticks;
+}
+
 /* How long a refused flow (action M2M_DROP) stays refused, from its installation. */
 #define M2M_REFUSAL_TICKS M2M_TICKS(1)
 

@@ -53,14 +53,13 @@ m2m_inline u32 m2m_idle_limit(const struct m2m_config *config, u8 proto)
 }
 
 /*
- * Whether one entry has had its time: a last_seen that is ahead of now (a packet passed while
- * the sweeper ran) is not long ago but just now.
+ * The time in ticks, from the kernel's count of timer interrupts: reading that is one load, while
+ * the clocks cost a call each. The agent sets config->clock again and again, since
+ * CLOCK_MONOTONIC is slewed and jiffies are not.
  */
-m2m_inline u32 m2m_ticks_since(u32 last_seen, u32 now)
+m2m_inline u32 m2m_ticks_at(const struct m2m_config *config, u64 jiffies)
 {
-	u32 ticks = now - last_seen;
-
-	return ticks & 0x80000000u ? 0 : ticks;
+	return (u32)((config->clock + jiffies * config->jiffy) >> M2M_TICK_SHIFT);
 }
 
 /* The two directions of one session at one place, seen together; partner may be absent. */

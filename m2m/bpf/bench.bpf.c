@@ -6,6 +6,7 @@
  * caches and TLBs that hold something else.
  */
 #include "account.h"
+#include "clock.h"
 #include "maps.h"
 #include "packet.h"
 #include "rewrite.h"
@@ -193,17 +194,21 @@ int bench_lookup(struct __sk_buff *skb)
  */
 static __always_inline int process(struct __sk_buff *skb, const struct m2m_key *key)
 {
-	u32 now = bpf_ktime_get_coarse_ns() >> M2M_TICK_SHIFT;
 	struct m2m_packet packet = {.hook = M2M_HOOK_IN};
 	struct m2m_headers headers;
 	struct m2m_entry *entry;
 	struct m2m_wire wire;
 	struct m2m_edit edit;
 	struct m2m_key parsed;
+	const struct m2m_config *config = m2m_get_config();
 	enum m2m_reason reason;
+	u32 now;
 
-	if (!m2m_parse(skb, M2M_HOOK_IN, &parsed, &headers))
+	if (!config || !m2m_parse(skb, &headers) || !m2m_may_come_in(config, headers.sport) ||
+	    !m2m_may_come_in(config, headers.dport))
 		return 0;
+	now = m2m_now(config);
+	m2m_key_of(&parsed, M2M_HOOK_IN, &headers);
 	entry = bpf_map_lookup_elem(&flows, key);
 	if (!entry || !m2m_edit_of(&edit, key, entry))
 		return 0;

@@ -10,6 +10,7 @@
  *                 └─ unknown ─► untouched
  */
 #include "account.h"
+#include "clock.h"
 #include "fragments.h"
 #include "maps.h"
 #include "mss.h"
@@ -40,11 +41,6 @@ static __always_inline int m2m_is_mark(u32 tc_index)
 	return tc_index == M2M_FROM_NETWORK || tc_index == M2M_FROM_STACK;
 }
 
-static __always_inline u32 m2m_now(void)
-{
-	return bpf_ktime_get_coarse_ns() >> M2M_TICK_SHIFT;
-}
-
 static __always_inline int m2m_drop(enum m2m_reason reason, u32 packets)
 {
 	m2m_count(reason, packets);
@@ -52,11 +48,10 @@ static __always_inline int m2m_drop(enum m2m_reason reason, u32 packets)
 }
 
 /* A packet that no entry matches. */
-static __always_inline int m2m_unknown(const struct m2m_key *key,
+static __always_inline int m2m_unknown(const struct m2m_config *config,
+				       const struct m2m_key *key,
 				       const struct m2m_headers *headers, u32 now)
 {
-	const struct m2m_config *config;
-
 	if (key->tuple.hook == M2M_HOOK_OUT)
 		return TC_ACT_UNSPEC;
 	if (headers->later_fragment) {
@@ -75,8 +70,7 @@ static __always_inline int m2m_unknown(const struct m2m_key *key,
 	 * Both ports of a subsession are of the range, so nothing else is met here. The stack
 	 * would answer with a reset or an ICMP error, and end a session elsewhere.
 	 */
-	config = m2m_get_config();
-	if (config && m2m_is_subsession_port(config, key->tuple.dport) &&
+	if (m2m_is_subsession_port(config, key->tuple.dport) &&
 	    m2m_is_subsession_port(config, key->tuple.sport) &&
 	    bpf_map_lookup_elem(&addresses, &key->tuple.dst))
 		return m2m_drop(M2M_NO_ENTRY, 1);
@@ -94,25 +88,27 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	struct m2m_key key;
 	enum m2m_verdict verdict;
 	enum m2m_reason reason;
+	const struct m2m_config *config;
 	int redirect;
 	u32 now;
 
-	if (!m2m_parse(skb, hook, &key, &headers))
+	config = m2m_get_config();
+	if (!config || !m2m_parse(skb, &headers))
 		return TC_ACT_UNSPEC;
+	if (hook == M2M_HOOK_IN && !headers.later_fragment &&
+	    !(m2m_may_come_in(config, headers.sport) && m2m_may_come_in(config, headers.dport)))
+		return TC_ACT_UNSPEC;
+	now = m2m_now(config);
+	m2m_key_of(&key, hook, &headers);
 	if (headers.later_fragment) {
-		now = m2m_now();
 		fragment = m2m_find_fragment(&key, headers.ip_id, now);
 		if (!fragment)
-			return m2m_unknown(&key, &headers, now);
+			return m2m_unknown(config, &key, &headers, now);
 		key = fragment->key;
 	}
 	entry = bpf_map_lookup_elem(&flows, &key);
-	if (!entry)
-		return m2m_unknown(&key, &headers, 0);
-	if (!m2m_edit_of(&edit, &key, entry))
-		return m2m_unknown(&key, &headers, 0);
-
-	now = m2m_now();
+	if (!entry || !m2m_edit_of(&edit, &key, entry))
+		return m2m_unknown(config, &key, &headers, now);
 	m2m_measure(skb, &headers, &wire);
 	packet.hook = hook;
 	packet.ttl = headers.ttl;
@@ -167,12 +163,14 @@ int m2m_in(struct __sk_buff *skb)
 SEC("tc")
 int m2m_out(struct __sk_buff *skb)
 {
+	const struct m2m_config *config;
 	u32 mark = skb->tc_index;
 
 	if (m2m_is_mark(mark)) {
 		skb->tc_index = 0;
-		if (mark == M2M_FROM_STACK)
-			m2m_learn_neighbour(skb, m2m_now());
+		config = m2m_get_config();
+		if (mark == M2M_FROM_STACK && config)
+			m2m_learn_neighbour(skb, m2m_now(config));
 		return TC_ACT_UNSPEC;
 	}
 	return m2m_process(skb, M2M_HOOK_OUT);

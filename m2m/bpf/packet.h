@@ -25,6 +25,10 @@
 #define M2M_TCP_RST 0x04
 
 struct m2m_headers {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport; /* zero in later fragments */
+	__be16 dport;
 	u32 l4;	     /* offset of the transport header in the frame */
 	u32 len;     /* IP total length */
 	u32 l4_len;  /* of the transport header with its options */
@@ -32,9 +36,10 @@ struct m2m_headers {
 	u16 ip_check;
 	u16 ip_id;
 	u8 ttl;
+	u8 proto;
 	u8 tcp_flags;
 	u8 first_fragment; /* of several */
-	u8 later_fragment; /* carries no ports: the key's are zero */
+	u8 later_fragment; /* carries no ports */
 	u8 truncated;	   /* ports are there, the rest of the transport header is not */
 };
 
@@ -51,15 +56,12 @@ static __always_inline int m2m_reach(struct __sk_buff *skb, u32 bytes)
  * other protocols, tagged frames of VLANs whose own devices have their own programs, and what is
  * too short to name a flow (the stack throws that away, and counts it).
  */
-static __always_inline int m2m_parse(struct __sk_buff *skb, u8 hook, struct m2m_key *key,
-				     struct m2m_headers *headers)
+static __always_inline int m2m_parse(struct __sk_buff *skb, struct m2m_headers *headers)
 {
 	void *data, *end;
 	struct iphdr *ip;
 	struct tcphdr *tcp;
 	struct udphdr *udp;
-	__be16 sport = 0, dport = 0;
-	__be32 saddr, daddr;
 	u32 ip_len, l4;
 	u16 offset;
 	u8 proto;
@@ -79,8 +81,11 @@ static __always_inline int m2m_parse(struct __sk_buff *skb, u8 hook, struct m2m_
 	ip_len = ip->ihl * 4u;
 	if (ip_len < sizeof(*ip))
 		return 0;
-	saddr = ip->saddr;
-	daddr = ip->daddr;
+	headers->saddr = ip->saddr;
+	headers->daddr = ip->daddr;
+	headers->sport = 0;
+	headers->dport = 0;
+	headers->proto = proto;
 	offset = bpf_ntohs(ip->frag_off);
 	l4 = M2M_L3 + ip_len;
 	/* The total length of a burst beyond 64 KiB (BIG TCP) does not fit and is sent as 0. */
@@ -111,8 +116,8 @@ static __always_inline int m2m_parse(struct __sk_buff *skb, u8 hook, struct m2m_
 		udp = data + (l4 & 0x7f);
 		if ((void *)(udp + 1) > end)
 			return 0;
-		sport = udp->source;
-		dport = udp->dest;
+		headers->sport = udp->source;
+		headers->dport = udp->dest;
 		tcp = (void *)udp;
 		if (proto == M2M_PROTO_TCP && !headers->truncated && (void *)(tcp + 1) <= end) {
 			headers->seq = bpf_ntohl(tcp->seq);
@@ -123,8 +128,14 @@ static __always_inline int m2m_parse(struct __sk_buff *skb, u8 hook, struct m2m_
 				headers->truncated = 1;
 		}
 	}
-	m2m_key_v4(key, hook, proto, saddr, sport, daddr, dport);
 	return 1;
+}
+
+static __always_inline void m2m_key_of(struct m2m_key *key, u8 hook,
+				       const struct m2m_headers *headers)
+{
+	m2m_key_v4(key, hook, headers->proto, headers->saddr, headers->sport, headers->daddr,
+		   headers->dport);
 }
 
 /* How many packets of what length this one is on the wire, once cut up by the device. */

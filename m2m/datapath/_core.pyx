@@ -39,9 +39,11 @@ cdef extern from *:
         FIELD(m2m_rule, proto_hi), FIELD(m2m_rule, fail), FIELD(m2m_rule, exempt),
         FIELD(m2m_rule, policy),
         FIELD(m2m_config, heartbeat), FIELD(m2m_config, heartbeat_limit),
+        FIELD(m2m_config, clock), FIELD(m2m_config, jiffy),
         FIELD(m2m_config, active_rules), FIELD(m2m_config, rule_count),
         FIELD(m2m_config, generation), FIELD(m2m_config, linger), FIELD(m2m_config, tcp_idle),
         FIELD(m2m_config, udp_idle), FIELD(m2m_config, port_lo), FIELD(m2m_config, port_hi),
+        FIELD(m2m_config, in_port_lo), FIELD(m2m_config, in_port_hi),
         FIELD(m2m_config, version),
     };
     enum { M2M_FIELD_COUNT = sizeof(m2m_fields) / sizeof(m2m_fields[0]) };

@@ -53,14 +53,9 @@ static inline void m2m_fix_check(u8 *check, u16 diff)
 	m2m_store16(check, m2m_csum_apply(m2m_load16(check), diff));
 }
 
-/* UDP has two spellings of zero: 0x0000 says "no checksum", 0xffff is a sum that came out zero. */
-static inline void m2m_fix_udp_check(u8 *check, u16 diff)
+static inline void m2m_fix_transport_check(const struct m2m_edit *edit, u8 proto, u8 *check)
 {
-	if (!m2m_load16(check))
-		return;
-	m2m_fix_check(check, diff);
-	if (!m2m_load16(check))
-		m2m_store16(check, 0xffff);
+	m2m_store16(check, m2m_edit_transport_check(edit, proto, m2m_load16(check), 0));
 }
 
 static inline void m2m_clamp_mss(u8 *tcp, size_t header, u16 limit)
@@ -98,12 +93,10 @@ static inline void m2m_clamp_mss(u8 *tcp, size_t header, u16 limit)
 static inline enum m2m_applied m2m_apply_ports(const struct m2m_edit *edit, u8 proto, u8 *l4,
 					       size_t room)
 {
-	u16 diff = m2m_csum_fold((u64)edit->addr_diff + edit->port_diff);
-
 	if (proto == M2M_PROTO_UDP) {
 		if (room < M2M_UDP_MIN)
 			return M2M_CUT_SHORT;
-		m2m_fix_udp_check(l4 + M2M_UDP_CHECK, diff);
+		m2m_fix_transport_check(edit, proto, l4 + M2M_UDP_CHECK);
 	} else {
 		size_t header;
 
@@ -112,7 +105,7 @@ static inline enum m2m_applied m2m_apply_ports(const struct m2m_edit *edit, u8 p
 		header = (size_t)(l4[12] >> 4) * 4;
 		if (header < M2M_TCP_MIN || header > room)
 			return M2M_CUT_SHORT;
-		m2m_fix_check(l4 + M2M_TCP_CHECK, diff);
+		m2m_fix_transport_check(edit, proto, l4 + M2M_TCP_CHECK);
 		if (edit->mss && (l4[M2M_TCP_FLAGS] & M2M_TCP_SYN))
 			m2m_clamp_mss(l4, header, edit->mss);
 	}
@@ -130,6 +123,7 @@ static inline enum m2m_applied m2m_apply(const struct m2m_edit *edit, u8 hook, u
 {
 	size_t header;
 	u8 proto;
+	int hop;
 
 	if (length < M2M_IP_MIN)
 		return M2M_CUT_SHORT;
@@ -148,16 +142,12 @@ static inline enum m2m_applied m2m_apply(const struct m2m_edit *edit, u8 hook, u
 		if (done != M2M_APPLIED)
 			return done;
 	}
+	hop = hook == M2M_HOOK_IN && M2M_ROLE_ACTION(edit->role) == M2M_SEND;
 	memcpy(packet + M2M_IP_SRC, &edit->src.word[3], 4);
 	memcpy(packet + M2M_IP_DST, &edit->dst.word[3], 4);
-	m2m_fix_check(packet + M2M_IP_CHECK, edit->addr_diff);
-	if (hook == M2M_HOOK_IN && M2M_ROLE_ACTION(edit->role) == M2M_SEND) {
-		u16 from = m2m_load16(packet + M2M_IP_TTL);
-
-		packet[M2M_IP_TTL]--;
-		m2m_fix_check(packet + M2M_IP_CHECK,
-			      m2m_csum_diff16(from, m2m_load16(packet + M2M_IP_TTL)));
-	}
+	m2m_store16(packet + M2M_IP_CHECK,
+		    m2m_edit_ip_check(edit, m2m_load16(packet + M2M_IP_CHECK), hop));
+	packet[M2M_IP_TTL] -= hop;
 	return M2M_APPLIED;
 }
 

@@ -4,6 +4,9 @@ Both stay when the agent goes. A link is pinned as ``link-<ifindex>-<in|out>``; 
 attachment, which lives in the kernel's tables by itself, the pin ``tc-<ifindex>-<...>`` only says
 that it is ours and, as ``-made``, that the queueing discipline is too.
 
+What leaves the host's own stack is looked at only where there can be an entry for it: a middlebox
+of taps alone has none, and its packets are spared that program.
+
 All calls work in the calling thread's network namespace.
 """
 
@@ -45,6 +48,7 @@ class Attachments:
     def __init__(self, pins: Pins, program_in: Program, program_out: Program) -> None:
         self._pins = pins
         self._programs = {"in": program_in, "out": program_out}
+        self.outgoing = any(pin.endswith("-out") for pin in pins.names())
 
     def interfaces(self) -> set[int]:
         """Those that are attached, also by a predecessor."""
@@ -68,17 +72,29 @@ class Attachments:
         except BpfError as error:
             for each in new:
                 self._detach(each)
-            raise DatapathError(
-                f"interface {_name(ifindex)} cannot be served: {error.strerror}"
-            ) from error
+            raise _not_served(ifindex, error) from error
         for ifindex in before - wanted:
             self._detach(ifindex)
 
+    def translate_outgoing(self) -> None:
+        """From now on, what leaves the host's own stack too. Raises :exc:`DatapathError`."""
+        for ifindex in sorted(self.interfaces()):
+            try:
+                self._attach_side(ifindex, "out")
+            except BpfError as error:
+                if error.errno != errno.ENODEV:  # it is gone, and will be let go
+                    raise _not_served(ifindex, error) from error
+        self.outgoing = True
+
     def _attach(self, ifindex: int) -> None:
         # What comes in first: an answer must never find its way out translated but not in.
-        for side in ("in", "out"):
-            if not self._by_link(ifindex, side):
-                self._by_filter(ifindex, side)
+        self._attach_side(ifindex, "in")
+        if self.outgoing:
+            self._attach_side(ifindex, "out")
+
+    def _attach_side(self, ifindex: int, side: str) -> None:
+        if not self._by_link(ifindex, side):
+            self._by_filter(ifindex, side)
 
     def _by_link(self, ifindex: int, side: str) -> bool:
         pin = f"link-{ifindex}-{side}"
@@ -127,6 +143,10 @@ def _name(ifindex: int) -> str:
         return f"number {ifindex}"
 
 
+def _not_served(ifindex: int, error: OSError) -> DatapathError:
+    return DatapathError(f"interface {_name(ifindex)} cannot be served: {error.strerror}")
+
+
 def _check_link_layer(ifindex: int) -> None:
     """The programs expect an Ethernet header in front of the IP header."""
     try:
@@ -135,9 +155,7 @@ def _check_link_layer(ifindex: int) -> None:
             request = struct.pack("16sH14x", name.encode(), 0)
             answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, request + bytes(8))
     except OSError as error:
-        raise DatapathError(
-            f"interface {_name(ifindex)} cannot be served: {error.strerror}"
-        ) from error
+        raise _not_served(ifindex, error) from error
     (kind,) = struct.unpack_from("H", answer, 16)
     if kind not in (_ARPHRD_ETHER, _ARPHRD_LOOPBACK):
         raise DatapathError(

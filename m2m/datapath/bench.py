@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from m2m.datapath import DatapathError, host
+from m2m.datapath import DatapathError, host, layout
 from m2m.datapath._bpf import Object
 from m2m.datapath.pins import read_object
+from m2m.datapath.tables import Config
 
 __all__ = ["Cost", "measure"]
 
@@ -46,6 +47,10 @@ def measure(entries: int) -> Cost:
     try:
         bench.set_max_entries("flows", entries + _INSERTED)
         bench.load()
+        config = Config(bench.map("config"))
+        config[layout.JIFFY] = layout.jiffy()
+        config[layout.IN_PORT_LO], config[layout.IN_PORT_HI] = 0, 65535
+        config.close()
         series = _Series(bench, entries)
         series.run("fill", 0, entries)
         lookup = series.run("lookup", 0, entries)

@@ -1,6 +1,7 @@
 """The eBPF datapath: the programs of ``m2m/bpf`` behind the contract of :mod:`m2m.datapath`.
 
-Calls that touch interfaces work in the network namespace of the calling thread.
+Calls that touch interfaces (open, attach, install, release, close) work in the network namespace of
+the calling thread.
 """
 
 from __future__ import annotations
@@ -128,6 +129,11 @@ class EbpfDatapath(Datapath):
 
     async def install(self, entries: Sequence[Entry]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
+        self._install(entries)
+
+    def _install(self, entries: Sequence[Entry]) -> None:
+        if not self._attachments.outgoing and any(each.hook is Hook.OUT for each in entries):
+            self._attachments.translate_outgoing()
         self._tables.install(entries)
 
     async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
@@ -150,7 +156,7 @@ class EbpfDatapath(Datapath):
             action = Action.PASS if verdict is Verdict.PASS else Action.DROP
             # With no room for the decision it is made again for the flow's next first packet.
             with contextlib.suppress(DatapathFull):
-                self._tables.install([_unsteered(flow, action)])
+                self._install([_unsteered(flow, action)])
         self._queue.release(flow, verdict)
 
     async def events(self) -> AsyncIterator[Event]:
@@ -176,6 +182,7 @@ class EbpfDatapath(Datapath):
     def _beat(self) -> None:
         """Say that an agent is here; look after what needs it about once a second."""
         self._tables.config[layout.HEARTBEAT] = time.monotonic_ns()
+        self._tables.set_clock()
         self._queue.tick()
         if self._sweeper.failure is not None:
             raise DatapathError(f"the sweeper failed: {self._sweeper.failure}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from m2m.errors import UnsupportedHost
 
 BPFFS = Path("/sys/fs/bpf")
+KERNEL_TYPES = Path("/sys/kernel/btf/vmlinux")
 _OLDEST_KERNEL = (5, 17)  # for bpf_loop, the youngest of the helpers
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN, _CAP_PERFMON, _CAP_BPF = 12, 21, 38, 39
 _BPFFS = "bpf"
@@ -23,6 +24,7 @@ def check() -> None:
     """
     _check_kernel(platform.release())
     _check_privileges(_effective_capabilities())
+    _check_types(KERNEL_TYPES)
     if not _is_mounted(BPFFS):
         _mount(BPFFS)
 
@@ -47,6 +49,15 @@ def _check_privileges(capabilities: int) -> None:
             f"the eBPF datapath may not be used by user {os.geteuid()}, who lacks"
             f" {' and '.join(missing)}; run the agent as root, with"
             " these capabilities"
+        )
+
+
+def _check_types(kernel: Path) -> None:
+    """The programs look at a packet's kind of checksum in the kernel's own structure."""
+    if not kernel.exists():
+        raise UnsupportedHost(
+            f"{kernel} is missing, by which BPF programs find their way in the kernel's structures;"
+            " boot a kernel built with CONFIG_DEBUG_INFO_BTF"
         )
 
 

@@ -15,7 +15,7 @@ from m2m.policy.rules import Fail, PolicySet
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 
-VERSION = 1  # M2M_LAYOUT_VERSION
+VERSION = 2  # M2M_LAYOUT_VERSION
 MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
 
 KEY_SIZE = 40
@@ -50,23 +50,32 @@ class Field(NamedTuple):
     format: str
 
 
-CONFIG_SIZE = 56
+CONFIG_SIZE = 72
 HEARTBEAT = Field(0, "Q")
 HEARTBEAT_LIMIT = Field(8, "Q")
-ACTIVE_RULES = Field(16, "I")
-RULE_COUNT = (Field(20, "I"), Field(24, "I"))
-GENERATION = (Field(28, "I"), Field(32, "I"))
-LINGER = Field(36, "I")
-TCP_IDLE = Field(40, "I")
-UDP_IDLE = Field(44, "I")
-PORT_LO = Field(48, "H")
-PORT_HI = Field(50, "H")
-LAYOUT_VERSION = Field(52, "I")
+CLOCK = Field(16, "Q")
+JIFFY = Field(24, "I")
+ACTIVE_RULES = Field(28, "I")
+RULE_COUNT = (Field(32, "I"), Field(36, "I"))
+GENERATION = (Field(40, "I"), Field(44, "I"))
+LINGER = Field(48, "I")
+TCP_IDLE = Field(52, "I")
+UDP_IDLE = Field(56, "I")
+PORT_LO = Field(60, "H")
+PORT_HI = Field(62, "H")
+IN_PORT_LO = Field(64, "H")
+IN_PORT_HI = Field(66, "H")
+LAYOUT_VERSION = Field(68, "I")
 
 
 def ticks(seconds: float) -> int:
     """A duration in the unit of entries, 2**20 ns; at most what 31 bits hold, 26 days."""
     return min(int(seconds * 1e9) >> _TICK_SHIFT, 0x7FFFFFFF)
+
+
+def jiffy() -> int:
+    """Nanoseconds between two timer interrupts of this kernel."""
+    return round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1e9)
 
 
 def now_ticks() -> int:

@@ -43,6 +43,8 @@ class Tables:
 
     def __init__(self, loaded: Object) -> None:
         self.config = Config(loaded.map("config"))
+        self._let_in_ports = 0xFFFF, 0  # lowest, highest; see _let_in()
+        self._set_clock = loaded.program("m2m_set_clock")
         self._flows = loaded.map("flows")
         self._rules = loaded.map("rules")
         self._addresses = loaded.map("addresses")
@@ -54,8 +56,27 @@ class Tables:
         config[layout.TCP_IDLE] = layout.ticks(limits.tcp_idle)
         config[layout.UDP_IDLE] = layout.ticks(limits.udp_idle)
         config[layout.PORT_LO], config[layout.PORT_HI] = ports
+        if config[layout.LAYOUT_VERSION]:
+            self._let_in_ports = config[layout.IN_PORT_LO], config[layout.IN_PORT_HI]
+        self._let_in(*ports)
+        config[layout.JIFFY] = layout.jiffy()
+        self.set_clock()
         config[layout.HEARTBEAT_LIMIT] = int(heartbeat_limit * 1e9)
         config[layout.LAYOUT_VERSION] = layout.VERSION
+
+    def set_clock(self) -> None:
+        """Bring the programs' time into line with CLOCK_MONOTONIC."""
+        self._set_clock.run()
+
+    def _let_in(self, *ports: int) -> None:
+        """Have incoming packets with these ports looked up: a neighbour's may differ from ours.
+
+        The range never shrinks: what a session that is over has left of it only costs time.
+        """
+        lowest, highest = self._let_in_ports
+        lowest, highest = min(lowest, *ports), max(highest, *ports)
+        self.config[layout.IN_PORT_LO], self.config[layout.IN_PORT_HI] = lowest, highest
+        self._let_in_ports = lowest, highest
 
     # -- entries ------------------------------------------------------------------------
 
@@ -68,6 +89,13 @@ class Tables:
             entries = sorted(entries, key=_install_order)
         now = layout.now_ticks()
         rows = [layout.pack_entry(entry, now) for entry in entries]
+        lowest, highest = self._let_in_ports
+        for entry in entries:
+            sport, dport = entry.match.sport, entry.match.dport
+            if entry.hook is Hook.IN and not (
+                lowest <= sport <= highest and lowest <= dport <= highest
+            ):
+                self._let_in(sport, dport)
         flows = self._flows
         done: list[tuple[bytes, bytes | None]] = []
         try:

@@ -105,15 +105,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	before = malloc(length ? length : 1);
 	assert(packet && before);
 	memcpy(packet, data + size - length, length);
-	check = make_right(packet, length, &key, &header);
-	memcpy(before, packet, length);
-
 	facts.wire_len = (u32)length;
 	facts.hook = key.tuple.hook;
 	facts.ttl = length > M2M_IP_TTL ? packet[M2M_IP_TTL] : 0;
 	verdict = m2m_judge(&edit, &facts, entry.last_seen + 1, &reason);
 	assert((verdict == M2M_VERDICT_DROP) <= (reason < M2M_REASONS));
 
+	if (reason == M2M_TTL_EXPIRED && length > M2M_IP_TTL)
+		packet[M2M_IP_TTL] = 2; /* such a packet is never sent on */
+	check = make_right(packet, length, &key, &header);
+	memcpy(before, packet, length);
 	done = m2m_apply(&edit, key.tuple.hook, packet, length);
 	if (done != M2M_APPLIED) {
 		assert(!memcmp(before, packet, length));

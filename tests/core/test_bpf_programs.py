@@ -39,7 +39,10 @@ class Kernel:
         loaded.map("addresses").update(parse_address(HERE), b"\1")
         config = Config(loaded.map("config"))
         config[layout.PORT_LO], config[layout.PORT_HI] = 61000, 65535
+        config[layout.IN_PORT_LO], config[layout.IN_PORT_HI] = 0, 65535
+        config[layout.JIFFY] = layout.jiffy()
         config.close()
+        loaded.program("m2m_set_clock").run()
 
     def install(
         self, hook: Hook, match: Flow, rewrite: Flow, action: Action = Action.SEND,

@@ -132,6 +132,8 @@ def test_fields_of_the_configuration_as_python_has_them() -> None:
         {
             "heartbeat": place(layout.HEARTBEAT),
             "heartbeat_limit": place(layout.HEARTBEAT_LIMIT),
+            "clock": place(layout.CLOCK),
+            "jiffy": place(layout.JIFFY),
             "active_rules": place(layout.ACTIVE_RULES),
             "rule_count": place(*layout.RULE_COUNT),
             "generation": place(*layout.GENERATION),
@@ -140,6 +142,8 @@ def test_fields_of_the_configuration_as_python_has_them() -> None:
             "udp_idle": place(layout.UDP_IDLE),
             "port_lo": place(layout.PORT_LO),
             "port_hi": place(layout.PORT_HI),
+            "in_port_lo": place(layout.IN_PORT_LO),
+            "in_port_hi": place(layout.IN_PORT_HI),
             "version": place(layout.LAYOUT_VERSION),
         },
     )

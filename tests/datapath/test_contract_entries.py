@@ -253,6 +253,20 @@ async def test_i8_larger_than_the_next_link(rig: Rig) -> None:
     assert (await rig.datapath.reasons())[Reason.TOO_BIG] == 1
 
 
+async def test_a_neighbour_may_use_other_ports(rig: Rig) -> None:
+    view = session(Position.TAP)
+    assert view.left is not None and view.right is not None
+    view = view._replace(left=view.left._replace(sport=20001, dport=1024))
+    await rig.datapath.install(entries(rig, view))
+    assert view.left is not None
+    await rig.packet(Hook.IN, view.left, b"x")
+    assert await rig.seen() == [Seen(Place.WIRE, view.right, b"x")]
+    await rig.close(keep=True)
+    await rig.open()
+    await rig.packet(Hook.IN, view.left, b"y")
+    assert await rig.seen() == [Seen(Place.WIRE, view.right, b"y")]
+
+
 async def test_only_attached_interfaces_translate(rig: Rig) -> None:
     view = session(Position.CLIENT)
     await rig.datapath.install(entries(rig, view))

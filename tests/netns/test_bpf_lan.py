@@ -48,13 +48,11 @@ async def test_i2_packets_go_to_the_next_host_not_where_routing_would_send_them(
             await host.open()
             opened.append(host)
             ifindex = host.namespace.ifindex("eth0")
-            await host.datapath.install(
-                [
-                    entry._replace(hop=NextHop(ifindex, entry.rewrite.dst, 1500))
-                    if entry.action is Action.SEND
-                    else entry
-                    for entry in entries_for(view)
-                ]
+            await host.install(
+                entry._replace(hop=NextHop(ifindex, entry.rewrite.dst, 1500))
+                if entry.action is Action.SEND
+                else entry
+                for entry in entries_for(view)
             )
         wire = Wire(hosts["middle"], "eth0")
         client = udp_socket(hosts["client"], CLIENT, flow.sport)

@@ -19,6 +19,7 @@ from m2m.errors import ConfigError, UnsupportedHost
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Position, SessionView, Toward, entries_for
 from tests.support.namespaces import Namespace, NamespaceFactory
+from tests.support.sessions import session
 
 pytestmark = pytest.mark.needs("netns", "bpffs", "nfqueue")
 
@@ -149,6 +150,25 @@ async def test_an_interface_that_cannot_be_served_changes_nothing(host: Namespac
         with pytest.raises(DatapathError, match="interface number 9999 cannot be served"):
             await datapath.attach([9999])
         assert datapath._attachments.interfaces() == {eth0}
+    finally:
+        await datapath.close(keep=False)
+
+
+async def test_what_leaves_the_host_is_looked_at_only_where_it_can_be_of_a_session(
+    host: Namespace,
+) -> None:
+    """The first session that needs it brings the program, also past an interface that went."""
+    host.run("ip", "link", "add", "eth1", "type", "veth", "peer", "name", "eth2")
+    eth0, eth1 = host.ifindex("eth0"), host.ifindex("eth1")
+    datapath = await EbpfDatapath.open(host.name)
+    try:
+        await datapath.attach([eth0, eth1])
+        host.run("ip", "link", "del", "eth1")
+        pins = directory_of(host.name)
+        await datapath.install(entries_for(session(Position.TAP)))
+        assert not list(pins.glob("link-*-out"))
+        await datapath.install(entries_for(session(Position.SERVER, number=2)))
+        assert [pin.name for pin in pins.glob("link-*-out")] == [f"link-{eth0}-out"]
     finally:
         await datapath.close(keep=False)
 

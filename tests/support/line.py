@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import trio
@@ -55,6 +55,10 @@ class Host:
         with self.namespace.entered():
             await self.datapath.close(keep=keep)
 
+    async def install(self, entries: Iterable[Entry]) -> None:
+        with self.namespace.entered():
+            await self.datapath.install(list(entries))
+
     async def rows(self) -> list[Row]:
         return [row async for row in self.datapath.dump()]
 
@@ -89,9 +93,7 @@ class Line:
             (self.client, Position.CLIENT, (None, left), (None, ("eth0", MIDDLE_LEFT))),
         ):
             view = SessionView(1, place, flow, *legs, mss=mss)
-            await host.datapath.install(
-                [self._routed(host, entry, hops, mtu) for entry in entries_for(view)]
-            )
+            await host.install(self._routed(host, entry, hops, mtu) for entry in entries_for(view))
         return flow
 
     def _routed(

@@ -20,6 +20,7 @@ def capable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host.platform, "release", lambda: "6.1.0-13-amd64")
     monkeypatch.setattr(host, "_effective_capabilities", lambda: EVERYTHING)
     monkeypatch.setattr(host, "_is_mounted", lambda place: True)
+    monkeypatch.setattr(host, "KERNEL_TYPES", Path("/"))
 
 
 def message() -> str:
@@ -53,6 +54,14 @@ def test_root_is_not_needed_where_its_powers_are(
 ) -> None:
     monkeypatch.setattr(host, "_effective_capabilities", lambda: capabilities)
     host.check()
+
+
+def test_a_kernel_that_does_not_describe_itself(
+    capable: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(host, "KERNEL_TYPES", tmp_path / "vmlinux")
+    assert f"{tmp_path}/vmlinux is missing" in message()
+    assert "CONFIG_DEBUG_INFO_BTF" in message()
 
 
 def test_no_bpf_file_system_in_the_kernel(
