@@ -11,6 +11,7 @@ import trio
 from m2m.lab.bench.labs import pair
 from m2m.lab.bench.report import Plan, Result, Say, interleave
 from m2m.lab.lab import Lab
+from m2m.lab.netns import LabError
 from m2m.lab.topology import Iperf3
 
 _PORT = 5201
@@ -66,7 +67,12 @@ async def _rate(lab: Lab, port: int, flows: int) -> float:
         "client", "iperf3", "-J", "-c", lab.address("server"), "-p", str(port),
         "-P", str(flows), "-t", "1", *_APART,
     )  # fmt: skip
-    return float(msgspec.json.decode(done.out)["end"]["sum_received"]["bits_per_second"]) / 1e9
+    said = msgspec.json.decode(done.out)
+    try:
+        return float(said["end"]["sum_received"]["bits_per_second"]) / 1e9
+    except KeyError:
+        why = said.get("error", "no sum of what was received")
+        raise LabError(f"iperf3 in lab {lab.topology.name}, {flows} flows: {why}") from None
 
 
 async def _set_offloads(lab: Lab, state: str) -> None:
