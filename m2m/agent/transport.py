@@ -21,8 +21,8 @@ import trio
 
 from m2m.errors import ConfigError
 from m2m.protocol.association import Association
-from m2m.protocol.flow import Address, format_address, parse_address
-from m2m.protocol.wire import MAX_DATAGRAM, Challenge, Message, PathRep, PathReq, WireError
+from m2m.protocol.flow import Address, Flow, format_address, parse_address
+from m2m.protocol.wire import MAX_DATAGRAM, Message, PathReq, WireError
 
 __all__ = ["Receive", "Transport"]
 
@@ -87,8 +87,8 @@ class Transport:
         A message about a subsession leaves from our end of it, the address by which the peer
         knows us, whatever the route prefers; others from *source*, if given.
         """
-        if not isinstance(message, (PathReq, PathRep, Challenge)):
-            leg = message.subsession
+        leg: Flow | None = getattr(message, "subsession", None)
+        if leg is not None:
             source = leg.src if leg.dst == peer else leg.dst
         self._sent[type(message)] += 1
         self._send(peer, self.association.seal(peer, message), source)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import struct
+import typing
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2m.protocol import wire
+from m2m.protocol import update, wire
 from m2m.protocol.flow import Flow, Proto, parse_address
 from m2m.protocol.translation import Position
 from m2m.protocol.wire import (
@@ -40,6 +42,9 @@ CHAIN = (
 )
 SESSION = 0x0102030405060708
 SYN = Syn(SESSION, LEG, SUPER, CHAIN, mtu=1500, policy=3, generation=9, patience=1000)
+JOIN = update.UpdateSyn(
+    SESSION, LEG, 0xC4, update.Mode.OP, LEG.src, SUPER, CHAIN[:1], SUPER.dst, 1500, 3, 9
+)
 
 addresses = st.binary(min_size=16, max_size=16)
 ports = st.integers(0, 0xFFFF)
@@ -56,7 +61,49 @@ chains = st.builds(
     ),
     st.builds(Hop, addresses, st.just(Position.SERVER)),
 )
-messages = st.one_of(
+steps = st.builds(update.Step, addresses, st.none() | addresses.filter(any))
+runs = st.lists(
+    st.builds(Hop, addresses, st.sampled_from((Position.TAP, Position.INLINE)), names),
+    max_size=update.MAX_RUN,
+).map(tuple)
+step_runs = st.lists(steps, max_size=update.MAX_RUN).map(tuple)
+modes = st.sampled_from(update.Mode)
+counts = st.none() | st.integers(0, 2**64 - 2)
+u32 = st.integers(0, 2**32 - 1)
+reasons = (
+    st.sampled_from(Cause), st.text().map(wire.clip), st.none() | addresses.filter(any)
+)  # fmt: skip
+updates = st.one_of(
+    st.builds(
+        update.UpdateSyn, nonzero, flows, nonzero, modes, addresses, flows, runs, addresses,
+        mtus, u32, u32,
+    ),
+    st.builds(update.UpdateSynAck, nonzero, nonzero, mtus),
+    st.builds(update.UpdateAck, nonzero, flows, u64, st.integers(0, 255)),
+    st.builds(update.UpdateFin, nonzero, flows, u64, counts),
+    st.builds(update.UpdateFinAck, nonzero, flows, u64, counts, u32),
+    st.builds(update.UpdateAsk, nonzero, flows, u64),
+    st.builds(update.UpdateReject, nonzero, nonzero, *reasons),
+    st.builds(update.Lock, nonzero, flows, nonzero, modes, addresses, step_runs, addresses),
+    st.builds(update.UpdateSub, nonzero, nonzero),
+    st.builds(update.UpdateSubAck, nonzero, nonzero),
+    st.builds(update.UpdateDrain, nonzero, flows, nonzero, counts),
+    st.builds(update.UpdateDrained, nonzero, flows, nonzero, counts),
+    st.integers(1, update.MAX_PARTS).flatmap(
+        lambda parts: st.builds(
+            update.StatePart, nonzero, nonzero, st.integers(0, parts - 1), st.just(parts),
+            st.binary(max_size=update.MAX_PART),
+        )
+    ),
+    st.builds(
+        update.StateAck, nonzero, nonzero, st.integers(0, 255), st.sampled_from(update.Progress)
+    ),
+    st.builds(update.Request, nonzero, nonzero, modes, step_runs, addresses, runs),
+    st.builds(update.Approve, nonzero, nonzero),
+    st.builds(update.Reject, nonzero, nonzero, *reasons),
+    st.builds(update.Done, nonzero, nonzero, u32),
+)  # fmt: skip
+messages = updates | st.one_of(
     st.builds(
         Syn, nonzero, flows, flows, chains,
         mtus, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), ports,
@@ -174,6 +221,22 @@ def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
         (patched(SYN, len(sealed(SYN)) - 2, b"\x01"), Malformed.VALUE),  # ends at a tap
         (patched(Rst(1, LEG, Cause.LOOP, "x"), 40 + 56, b"\xee"), Malformed.VALUE),
         (patched(Rst(1, LEG, Cause.LOOP, "x" * 200), 40 + 57, b"\xc9"), Malformed.OVERSIZED),
+        (patched(JOIN, 40 + 40, bytes(8)), Malformed.VALUE),  # no number of the change
+        (patched(JOIN, 40 + 48, b"\x03"), Malformed.VALUE),  # mode
+        (patched(JOIN, 40 + 65 + 36, b"\x01"), Malformed.VALUE),  # a supersession of ICMP
+        (patched(JOIN, 40 + 105, b"\x09"), Malformed.OVERSIZED),  # nine hosts
+        (patched(JOIN, 40 + 106 + 16, b"\x03"), Malformed.VALUE),  # a server among them
+        (patched(JOIN, 40 + 106 + 36, b"\x00\x43"), Malformed.VALUE),  # an MTU of 67
+        (patched(update.UpdateSynAck(1, 2, 68), 40 + 8, b"\x00\x00"), Malformed.VALUE),
+        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 40 + 8, b"\xee"), Malformed.VALUE),
+        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 40 + 10, b"\x1b"), Malformed.VALUE),
+        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 40 + 9, b"\xc8"), Malformed.TRUNCATED),
+        (patched(update.StatePart(1, 2, 0, 1, b"x"), 40 + 8, b"\x01"), Malformed.VALUE),
+        (patched(update.StatePart(1, 2, 0, 1, b"x"), 40 + 9, b"\x41"), Malformed.VALUE),
+        (
+            patched(update.StateAck(1, 2, 0, update.Progress.FAILED), 40 + 9, b"\x03"),
+            Malformed.VALUE,
+        ),
     ],
 )
 def test_refusals(data: bytes, reason: Malformed) -> None:
@@ -202,9 +265,19 @@ def test_a_report_has_a_bound() -> None:
         Syn(1, LEG, SUPER, (Hop(LEG.dst, Position.TAP, "x" * 16), CHAIN[1]), 1500, 0, 0, 0),
         Rst(1, LEG, Cause.LOOP, "x" * 201),
         PathRep(1, bytes(1025)),
+        update.Request(1, 2, update.Mode.LF, (), SUPER.dst, CHAIN[:1] * 9),
+        update.Request(1, 2, update.Mode.LF, (), SUPER.dst, CHAIN),
+        update.Request(1, 0, update.Mode.LF, (), SUPER.dst, CHAIN[:1]),
+        update.Reject(1, 2, Cause.BUSY, "x" * 201),
+        update.StatePart(1, 2, 0, 1, bytes(961)),
+        update.StatePart(1, 2, 0, 65, b""),
+        update.Done(1, 2, 2**32),
     ],
-    ids=["empty", "no server", "17 hops", "long name", "long text", "long report"],
-)
+    ids=[
+        "empty", "no server", "17 hops", "long name", "long text", "long report", "nine hosts",
+        "a server in a run", "no number", "long reason", "long part", "65 parts", "too many held",
+    ],
+)  # fmt: skip
 def test_what_cannot_be_sent(message: wire.Message) -> None:
     with pytest.raises(WireError):
         sealed(message)
@@ -212,3 +285,37 @@ def test_what_cannot_be_sent(message: wire.Message) -> None:
 
 def test_clip_keeps_text_printable_and_whole() -> None:
     assert wire.clip("a\x1b[31m\n" + "é" * 300) == "a?[31m?" + "é" * 96
+
+
+def test_every_message_has_its_strategy() -> None:
+    """What is not drawn above is not tested above."""
+    drawn = {branch.__name__ for branch in typing.get_args(wire.Message)}
+    page = Path(__file__).read_text()
+    for name in drawn:
+        assert re.search(rf"st\.builds\(\s*(update\.)?{name}\b", page), name
+
+
+def test_next_host_is_the_one_after_the_receiver() -> None:
+    two = (CHAIN[0], Hop(parse_address("10.0.2.2"), Position.TAP, "ids"))
+    assert wire.next_host(SYN) == CHAIN[1].address
+    assert wire.next_host(JOIN) == SUPER.dst
+    assert wire.next_host(msgspec.structs.replace(JOIN, hops=two)) == two[1].address
+    assert wire.next_host(msgspec.structs.replace(JOIN, hops=())) is None
+    assert wire.next_host(update.Request(1, 2, update.Mode.LF, (), SUPER.dst, two)) == LEG.dst
+    assert wire.next_host(update.Request(1, 2, update.Mode.LF, (), SUPER.dst, ())) == SUPER.dst
+    assert wire.next_host(Ack(1, LEG)) is None
+
+
+@given(st.binary(max_size=update.MAX_PART * 3))
+def test_a_state_is_cut_and_put_together(state: bytes) -> None:
+    parts = update.parts_of(state)
+    assert b"".join(parts) == state
+    assert 1 <= len(parts) <= 4
+    assert all(len(part) <= update.MAX_PART for part in parts)
+
+
+def test_a_state_has_a_bound() -> None:
+    most = update.MAX_PART * update.MAX_PARTS
+    assert len(update.parts_of(bytes(most))) == update.MAX_PARTS
+    with pytest.raises(WireError, match="at most"):
+        update.parts_of(bytes(most + 1))
