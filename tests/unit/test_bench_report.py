@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from m2m.lab.bench.report import Plan, Result, Samples, figure, interleave, show, write_json
+from m2m.lab.bench.report import Plan, Result, Samples, figure, interleave, joined, show, write_json
 
 
 def result(name="tap", paper=None):
@@ -16,6 +16,18 @@ def result(name="tap", paper=None):
 def test_a_row_compares_medians():
     row = result()
     assert (row.ours, row.peer, row.ratio) == (2.0, 6.0, 2.0 / 6.0)
+
+
+def test_turns_are_compared_with_their_own_moment():
+    """A machine at half its speed for two turns of three: no median of one side shows the half."""
+    slow = Samples((10.0, 5.0, 5.0), (10.0, 10.0, 5.0))
+    row = Result.of("tap", "Gbit/s", slow, "plain")
+    assert (row.ours, row.peer, row.ratio) == (5.0, 10.0, 1.0)
+
+
+def test_the_samples_of_several_runs_are_one_row():
+    parts = [Samples((1.0,), (2.0,)), Samples((3.0, 4.0), (5.0, 6.0))]
+    assert joined(parts) == Samples((1.0, 3.0, 4.0), (2.0, 5.0, 6.0))
 
 
 def test_nothing_measured_is_an_error():

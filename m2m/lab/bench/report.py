@@ -1,7 +1,8 @@
 """What a bench hands back: one row per thing measured, always beside a peer of the same run.
 
 This kind of machine is shared and noisy, so a single figure says little: ours and the peer take
-turns, and the medians of both are set against each other.
+turns, and each is set against the other's figure of the same moment. A machine that runs at half
+its speed for a while then changes what was measured, not how the two compare.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Samples(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One row. *ratio* is ours / peer; *paper* the figure M2M's paper gives, where it gives one."""
+    """One row: medians. *ratio* is that of ours / peer, turn by turn where they took turns.
+
+    *paper* is the figure M2M's paper gives, where it gives one.
+    """
 
     name: str
     unit: str
@@ -63,7 +67,12 @@ class Result(msgspec.Struct, frozen=True):
         if not samples.ours or not samples.peer:
             raise ValueError(f"{name}: nothing was measured")
         ours, peer = statistics.median(samples.ours), statistics.median(samples.peer)
-        return cls(name, unit, ours, peer, peer_name, ours / peer if peer else 0.0, samples, paper)
+        if len(samples.ours) == len(samples.peer):
+            turns = list(zip(samples.ours, samples.peer, strict=True))
+        else:
+            turns = [(ours, peer)]
+        ratio = statistics.median(mine / theirs if theirs else 0.0 for mine, theirs in turns)
+        return cls(name, unit, ours, peer, peer_name, ratio, samples, paper)
 
 
 async def interleave(ours: Measure, peer: Measure, rounds: int) -> Samples:
@@ -75,6 +84,14 @@ async def interleave(ours: Measure, peer: Measure, rounds: int) -> Samples:
         for measure, figures in turns if number % 2 == 0 else reversed(turns):
             figures.append(await measure())
     return Samples(tuple(mine), tuple(theirs))
+
+
+def joined(parts: Sequence[Samples]) -> Samples:
+    """Samples of several runs as if of one."""
+    return Samples(
+        tuple(figure for part in parts for figure in part.ours),
+        tuple(figure for part in parts for figure in part.peer),
+    )
 
 
 def show(console: Console, results: Sequence[Result]) -> None:
