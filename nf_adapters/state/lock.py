@@ -52,6 +52,7 @@ _THERE, _BACK = b"A" * _KEY.size, b"B" * _KEY.size  # no key's: those have zeros
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
 _NFGEN: Final = struct.Struct("=BBH")  # struct nfgenmsg
 _BATCH_BEGIN, _BATCH_END = 16, 17
+_CLOSING: Final = 5.0  # s that taking the table out may take
 
 
 class Locks:
@@ -76,7 +77,8 @@ class Locks:
     async def close(self) -> None:
         """Take the table out, and with it every lock."""
         try:
-            await self._nft(f"add table ip {TABLE}\ndelete table ip {TABLE}\n")
+            with trio.move_on_after(_CLOSING, shield=True):
+                await self._nft(f"add table ip {TABLE}\ndelete table ip {TABLE}\n")
         finally:
             self._let_go()
 
@@ -84,18 +86,16 @@ class Locks:
         """Drop both directions of *flow* for :data:`LONGEST_LOCK`. Raises :exc:`StateError`."""
         async with self._turn:
             try:
-                await self._change(NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, flow)
+                await self._add(flow)
             except Refused as refused:
                 if refused.number == errno.EEXIST:
                     raise StateError(
                         f"the state of {flow} is locked already, for {LONGEST_LOCK:.0f} s at most:"
                         " a move of it is under way"
                     ) from None
-                if refused.number != errno.ENOENT:
-                    raise StateError(f"{flow} cannot be locked: {refused}") from None
-                # Firewalls are reloaded by way of `flush ruleset`, which takes our table as well.
-                await self._nft(_RULES)
-                await self._change(NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, flow)
+                raise StateError(f"{flow} cannot be locked: {refused}") from None
+            except UnsupportedHost as error:
+                raise StateError(f"{flow} cannot be locked: {error}") from None
 
     async def remove(self, flow: Flow) -> None:
         """Undo :meth:`add`; no error when it is undone already."""
@@ -105,6 +105,17 @@ class Locks:
             except Refused as refused:
                 if refused.number != errno.ENOENT:
                     raise StateError(f"{flow} cannot be unlocked: {refused}") from None
+
+    async def _add(self, flow: Flow) -> None:
+        kind, flags = NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL
+        try:
+            await self._change(kind, flags, flow)
+        except Refused as refused:
+            if refused.number != errno.ENOENT:
+                raise
+            # Firewalls are reloaded by way of `flush ruleset`, which takes our table as well.
+            await self._nft(_RULES)
+            await self._change(kind, flags, flow)
 
     async def _change(self, kind: int, flags: int, flow: Flow) -> None:
         # In a thread: nftables makes each transaction wait for all others on this machine, such

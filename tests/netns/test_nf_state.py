@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
+import shutil
 import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -24,6 +26,7 @@ import trio
 from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST
 from pyroute2.netlink.nfnetlink.nfctsocket import IPS_ASSURED, IPS_CONFIRMED, IPS_SEEN_REPLY
 
+from m2m.errors import UnsupportedHost
 from m2m.protocol.flow import Flow, Proto
 from nf_adapters.state import BadState, Immovable, NoState, NotLocked, StateError, ctnetlink
 from nf_adapters.state.conntrack import ConntrackState
@@ -427,7 +430,35 @@ async def test_a_lock_ends_by_itself(net: Net) -> None:
     there.close()
 
 
-async def test_locks_survive_a_reload_of_the_firewall(net: Net) -> None:
+async def test_the_next_agent_unlocks_what_a_killed_one_left(net: Net) -> None:
+    here, there, flow = await net.datagrams()
+    await here.send(b"question")
+    await there.recv(100)
+    await net.fw1.state.quiesce(flow)
+    with net.fw1.namespace.entered():
+        successor = await ConntrackState.open()
+    await there.send(b"answer")
+    assert await here.recv(100) == b"answer"
+    await successor.close()
+    tables = net.fw1.namespace.run("nft", "list", "tables").stdout
+    assert tables.split() == ["table", "inet", "filter"]
+    here.close()
+    there.close()
+
+
+async def test_a_host_without_nft_is_told_so(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nsenter = shutil.which("nsenter")
+    assert nsenter is not None
+    (tmp_path / "nsenter").symlink_to(nsenter)
+    with monkeypatch.context() as patched, net.fw1.namespace.entered():
+        patched.setenv("PATH", str(tmp_path))
+        with pytest.raises(UnsupportedHost, match="install nftables"):
+            await ConntrackState.open()
+
+
+async def test_locking_survives_a_reload_of_the_firewall(net: Net) -> None:
     here, there, flow = await net.datagrams()
     await here.send(b"question")
     await there.recv(100)
