@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from m2m.protocol.events import Timer
 from m2m.protocol.flow import Address, Flow
-from m2m.protocol.translation import SessionView
-from m2m.protocol.wire import Message
+from m2m.protocol.translation import Entry, Hook, SessionView
+from m2m.protocol.wire import Cause, Message
 
 
 class Send(NamedTuple):
@@ -48,16 +49,18 @@ class Refuse(NamedTuple):
 
 
 class SetTimer(NamedTuple):
-    """Fire once, *delay* seconds from now; replaces the session's earlier timer."""
+    """Fire once, *delay* seconds from now; replaces the session's earlier timer of this kind."""
 
     session: int
     delay: float
+    timer: Timer = Timer.SESSION
 
 
 class CancelTimer(NamedTuple):
-    """Forget the session's timer."""
+    """Forget the session's timer of this kind."""
 
     session: int
+    timer: Timer = Timer.SESSION
 
 
 class Established(NamedTuple):
@@ -73,6 +76,122 @@ class Closed(NamedTuple):
     why: str
 
 
+class Accept(NamedTuple):
+    """Put these entries, by which packets of a second leg are accepted, beside the others.
+
+    *entries* have no next hop yet. Fails as :class:`Install` does.
+    """
+
+    session: int
+    entries: tuple[Entry, ...]
+
+
+class Withdraw(NamedTuple):
+    """Take these entries out, and no others of the session."""
+
+    session: int
+    entries: tuple[Entry, ...]
+
+
+class Redirect(NamedTuple):
+    """Give the entry with this one's key its rewrite and next hop, at one moment; its counters
+    live on. Answered by Redirected; fails as :class:`Install` does."""
+
+    session: int
+    change: int
+    entry: Entry
+
+
+class Count(NamedTuple):
+    """Tell what this entry has seen. Answered by Counted."""
+
+    session: int
+    change: int
+    key: tuple[Hook, Flow]
+
+
+class Hold(NamedTuple):
+    """Let packets of this entry wait, in order. Answered by Holding.
+
+    *substream*: only those that go beyond the largest sequence number seen up to this moment;
+    one that lies across is split; of a packet that waits and acknowledges something, a pure
+    acknowledgement goes on. A Hold of all keeps what a Hold of a substream has.
+    """
+
+    session: int
+    change: int
+    key: tuple[Hook, Flow]
+    substream: bool
+
+
+class Resume(NamedTuple):
+    """Let what waits go, in order and before any later packet, by the rows as they are now.
+    Answered by Resumed."""
+
+    session: int
+    change: int
+    key: tuple[Hook, Flow]
+
+
+class WatchAck(NamedTuple):
+    """Tell, by Acked, when a packet of this entry acknowledges at least *number*; at once when
+    one has already. Replaces an earlier watch of the same entry."""
+
+    session: int
+    change: int
+    key: tuple[Hook, Flow]
+    number: int
+
+
+class ExportState(NamedTuple):
+    """Quiet the NF for this session and tell its state, by StateExported."""
+
+    session: int
+    change: int
+
+
+class ImportState(NamedTuple):
+    """Give the NF here this state. Answered by StateImported."""
+
+    session: int
+    change: int
+    data: bytes
+
+
+class ReleaseState(NamedTuple):
+    """The NF here is to go on with the session (*keep*), or to forget it."""
+
+    session: int
+    keep: bool
+
+
+class Switched(NamedTuple):
+    """Packets towards the server take the new path from now on (for reports)."""
+
+    session: int
+    change: int
+
+
+class ChangeDone(NamedTuple):
+    """A change that was wanted of this host, or asked for by it, is done. *held*: packets."""
+
+    session: int
+    change: int
+    held: int
+
+
+class ChangeRefused(NamedTuple):
+    """It was refused or undone; the session goes as before."""
+
+    session: int
+    change: int
+    cause: Cause
+    text: str
+    blame: Address | None
+
+
 Command: TypeAlias = (
     Send | Install | Remove | Steer | Refuse | SetTimer | CancelTimer | Established | Closed
-)
+    | Accept | Withdraw | Redirect | Count | Hold | Resume | WatchAck
+    | ExportState | ImportState | ReleaseState | Switched | ChangeDone | ChangeRefused
+)  # fmt: skip

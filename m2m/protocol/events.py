@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 from m2m.protocol.flow import Address, Flow
-from m2m.protocol.translation import SessionView
+from m2m.protocol.translation import Hook, SessionView, Toward
+from m2m.protocol.update import Mode, Step
 from m2m.protocol.wire import Hop, Message
+
+
+class Timer(IntEnum):
+    """What a session's timer is for; it can have one of each."""
+
+    SESSION = 0
+    CHANGE = 1
+    REQUEST = 2
 
 
 class Route(NamedTuple):
@@ -33,7 +43,7 @@ class Opened(NamedTuple):
 class Received(NamedTuple):
     """An authenticated, fresh message has come from the agent at *peer*.
 
-    *route* leads to the next host of the chain when the message is a SYN that has one.
+    *route* leads to the host that :func:`m2m.protocol.wire.next_host` tells, if any.
     """
 
     peer: Address
@@ -45,10 +55,11 @@ class TimerFired(NamedTuple):
     """A timer set by :class:`~m2m.protocol.commands.SetTimer` has run out."""
 
     session: int
+    timer: Timer = Timer.SESSION
 
 
 class InstallFailed(NamedTuple):
-    """The datapath could not take a session's entries; none of them is in."""
+    """The datapath could not take a session's entries; none of them is in (or redirected)."""
 
     session: int
     why: str
@@ -62,9 +73,115 @@ class Ended(NamedTuple):
 
 
 class Adopted(NamedTuple):
-    """A session found in the kernel by a restarted agent."""
+    """A session found in the kernel by a restarted agent.
+
+    *spare*: a second left or right leg from which packets are accepted, of an unfinished change.
+    """
 
     view: SessionView
+    spare: Flow | None = None
 
 
-Event: TypeAlias = Opened | Received | TimerFired | InstallFailed | Ended | Adopted
+class ChangeWanted(NamedTuple):
+    """This host is to lead a change: replace *steps*, which end at *right*, by *hops*.
+
+    ``steps[0]`` is its right neighbour, or *right* is when there are none. *change* is a random
+    number, not 0. *route* leads to the first of *hops*, or to *right* when there are none.
+    """
+
+    session: int
+    change: int
+    mode: Mode
+    steps: tuple[Step, ...]
+    right: Address
+    hops: tuple[Hop, ...]
+    route: Route
+
+
+class RequestWanted(NamedTuple):
+    """This host is to ask *left* to lead a change.
+
+    With *left* None the request is about this host itself: its left neighbour is asked to
+    replace it by *hops* (none: to remove it), and asked again when neighbours change meanwhile;
+    *steps* and *right* are then not looked at. Its NF's state goes to the first of *hops*.
+    """
+
+    session: int
+    change: int
+    mode: Mode
+    left: Address | None
+    steps: tuple[Step, ...]
+    right: Address | None
+    hops: tuple[Hop, ...]
+
+
+class Redirected(NamedTuple):
+    """A Redirect is done. *packets*: counted up to that moment, never fewer than went before."""
+
+    session: int
+    change: int
+    packets: int
+
+
+class Counted(NamedTuple):
+    """The answer to Count: wire packets this entry has seen; None when it is not there."""
+
+    session: int
+    change: int
+    key: tuple[Hook, Flow]
+    packets: int | None
+
+
+class Holding(NamedTuple):
+    """A Hold is on. *packets*: passed before it, never fewer. *checkpoint*: one past the largest
+    sequence number among these; None for UDP, and when nothing has passed."""
+
+    session: int
+    change: int
+    packets: int
+    checkpoint: int | None
+
+
+class Resumed(NamedTuple):
+    """A Resume is done: so many packets had waited."""
+
+    session: int
+    change: int
+    packets: int
+
+
+class HoldOverflow(NamedTuple):
+    """More packets than may be held; all that waited go by the present rows already."""
+
+    session: int
+    toward: Toward  # which way those packets travel
+
+
+class Acked(NamedTuple):
+    """The acknowledgement that WatchAck waits for has passed."""
+
+    session: int
+    toward: Toward  # which way that acknowledgement travels
+
+
+class StateExported(NamedTuple):
+    """The NF is quiet and this is its state of the session; None: it could not be had."""
+
+    session: int
+    change: int
+    data: bytes | None
+
+
+class StateImported(NamedTuple):
+    """The NF here has taken the state over, or (not *ok*) could not."""
+
+    session: int
+    change: int
+    ok: bool
+
+
+Event: TypeAlias = (
+    Opened | Received | TimerFired | InstallFailed | Ended | Adopted
+    | ChangeWanted | RequestWanted | Redirected | Counted | Holding | Resumed | HoldOverflow
+    | Acked | StateExported | StateImported
+)  # fmt: skip

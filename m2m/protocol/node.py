@@ -1,8 +1,9 @@
 """One host's end of the session protocol: events in, commands out.
 
 :class:`Node` finds the session that an event is about, looks up what to do in the table of
-:mod:`m2m.protocol.session`, and does it. It has no socket and no clock; time passes by the
-timers it asks for, one per session.
+:mod:`m2m.protocol.session`, and does it. What changes the chain of a session that stands is left
+to :mod:`m2m.protocol.migration`. Neither has a socket or a clock; time passes by the timers they
+ask for, one of each kind per session.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from m2m.errors import M2MError
+from m2m.protocol.change import UpdateSettings
 from m2m.protocol.commands import (
     CancelTimer,
     Closed,
@@ -25,20 +27,33 @@ from m2m.protocol.commands import (
     Steer,
 )
 from m2m.protocol.events import (
+    Acked,
     Adopted,
+    ChangeWanted,
+    Counted,
     Ended,
     Event,
+    Holding,
+    HoldOverflow,
     InstallFailed,
     Opened,
     Received,
+    Redirected,
+    RequestWanted,
+    Resumed,
     Route,
+    StateExported,
+    StateImported,
+    Timer,
     TimerFired,
 )
-from m2m.protocol.flow import Address, Proto, format_address, is_ipv4
+from m2m.protocol.flow import Address, Flow, Proto, format_address, is_ipv4
+from m2m.protocol.migration import Migration
 from m2m.protocol.ports import PortAllocator, PortsExhausted
 from m2m.protocol.reasons import (
     LEFT_KNOWS,
     RIGHT_KNOWS,
+    SPARE_KNOWS,
     Why,
     describe_hop,
     hop_silent,
@@ -51,6 +66,7 @@ from m2m.protocol.reasons import (
 from m2m.protocol.register import Register
 from m2m.protocol.session import TABLE, Action, Ending, Input, Opening, Role, Session, State
 from m2m.protocol.translation import Position, SessionView
+from m2m.protocol.update import UpdateReject, UpdateSyn
 from m2m.protocol.wire import (
     Ack,
     Cause,
@@ -79,6 +95,7 @@ class Settings(NamedTuple):
     teardown_retry: float = 0.2
     probe: float = 60.0  # before a client asks whether its path is still there; doubles
     probe_max: float = 3600.0
+    update: UpdateSettings = UpdateSettings()
 
 
 _PATIENCE_SHARE = 0.9  # of what the left neighbour waits
@@ -111,6 +128,9 @@ class Node:
         self._register = Register()
         self.sessions = self._register.by_id
         self._rng = rng
+        self._migration = Migration(
+            settings.update, ports, self._register, rng, self._step, self._join, self._claim
+        )
         self._limits: Final = {
             State.CONFIRMING: settings.confirm_timeout,
             State.CLOSING: settings.teardown_timeout,
@@ -162,7 +182,12 @@ class Node:
         return out
 
     def _received(self, event: Received) -> Commands:
-        return _RECEIVERS.get(type(event.message), Node._not_ours)(self, event)
+        done = self._migration.received(event)
+        return (
+            done
+            if done is not None
+            else _RECEIVERS.get(type(event.message), Node._not_ours)(self, event)
+        )
 
     def _not_ours(self, _event: Received) -> Commands:
         return []  # PATHREQ, PATHREP and CHALLENGE are the shell's
@@ -192,6 +217,8 @@ class Node:
         message = event.message
         assert isinstance(message, SynAck)
         session = self._register.get(message.session)
+        if session is not None and self._migration.accepts(session, message.subsession):
+            return []  # which of the two legs is in will be told in time
         if session is None or session.right != message.subsession:
             return [Send(event.peer, unknown(message))]
         out: Commands = []
@@ -202,7 +229,8 @@ class Node:
         message = event.message
         assert isinstance(message, Ack)
         session = self._register.get(message.session)
-        if session is None or session.left != message.subsession:
+        leg = message.subsession
+        if session is None or not (session.left == leg or self._migration.accepts(session, leg)):
             return [Send(event.peer, unknown(message))]
         out: Commands = []
         self._step(out, session, Input.ACK)
@@ -215,10 +243,19 @@ class Node:
         session = self._register.get(message.session)
         if session is None:
             self._register.remember_ended(message.session)
-        if session is None or leg not in (session.left, session.right):
-            return [Send(event.peer, FinAck(message.session, leg))]
         out: Commands = []
+        if session is None or leg not in (session.left, session.right):
+            out.append(Send(event.peer, FinAck(message.session, leg)))
+            if session is not None:
+                if session.ending is not None and session.ending.spare_leg == leg:
+                    self._step(out, session, Input.LEFT_DONE, SPARE_KNOWS)
+                else:
+                    self._migration.spare_over(out, session, leg, told(message, by_left=False))
+            return out
         from_left = leg == session.left
+        if self._migration.spare_over(out, session, leg, told(message, by_left=from_left)):
+            out.append(Send(event.peer, FinAck(message.session, leg)))
+            return out  # this host is leaving: what its neighbours say is that they know
         ending = session.ending
         if ending is None or not (ending.left if from_left else ending.right):
             out.append(Send(event.peer, FinAck(message.session, leg)))
@@ -237,9 +274,13 @@ class Node:
                 self._step(out, session, Input.LEFT_DONE, LEFT_KNOWS)
             elif message.subsession == session.right:
                 self._step(out, session, Input.RIGHT_DONE, RIGHT_KNOWS)
+            elif session.ending is not None and message.subsession == session.ending.spare_leg:
+                self._step(out, session, Input.RIGHT_DONE, SPARE_KNOWS)
         return out
 
     def _timer_fired(self, event: TimerFired) -> Commands:
+        if event.timer is not Timer.SESSION:
+            return self._migration.timer_fired(event, request=event.timer is Timer.REQUEST)
         out: Commands = []
         session = self._register.get(event.session)
         if session is None or not session.delay:
@@ -255,7 +296,7 @@ class Node:
     def _install_failed(self, event: InstallFailed) -> Commands:
         out: Commands = []
         session = self._register.get(event.session)
-        if session is not None:
+        if session is not None and not self._migration.failed(out, session, event.why):
             session.held = session.role is Role.CLIENT  # it was not Steered after all
             self._step(out, session, Input.FAILED, install_failed(session, event.why))
         return out
@@ -281,13 +322,16 @@ class Node:
             view.chain, view.generation,
         )  # fmt: skip
         session.mss = view.mss
+        session.sent_left = session.sent_right = None
         self._register.list(session)
         if session.right is not None:
             self.ports.adopt(session.right)
-        if client:
-            # The last ACK may have died with the agent. Spread: there may be 100 000 of these.
-            session.delay = self._rng.uniform(0.0, self.settings.probe) + 1e-3
-            out.append(SetTimer(session.id, session.delay))
+        # The client's last ACK may have died with the agent; others may have been taken out of
+        # the chain while there was none. Spread: there may be 100 000 of these.
+        session.delay = self._rng.uniform(0.0, self.settings.probe) + 1e-3
+        out.append(SetTimer(session.id, session.delay))
+        if event.spare is not None:
+            self._migration.adopted(out, session, event.spare)
         return out
 
     # -- new sessions -------------------------------------------------------------------
@@ -318,8 +362,7 @@ class Node:
         """Pass a SYN on and install; at the server, install and answer it."""
         syn, route = setup
         assert session.left is not None
-        for old in sorted(self._register.rivals(session), key=lambda old: old.id):
-            self._step(out, old, Input.REPLACED, replaced(session.supersession))
+        self._displace(out, session)
         self._register.list(session)
         session.mtu = syn.mtu if route is None else min(syn.mtu, route.mtu)
         if session.right is not None:
@@ -337,6 +380,57 @@ class Node:
             out.append(Install(session.view))
             out.append(Send(session.left.src, SynAck(session.id, session.left, session.mtu)))
         self._set_timer(out, session)
+
+    def _join(self, out: Commands, syn: UpdateSyn, route: Route | None) -> None:
+        """An UPDATE-SYN has come to a host that is to be a new hop of a session that stands."""
+        leg, me = syn.subsession, syn.hops[0]
+        following = syn.hops[1].address if len(syn.hops) > 1 else syn.right
+        here = format_address(leg.dst)
+        right = None
+        if me.address != leg.dst or leg.proto != syn.supersession.proto:
+            text = f"the new path leads to {describe_hop(me)} but was sent for {leg}"
+            why = Why(Cause.NOT_MINE, text, leg.dst)
+        elif route is None:
+            text = f"{here} has no route to {format_address(following)}"
+            why = Why(Cause.NO_ROUTE, text, following)
+        elif following in (leg.dst, route.source) or leg.src == following:
+            why = Why(Cause.LOOP, f"the chain visits {here} twice in a row", leg.dst)
+        else:
+            try:
+                right = self.ports.allocate(leg.proto, route.source, following)
+            except PortsExhausted as error:
+                why = Why(Cause.NO_PORTS, str(error), leg.dst)
+        if right is None or route is None:
+            assert why.cause is not None
+            refusal = UpdateReject(syn.session, syn.change, why.cause, clip(why.text), why.blame)
+            out.append(Send(syn.leader, refusal))
+            return
+        session = Session(
+            syn.session, me.kind, State.ADOPTED, syn.supersession, leg, right, syn.policy,
+            syn.generation,
+        )  # fmt: skip
+        self._displace(out, session)
+        self._register.list(session)
+        session.mtu = min(syn.mtu, route.mtu)
+        self._migration.joined(out, session, syn)
+        out.append(Install(session.view))
+
+    def _displace(self, out: Commands, session: Session) -> None:
+        """End what cannot be beside this session."""
+        for old in sorted(self._register.rivals(session), key=lambda old: old.id):
+            if session.left is not None and self._migration.accepts(old, session.left):
+                self._migration.drop_spare(out, old)
+            else:
+                self._step(out, old, Input.REPLACED, replaced(session.supersession))
+
+    def _claim(self, out: Commands, session: Session, leg: Flow) -> None:
+        """Whoever else has this left leg has it from a host that has forgotten it."""
+        old = self._register.with_left(leg)
+        if old is not None and old is not session:
+            if self._migration.accepts(old, leg):
+                self._migration.drop_spare(out, old)
+            else:
+                self._step(out, old, Input.REPLACED, replaced(old.supersession))
 
     def _objection(self, setup: _SetUp) -> Why | None:
         """What speaks against a new session at this host."""
@@ -415,6 +509,9 @@ class Node:
 
     def _probe(self, out: Commands, session: Session, _detail: object) -> None:
         self._send_ack(out, session, None)
+        self._probe_later(out, session)
+
+    def _probe_later(self, out: Commands, session: Session) -> None:
         settings = self.settings
         session.delay = min(max(session.waited, settings.probe), settings.probe_max)
         out.append(SetTimer(session.id, session.delay))
@@ -426,6 +523,7 @@ class Node:
             text = "the session was set up again with another chain"
             self._step(out, session, Input.REPLACED, Why(Cause.NOT_MINE, text))
             return
+        self._migration.closing(out, session, Why(Cause.REPLACED, "the session is set up anew"))
         if session.left != syn.subsession:
             out.append(Remove(session.view))
             self._register.unlist(session)
@@ -434,7 +532,8 @@ class Node:
 
     def _close(self, out: Commands, session: Session, detail: object) -> None:
         assert isinstance(detail, Why)
-        cause, text, blame, left_knows, right_knows = detail
+        cause, text, blame, left_knows, right_knows, _ = detail
+        leg, ours = self._migration.closing(out, session, detail)
         self._register.unlist(session)
         if session.held:
             session.held = False
@@ -446,15 +545,20 @@ class Node:
             cause, clip(text), blame,
             left=session.left is not None and not left_knows,
             right=session.right is not None and not right_knows,
+            spare=leg is not None, spare_leg=leg, spare_ports=ours,
         )  # fmt: skip
         self._repeat(out, session, None)
 
     def _repeat(self, out: Commands, session: Session, _detail: object) -> None:
         ending = session.ending
         assert ending is not None
-        if not (ending.left or ending.right):
+        if not (ending.left or ending.right or ending.spare):
             self._forget(out, session, None)
             return
+        if ending.spare and ending.spare_leg is not None:
+            leg = ending.spare_leg
+            peer = leg.dst if ending.spare_ports else leg.src
+            out.append(Send(peer, notice(session.id, leg, ending)))
         if ending.left and session.left is not None:
             out.append(Send(session.left.src, notice(session.id, session.left, ending)))
         if ending.right and session.right is not None:
@@ -467,8 +571,9 @@ class Node:
         session.ending = ending = session.ending._replace(
             left=session.ending.left and not detail.left_knows,
             right=session.ending.right and not detail.right_knows,
+            spare=session.ending.spare and not detail.spare_knows,
         )
-        if not (ending.left or ending.right):
+        if not (ending.left or ending.right or ending.spare):
             self._forget(out, session, None)
 
     def _forget(self, out: Commands, session: Session, _detail: object) -> None:
@@ -478,8 +583,18 @@ class Node:
         self._register.forget(session)
         if session.right is not None:
             self.ports.release(session.right)
+        if session.ending.spare_leg is not None and session.ending.spare_ports:
+            self.ports.release(session.ending.spare_leg)
         out.append(CancelTimer(session.id))
         out.append(Closed(session.view, session.ending.text))
+
+    def _ask(self, out: Commands, session: Session, _detail: object) -> None:
+        self._migration.ask_left(out, session)
+        self._probe_later(out, session)
+
+    def _confirm(self, out: Commands, session: Session, _detail: object) -> None:
+        out.append(CancelTimer(session.id))
+        out.append(Established(session.view))
 
     # -- bookkeeping --------------------------------------------------------------------
 
@@ -540,6 +655,16 @@ _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {
     InstallFailed: Node._install_failed,
     Ended: Node._ended_event,
     Adopted: Node._adopted,
+    ChangeWanted: lambda node, event: node._migration.change_wanted(event),
+    RequestWanted: lambda node, event: node._migration.request_wanted(event),
+    Redirected: lambda node, event: node._migration.redirected(event),
+    Counted: lambda node, event: node._migration.counted(event),
+    Holding: lambda node, event: node._migration.holding(event),
+    Resumed: lambda node, event: node._migration.resumed(event),
+    HoldOverflow: lambda node, event: node._migration.overflow(event),
+    Acked: lambda node, event: node._migration.acked(event),
+    StateExported: lambda node, event: node._migration.exported(event),
+    StateImported: lambda node, event: node._migration.imported(event),
 }
 _RECEIVERS: Final[dict[type, Callable[[Node, Received], Commands]]] = {
     Syn: Node._syn,
@@ -561,4 +686,6 @@ _ACTIONS: Final[dict[Action, Callable[[Node, Commands, Session, object], None]]]
     Action.REPEAT: Node._repeat,
     Action.TICK_OFF: Node._tick_off,
     Action.FORGET: Node._forget,
+    Action.ASK: Node._ask,
+    Action.CONFIRM: Node._confirm,
 }

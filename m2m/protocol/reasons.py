@@ -9,8 +9,8 @@ from m2m.protocol.session import Ending, Session
 from m2m.protocol.wire import Ack, Cause, Fin, Hop, Message, Rst, SynAck
 
 __all__ = [
-    "LEFT_KNOWS", "RIGHT_KNOWS", "Why", "describe_hop", "hop_silent", "install_failed", "notice",
-    "own_address", "replaced", "told", "unknown",
+    "LEFT_KNOWS", "RIGHT_KNOWS", "SPARE_KNOWS", "Why", "describe_hop", "hop_silent",
+    "install_failed", "notice", "own_address", "replaced", "told", "unknown",
 ]  # fmt: skip
 
 
@@ -22,10 +22,12 @@ class Why(NamedTuple):
     blame: Address | None = None  # the host at fault, when known
     left_knows: bool = False
     right_knows: bool = False
+    spare_knows: bool = False
 
 
 LEFT_KNOWS = Why(None, "", left_knows=True)
 RIGHT_KNOWS = Why(None, "", right_knows=True)
+SPARE_KNOWS = Why(None, "", spare_knows=True)
 
 
 def told(message: Fin | Rst, *, by_left: bool) -> Why:

@@ -37,6 +37,10 @@ class Register:
         """The listed session of this supersession."""
         return self._by_supersession.get(flow)
 
+    def with_left(self, leg: Flow) -> Session | None:
+        """The listed session that has this left leg, or has it beside its own."""
+        return self._by_left.get(leg)
+
     def rivals(self, session: Session) -> set[Session]:
         """Listed sessions that cannot be beside this one."""
         found = {self._by_supersession.get(session.supersession)}
@@ -57,6 +61,15 @@ class Register:
             del self._by_supersession[session.supersession]
         if session.left is not None and self._by_left.get(session.left) is session:
             del self._by_left[session.left]
+
+    def list_leg(self, leg: Flow, session: Session) -> None:
+        """Packets of a second left leg are accepted for this session, too."""
+        self._by_left[leg] = session
+
+    def unlist_leg(self, leg: Flow, session: Session) -> None:
+        """They are not any more."""
+        if self._by_left.get(leg) is session:
+            del self._by_left[leg]
 
     def forget(self, session: Session) -> None:
         """An unlisted session is gone. Its id is remembered for a while."""

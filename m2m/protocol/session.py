@@ -60,7 +60,10 @@ A restarted agent finds entries in the kernel and takes them over. A client's en
 since its SYNACK, so the session is ESTABLISHED. At other hosts they are installed before anybody
 knows how set-up ends; the session is ADOPTED: it works, but the next message from a neighbour
 decides. A SYN then sets up again with the same ports, a SYNACK is passed to the client, which
-answers ACK or RST, and an ACK says it is established.
+answers ACK or RST, and an ACK says it is established. As its chain may have been changed meanwhile,
+it asks its left neighbour some time whether it is still on the path (UPDATE-ASK).
+
+While the session stands, its chain can be changed: :mod:`m2m.protocol.migration`.
 
 Old and new
 -----------
@@ -85,11 +88,15 @@ sorted out before.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Position, SessionView
 from m2m.protocol.wire import Cause, Syn
+
+if TYPE_CHECKING:
+    from m2m.protocol.change import Change
+    from m2m.protocol.migration import Waiting
 
 __all__ = ["TABLE", "Action", "Ending", "Input", "Opening", "Role", "Session", "State"]
 
@@ -129,6 +136,7 @@ class Input(IntEnum):
     ENDED = 10  # by the datapath (FIN, RST, idle) or by an operator
     FAILED = 11  # the datapath could not take the entries
     REPLACED = 12  # another session has the same left leg or supersession
+    IN = 13  # the left neighbour says that this host is on its path
 
 
 class Action(IntEnum):
@@ -145,6 +153,8 @@ class Action(IntEnum):
     REPEAT = 8  # tell the neighbours again
     TICK_OFF = 9  # a neighbour knows; forget the session when all do
     FORGET = 10  # they never answered
+    ASK = 11  # adopted: ask the left neighbour whether this host is on its path
+    CONFIRM = 12  # it is; nobody else needs to know
 
 
 Row: TypeAlias = dict[Input, tuple[Action, State]]
@@ -201,6 +211,7 @@ TABLE: Final[dict[Role, dict[State, Row]]] = {
             Input.SYN_NEW_LEG: (Action.REOPEN, State.OPENING),
             Input.TIMER: (Action.SEND_SYNACK, State.CONFIRMING),
             Input.ACK: (Action.ACCEPT, State.ESTABLISHED),
+            Input.IN: (Action.CONFIRM, State.ESTABLISHED),
             **_OVER,
         },
         State.ESTABLISHED: {
@@ -215,6 +226,8 @@ TABLE: Final[dict[Role, dict[State, Row]]] = {
             Input.SYN_NEW_LEG: (Action.REOPEN, State.OPENING),
             Input.SYNACK: (Action.SEND_SYNACK, State.CONFIRMING),
             Input.ACK: (Action.ACCEPT, State.ESTABLISHED),
+            Input.IN: (Action.CONFIRM, State.ESTABLISHED),
+            Input.TIMER: (Action.ASK, State.ADOPTED),
             **_OVER,
         },
         State.CLOSING: _CLOSING,
@@ -225,6 +238,7 @@ TABLE: Final[dict[Role, dict[State, Row]]] = {
             Input.SYN_NEW_LEG: (Action.REOPEN, State.CONFIRMING),
             Input.TIMER: (Action.SEND_SYNACK, State.CONFIRMING),
             Input.ACK: (Action.ACCEPT, State.ESTABLISHED),
+            Input.IN: (Action.CONFIRM, State.ESTABLISHED),
             **_OVER,
         },
         State.ESTABLISHED: {
@@ -236,6 +250,8 @@ TABLE: Final[dict[Role, dict[State, Row]]] = {
             Input.SYN: (Action.REOPEN, State.CONFIRMING),
             Input.SYN_NEW_LEG: (Action.REOPEN, State.CONFIRMING),
             Input.ACK: (Action.ACCEPT, State.ESTABLISHED),
+            Input.IN: (Action.CONFIRM, State.ESTABLISHED),
+            Input.TIMER: (Action.ASK, State.ADOPTED),
             **_OVER,
         },
         State.CLOSING: _CLOSING,
@@ -258,6 +274,9 @@ class Ending(NamedTuple):
     blame: Address | None
     left: bool  # not answered yet
     right: bool
+    spare: bool = False  # the neighbour on a second leg, when the chain was being changed
+    spare_leg: Flow | None = None
+    spare_ports: bool = False  # whether its ports are ours to free
 
 
 _ROLES = {
@@ -275,8 +294,9 @@ class Session:
     """
 
     __slots__ = (
-        "delay", "ending", "fail_open", "generation", "held", "id", "left", "mss", "mtu", "opening",
-        "policy", "position", "right", "role", "state", "supersession", "waited",
+        "change", "delay", "ending", "fail_open", "generation", "held", "id", "left", "mss", "mtu",
+        "opening", "policy", "position", "right", "role", "sent_left", "sent_right", "state",
+        "supersession", "waited", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -307,6 +327,12 @@ class Session:
         self.ending: Ending | None = None
         self.delay = 0.0  # s, of the timer that is set; 0: none
         self.waited = 0.0  # s in this state, up to when that timer was set
+        self.change: Change | None = None  # what this host does in a change of the chain
+        self.waiting: list[Waiting] | None = None  # other changes that want this host
+        # What the entry that sends to a neighbour had counted when it began to use the leg there;
+        # None after a restart.
+        self.sent_left: int | None = 0
+        self.sent_right: int | None = 0
 
     @property
     def view(self) -> SessionView:

@@ -20,6 +20,7 @@ SERVER     IN left -> super, DELIVER             OUT ~super -> ~left, SEND
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 from typing import NamedTuple
@@ -138,28 +139,86 @@ def entries_for(
     return tuple(entries)
 
 
+def spare_entries(view: SessionView, spare: SessionView) -> tuple[Entry, ...]:
+    """What accepts the packets of a second leg: the entries of *spare* that *view* has not.
+
+    *spare* is *view* with the other left or right leg.
+    """
+    there = {entry.key for entry in entries_for(view)}
+    return tuple(entry for entry in entries_for(spare) if entry.key not in there)
+
+
+def redirected_entry(view: SessionView, spare: SessionView) -> Entry:
+    """The one entry of *view* that sends elsewhere when *spare* takes its place, as it then is."""
+    there = {entry.key: entry.rewrite for entry in entries_for(view)}
+    (entry,) = (
+        entry
+        for entry in entries_for(spare)
+        if there.get(entry.key, entry.rewrite) != entry.rewrite
+    )
+    return entry
+
+
+def receiver(view: SessionView, toward: Toward) -> tuple[Hook, Flow]:
+    """The key of the entry that sees the packets coming from a neighbour, travelling *toward*."""
+    leg = view.left if toward is Toward.RIGHT else view.right
+    assert leg is not None
+    return Hook.IN, leg if toward is Toward.RIGHT else leg.reverse()
+
+
+def sender(view: SessionView, toward: Toward) -> tuple[Hook, Flow]:
+    """The key of the entry that sends packets *toward* a neighbour: at a tap, it is the one that
+    receives them."""
+    if view.position is Position.TAP:
+        return receiver(view, toward)
+    flow = view.supersession
+    return Hook.OUT, flow if toward is Toward.RIGHT else flow.reverse()
+
+
 def view_of(entries: Iterable[Entry]) -> SessionView:
     """Rebuild the session from its entries, the inverse of :func:`entries_for`.
 
     Raises :class:`ValueError` when *entries* are not the complete entries of one session.
     """
+    view, spare = view_and_spare(entries)
+    if spare is not None:
+        raise ValueError(f"session {view.session:016x}: there is a second leg, {spare}")
+    return view
+
+
+def view_and_spare(entries: Iterable[Entry]) -> tuple[SessionView, Flow | None]:
+    """Rebuild the session from its entries and those of a second left or right leg, if any.
+
+    The leg by which packets are sent is the session's, the other one the spare. Raises
+    :class:`ValueError` when *entries* are not the complete entries of one session.
+    """
     rows = {entry.key: entry for entry in entries}
     if not rows:
         raise ValueError("no entries")
     first = next(iter(rows.values()))
-    left = right = None
+    lefts: list[Flow | None] = []
+    rights: list[Flow | None] = []
     for entry in rows.values():
         if entry.hook is Hook.IN and entry.toward is Toward.RIGHT:
-            left = entry.match
+            lefts.append(entry.match)
         elif entry.hook is Hook.IN and entry.toward is Toward.LEFT:
-            right = entry.match.reverse()
-    view = SessionView(
-        first.session, first.position, first.supersession, left, right,
-        first.mss, first.chain, first.generation,
-    )  # fmt: skip
+            rights.append(entry.match.reverse())
+    name = f"session {first.session:016x}"
     has = {Position.CLIENT: (False, True), Position.SERVER: (True, False)}
-    if (left is not None, right is not None) != has.get(first.position, (True, True)):
-        raise ValueError(f"session {first.session:016x}: a {first.position.name} lacks an entry")
-    if {entry.key for entry in entries_for(view)} != rows.keys():
-        raise ValueError(f"session {first.session:016x}: entries do not belong together")
-    return view
+    if (bool(lefts), bool(rights)) != has.get(first.position, (True, True)):
+        raise ValueError(f"{name}: a {first.position.name} lacks an entry")
+    if len(lefts) > 2 or len(rights) > 2 or len(lefts) + len(rights) > 3:
+        raise ValueError(f"{name}: entries of more than one spare leg")
+    for left, right in itertools.product(lefts or [None], rights or [None]):
+        view = SessionView(
+            first.session, first.position, first.supersession, left, right,
+            first.mss, first.chain, first.generation,
+        )  # fmt: skip
+        others = [one for one in (*lefts, *rights) if one not in (left, right)]
+        expected = {entry.key: entry.rewrite for entry in entries_for(view)}
+        for spare in others:
+            beside = view._replace(left=spare) if spare in lefts else view._replace(right=spare)
+            expected |= {entry.key: entry.rewrite for entry in spare_entries(view, beside)}
+        if expected == {key: entry.rewrite for key, entry in rows.items()}:
+            return view, others[0] if others else None
+    raise ValueError(f"{name}: entries do not belong together")

@@ -17,26 +17,42 @@ from typing import NamedTuple
 
 from m2m.auth import DomainKey
 from m2m.protocol.association import Association
+from m2m.protocol.change import Part
 from m2m.protocol.commands import (
+    Accept,
     CancelTimer,
-    Closed,
     Command,
-    Established,
+    Count,
+    ExportState,
+    Hold,
+    ImportState,
     Install,
+    Redirect,
     Refuse,
+    ReleaseState,
     Remove,
+    Resume,
     Send,
     SetTimer,
     Steer,
+    WatchAck,
+    Withdraw,
 )
 from m2m.protocol.events import (
     Adopted,
+    Counted,
     Ended,
     Event,
+    Holding,
     InstallFailed,
     Opened,
     Received,
+    Redirected,
+    Resumed,
     Route,
+    StateExported,
+    StateImported,
+    Timer,
     TimerFired,
 )
 from m2m.protocol.flow import Address, Flow, Proto, parse_address
@@ -50,9 +66,9 @@ from m2m.protocol.translation import (
     Position,
     SessionView,
     entries_for,
-    view_of,
+    view_and_spare,
 )
-from m2m.protocol.wire import Hop, Syn, WireError
+from m2m.protocol.wire import Hop, WireError, next_host
 
 KEY = DomainKey(b"simulated domain key, 32 bytes..")
 
@@ -71,22 +87,58 @@ LATE_DOUBLE = Fate((0.001, 1.2))
 
 
 class Kernel:
-    """A host's translation table and held packets."""
+    """A host's translation table and held packets. Subclasses carry packets, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self.host = host
         self.entries: dict[tuple[Hook, Flow], Entry] = {}
         self.held: set[Flow] = set()
 
     def install(self, view: SessionView) -> None:
-        for entry in entries_for(view):
+        self.add(entries_for(view))
+
+    def add(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
             there = self.entries.get(entry.key)
-            assert there is None or there.session == view.session, "overwrites another session"
+            assert there is None or there.session == entry.session, "overwrites another session"
             self.entries[entry.key] = entry
 
-    def remove(self, view: SessionView) -> None:
-        for entry in entries_for(view):
+    def remove(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
             there = self.entries.pop(entry.key, None)
-            assert there is None or there.session == view.session, "removes another session's"
+            assert there is None or there.session == entry.session, "removes another session's"
+
+    def redirect(self, entry: Entry) -> int:
+        """Returns how many packets the entry had passed on."""
+        there = self.entries[entry.key]
+        assert there.session == entry.session, "redirects another session's"
+        self.entries[entry.key] = entry
+        return self.count(entry.key) or 0
+
+    def count(self, key: tuple[Hook, Flow]) -> int | None:
+        return 0 if key in self.entries else None
+
+    def hold(self, key: tuple[Hook, Flow], *, substream: bool) -> Holding | None:
+        """Returns what is to be told, but for session and change."""
+        return Holding(0, 0, self.count(key) or 0, None)
+
+    def resume(self, key: tuple[Hook, Flow]) -> int:
+        return 0
+
+    def resume_all(self) -> None:
+        """What a datapath does when its agent is away."""
+
+    def watch_ack(self, key: tuple[Hook, Flow], number: int) -> None:
+        raise AssertionError("there are no sequence numbers here")
+
+    def export(self, session: int) -> bytes | None:
+        return b""
+
+    def adopt_state(self, session: int, state: bytes) -> bool:
+        return True
+
+    def release(self, session: int, *, keep: bool) -> None:
+        pass
 
     def sessions(self) -> dict[int, list[Entry]]:
         found: dict[int, list[Entry]] = {}
@@ -102,11 +154,13 @@ class Host:
         self.world = world
         self.index = index
         self.address = parse_address(f"10.0.{index}.1")
-        self.kernel = Kernel()
+        self.kernel = world.make_kernel(self)
         self.up = False
         self.failing_installs = 0
         self.timers: dict[int, int] = {}  # session -> number of its latest setting
+        self.other_timers: dict[tuple[int, Timer], int] = {}  # of changes and requests
         self.verdicts: list[Command] = []
+        self.told: list[Command] = []  # what is for reports only
         self.start()
 
     def start(self) -> None:
@@ -114,21 +168,23 @@ class Host:
         rng = self.world.rng
         self.up = True
         self.timers = {}
+        self.other_timers = {}
         self.association = Association(KEY, rng)
         self.ports = PortAllocator(61000, 61000 + self.world.ports - 1, rng)
         self.node = Node(self.world.settings, self.ports, rng)
         for entries in self.kernel.sessions().values():
-            self.carry_out(self.node.handle(Adopted(view_of(entries))))
+            self.carry_out(self.node.handle(Adopted(*view_and_spare(entries))))
         self.check()
 
     def kill_agent(self) -> None:
         """The kernel lets held packets go by itself when its agent is gone."""
         self.up = False
         self.kernel.held.clear()
+        self.kernel.resume_all()
 
     def power_off(self) -> None:
         self.kill_agent()
-        self.kernel = Kernel()
+        self.kernel = self.world.make_kernel(self)
 
     def feed(self, event: Event) -> None:
         """Handle an event and carry out what the node says, as the agent's shell does."""
@@ -137,37 +193,89 @@ class Host:
             self.check()
 
     def carry_out(self, commands: list[Command]) -> None:
+        """Do all of this, and then tell the node what came of it."""
+        kernel, answers = self.kernel, []
         for command in commands:
             match command:
                 case Send(peer, message):
                     self.world.transmit(self, peer, self.association.seal(peer, message))
-                case Install(view):
-                    if self.failing_installs:
-                        self.failing_installs -= 1
-                        self.carry_out(self.node.handle(InstallFailed(view.session, "it is full")))
-                        return
-                    self.kernel.install(view)
+                case Install() | Accept() | Redirect():
+                    answer = self.try_to(command)
+                    if isinstance(answer, InstallFailed):
+                        self.carry_out(self.node.handle(answer))
+                        break
+                    if answer is not None:
+                        answers.append(answer)
                 case Remove(view):
-                    self.kernel.remove(view)
+                    kernel.remove(entries_for(view))
+                case Withdraw(entries=entries):
+                    kernel.remove(entries)
+                case Count(session, change, key):
+                    answers.append(Counted(session, change, key, kernel.count(key)))
+                case Hold(session, change, key, substream):
+                    holding = kernel.hold(key, substream=substream)
+                    answers.append(holding._replace(session=session, change=change))
+                case Resume(session, change, key):
+                    answers.append(Resumed(session, change, kernel.resume(key)))
+                case WatchAck(key=key, number=number):
+                    kernel.watch_ack(key, number)
+                case ExportState(session, change):
+                    answers.append(StateExported(session, change, kernel.export(session)))
+                case ImportState(session, change, data):
+                    ok = kernel.adopt_state(session, data)
+                    answers.append(StateImported(session, change, ok))
+                case ReleaseState(session, keep):
+                    kernel.release(session, keep=keep)
                 case Steer(flow) | Refuse(flow):
-                    assert flow in self.kernel.held, "a verdict for nothing"
-                    self.kernel.held.remove(flow)
+                    assert flow in kernel.held, "a verdict for nothing"
+                    kernel.held.remove(flow)
                     self.verdicts.append(command)
                     if isinstance(command, Steer):
                         self.world.steered(flow)
-                case SetTimer(session, delay):
+                case SetTimer(session, delay, timer):
                     assert 0 < delay < 1e6
-                    number = self.timers[session] = self.world.next_number()
-                    self.world.after(delay, lambda s=session, n=number: self.fire(s, n))
-                case CancelTimer(session):
-                    self.timers.pop(session, None)
-                case Established() | Closed():
-                    pass
+                    number = self.world.next_number()
+                    self.set_timer(session, timer, number)
+                    self.world.after(delay, lambda s=session, t=timer, n=number: self.fire(s, t, n))
+                case CancelTimer(session, timer):
+                    self.set_timer(session, timer, None)
+                case _:
+                    self.told.append(command)
+        for answer in answers:
+            self.carry_out(self.node.handle(answer))
 
-    def fire(self, session: int, number: int) -> None:
-        if self.timers.get(session) == number:
-            del self.timers[session]
-            self.feed(TimerFired(session))
+    def try_to(self, command: Install | Accept | Redirect) -> Event | None:
+        if self.failing_installs:
+            self.failing_installs -= 1
+            session = command.view.session if isinstance(command, Install) else command.session
+            return InstallFailed(session, "it is full")
+        match command:
+            case Install(view):
+                self.kernel.install(view)
+            case Accept(entries=entries):
+                self.kernel.add(entries)
+            case Redirect(session, change, entry):
+                return Redirected(session, change, self.kernel.redirect(entry))
+        return None
+
+    def set_timer(self, session: int, timer: Timer, number: int | None) -> None:
+        timers, key = (
+            (self.timers, session) if timer is Timer.SESSION
+            else (self.other_timers, (session, timer))
+        )  # fmt: skip
+        if number is None:
+            timers.pop(key, None)
+        else:
+            timers[key] = number
+
+    def fire(self, session: int, timer: Timer, number: int) -> None:
+        running = (
+            self.timers.get(session) if timer is Timer.SESSION
+            else self.other_timers.get((session, timer))
+        )  # fmt: skip
+        if running == number:
+            self.set_timer(session, timer, None)
+            self.feed(TimerFired(session, timer))
 
     def open(self, flow: Flow, chain: tuple[Hop, ...], fail_open: bool) -> None:
         """An application sends the first packet of a flow."""
@@ -187,18 +295,28 @@ class Host:
             self.world.transmit(self, peer, reply)
         if message is not None:
             route = None
-            if isinstance(message, Syn) and len(message.chain) > 1:
-                route = Route(self.address, 1500 - self.index)
+            if next_host(message) is not None:
+                route = Route(self.address, self.world.mtu(self))
             self.feed(Received(peer, message, route))
 
     def check(self) -> None:
         """What holds after every event."""
         live = list(self.node.sessions.values())
         rights = [session.right for session in live if session.right is not None]
+        for session in live:
+            if session.change is not None and session.change.part is Part.LEFT:
+                rights.append(session.change.spare)
+            if session.ending is not None and session.ending.spare_ports:
+                rights.append(session.ending.spare_leg)
         assert len(rights) == len(set(rights)) == self.ports.in_use
         for session in live:
             waiting = session.state in (State.OPENING, State.CONFIRMING, State.CLOSING)
             assert session.id in self.timers or not waiting, "nothing would ever end this state"
+            changing = session.change is not None
+            assert ((session.id, Timer.CHANGE) in self.other_timers) == changing, (
+                "nothing would ever end this change" if changing else "a timer for nothing"
+            )
+            assert changing or not session.waiting, "nothing would ever end this wait"
         assert self.timers.keys() <= self.node.sessions.keys()
         open_ones = {session.id for session in live if session.state is not State.CLOSING}
         assert self.kernel.sessions().keys() <= open_ones
@@ -215,8 +333,11 @@ class World:
         *,
         fate: Callable[[], Fate] = lambda: PROMPT,
         ports: int = 4536,
+        others: int = 0,
+        make_kernel: Callable[[Host], Kernel] = Kernel,
     ) -> None:
         self.rng = rng
+        self.make_kernel = make_kernel
         self.settings = Settings()
         self.ports = ports
         self.fate = fate
@@ -225,7 +346,9 @@ class World:
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self.hosts = [Host(self, index) for index in range(middleboxes + 2)]
-        self._by_address = {host.address: host for host in self.hosts}
+        last = middleboxes + 2
+        self.others = [Host(self, index) for index in range(last, last + others)]
+        self._by_address = {host.address: host for host in (*self.hosts, *self.others)}
         self.client, self.server = self.hosts[0], self.hosts[-1]
 
     # -- time and messages --------------------------------------------------------------
@@ -236,6 +359,10 @@ class World:
 
     def after(self, delay: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (self.now + delay, self.next_number(), what))
+
+    def mtu(self, host: Host) -> int:
+        """Of every link that a host sends by."""
+        return 1500 - host.index
 
     def transmit(self, sender: Host, to: Address, data: bytes) -> None:
         for delay in self.fate().copies:

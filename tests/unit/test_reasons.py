@@ -24,10 +24,12 @@ def client() -> Session:
 
 def test_what_a_neighbour_says() -> None:
     rst = Rst(1, RIGHT, Cause.NO_PORTS, "none left", FW)
-    assert reasons.told(rst, by_left=False) == (Cause.NO_PORTS, "none left", FW, False, True)
-    assert reasons.told(Fin(1, LEFT), by_left=True) == (
-        None, "closed by the other side", None, True, False,
-    )  # fmt: skip
+    assert reasons.told(rst, by_left=False) == reasons.Why(
+        Cause.NO_PORTS, "none left", FW, right_knows=True
+    )
+    assert reasons.told(Fin(1, LEFT), by_left=True) == reasons.Why(
+        None, "closed by the other side", None, left_knows=True
+    )
 
 
 def test_who_was_silent() -> None:

@@ -41,6 +41,7 @@ from m2m.protocol.node import Node, Settings
 from m2m.protocol.ports import PortAllocator
 from m2m.protocol.session import TABLE, Action, Input, Role, State
 from m2m.protocol.translation import Position, SessionView
+from m2m.protocol.update import UpdateAck, UpdateAsk
 from m2m.protocol.wire import (
     MAX_TEXT,
     Ack,
@@ -200,8 +201,11 @@ def established_server(play: Play) -> Play:
     )
 
 
+SOME_TIME = pytest.approx(30.0, abs=0.01)  # s: they do not all ask at once
+
+
 def adopted_firewall(play: Play) -> Play:
-    return play >> Adopted(AT_FW)
+    return play >> Adopted(AT_FW) << SetTimer(ID, SOME_TIME)
 
 
 # --- setting up ---------------------------------------------------------------------------------
@@ -748,7 +752,7 @@ def test_a_flow_that_is_held_again_later_was_lost_by_the_kernel() -> None:
 
 
 def test_an_adopted_client_asks_whether_its_path_stands(play: Play) -> None:
-    play >> Adopted(AT_CLIENT) << SetTimer(ID, pytest.approx(30.0, abs=0.01))
+    play >> Adopted(AT_CLIENT) << SetTimer(ID, SOME_TIME)
     assert play.state() is State.ESTABLISHED
     assert play.ports.in_use == 1
     play >> TimerFired(ID) << Send(FW, Ack(ID, FIRST)) << SetTimer(ID, 60.0)
@@ -783,8 +787,21 @@ def test_an_adopted_firewall_is_confirmed_by_an_ack(play: Play) -> None:
     play >> Received(CLIENT, SYN, TO_IDS) << Send(CLIENT, SynAck(ID, FIRST, 1500))
 
 
+def test_an_adopted_firewall_asks_whether_it_is_on_the_path(play: Play) -> None:
+    adopted_firewall(play) >> TimerFired(ID) << Send(CLIENT, UpdateAsk(ID, FIRST, 0))
+    play << SetTimer(ID, 60.0)
+    play >> Received(CLIENT, UpdateAck(ID, FIRST, 0, 0)) << CancelTimer(ID) << Established(AT_FW)
+    assert play.state() is State.ESTABLISHED
+
+
 def test_an_adopted_server_sets_up_again(play: Play) -> None:
-    play >> Adopted(AT_SERVER) >> Received(IDS, LAST) << Install(AT_SERVER)
+    (
+        play
+        >> Adopted(AT_SERVER)
+        << SetTimer(ID, SOME_TIME)
+        >> Received(IDS, LAST)
+        << Install(AT_SERVER)
+    )
     play << Send(IDS, SynAck(ID, THIRD, 1400)) << SetTimer(ID, 0.02)
     assert play.state() is State.CONFIRMING
 

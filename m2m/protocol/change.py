@@ -1,0 +1,244 @@
+"""A host's part in a change of a session's chain, and what all parts have in common.
+
+:mod:`m2m.protocol.migration` finds the part that an event is for; :mod:`~m2m.protocol.leading`
+(L), :mod:`~m2m.protocol.receiving` (R) and :mod:`~m2m.protocol.passing` (old and new hops) are the
+machines, :mod:`~m2m.protocol.ordering` has what op and ss+op add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple, TypeAlias
+
+from m2m.protocol.commands import CancelTimer, Command, Count, Resume, Send, SetTimer
+from m2m.protocol.events import Timer
+from m2m.protocol.flow import Address, Flow
+from m2m.protocol.ordering import Emptying, Incoming, Outgoing
+from m2m.protocol.ports import PortAllocator
+from m2m.protocol.reasons import Why
+from m2m.protocol.register import Register
+from m2m.protocol.session import Session
+from m2m.protocol.translation import Hook, Position, SessionView, Toward, sender
+from m2m.protocol.update import Mode, Step, UpdateAsk, UpdateFin
+from m2m.protocol.wire import Hop
+
+__all__ = [
+    "Change", "Commands", "Part", "Phase", "Tools", "UpdateSettings", "sent", "with_left",
+    "with_right",
+]  # fmt: skip
+
+Commands: TypeAlias = list[Command]
+
+
+class UpdateSettings(NamedTuple):
+    """Times, in seconds."""
+
+    patience: float = 1.0  # L waits this long for UPDATE-SYNACK
+    hold_limit: float = 0.5  # packets are held at most this long
+    finish_limit: float = 5.0  # L, and a host that leaves, for UPDATE-FINACK
+    retry: float = 0.02  # before a message is sent again; doubles each time
+    retry_max: float = 1.0
+    ask: float = 0.3  # before a host without news asks; doubles
+    ask_max: float = 5.0
+    poll: float = 0.001  # between two looks at a counter; doubles
+    poll_max: float = 0.01
+    settle: float = 0.001  # an NF that has sent nothing for so long has nothing more to send
+    drain_quiet: float = 0.05  # a leg by which nothing has come for so long is empty
+    drain_limit: float = 2.0  # and it is after so long in any case
+    request_retry: float = 0.5  # once a request was approved
+    request_limit: float = 10.0
+
+
+class Part(IntEnum):
+    """What a host is in a change."""
+
+    LEFT = 0  # L
+    RIGHT = 1  # R
+    OLD = 2
+    NEW = 3
+
+
+class Phase(IntEnum):
+    """How far it is (docs/reconfiguration.md has the tables)."""
+
+    LOCKED = 0  # R, old: nothing else is done here until this is over
+    JOINED = 1  # new: unconfirmed
+    MAKING = 2  # L
+    SPLITTING = 3  # L, R (ss+op)
+    DRAINING = 4  # L, R: all is held; old: its left leg is emptied
+    PASSED = 5  # old: DRAIN is passed on
+    RETURNING = 6  # old: its right leg is emptied
+    MOVING = 7  # old: its NF's state is under way
+    DRAINED = 8  # R, old: DRAINED is sent; L: waits for the redirect to be tried
+    SWITCHING = 9  # L, R: the kernel is redirecting; the change is decided at L by its success
+    FINISHING = 10  # L: repeats ACK and FIN; R: waits for FIN; old: empties its left leg for good
+    LEAVING = 11  # old: repeats FIN to the right
+    EMPTYING = 12  # L, R: the spare leg; old: its right leg
+
+
+class Change:
+    """One change at one host; a session has at most one at a time.
+
+    ``spare`` is the leg beside the one that packets are sent by: at L beside ``session.right``,
+    at R beside ``session.left``.
+    """
+
+    __slots__ = (
+        "acked", "count", "delay", "emptying", "exported", "fin", "held", "holding", "hops", "id",
+        "imported", "incoming", "leader", "mode", "mtu", "outgoing", "own_acked", "part", "phase",
+        "requester", "right", "settling", "spare", "steps", "waited", "why",
+    )  # fmt: skip
+
+    def __init__(self, id: int, part: Part, mode: Mode, phase: Phase, leader: Address) -> None:  # noqa: A002
+        self.id = id
+        self.part = part
+        self.mode = mode
+        self.phase = phase
+        self.leader = leader
+        self.spare: Flow | None = None
+        self.steps: tuple[Step, ...] = ()
+        self.hops: tuple[Hop, ...] = ()
+        self.right: Address = b""
+        self.mtu = 0  # L: of the first link of the new path; R: of all of it
+        self.requester: Address | None = None  # L: who asked; None: somebody here
+        self.why: Why | None = None  # L: why it is undone
+        self.fin: UpdateFin | None = None  # R: came before it was due
+        self.count: int | None = None  # what this host says has gone by the leg that is out
+        self.held = 0
+        self.holding = False
+        self.own_acked = False  # L, R: all up to the own checkpoint
+        self.acked = False  # L: R's, too
+        self.emptying: Emptying | None = None
+        self.settling = False  # what is emptied is this host's own NF
+        self.outgoing: Outgoing | None = None
+        self.exported = False
+        self.incoming: Incoming | None = None
+        self.imported = False
+        self.delay = 0.0  # s, of the timer that is set
+        self.waited = 0.0  # s in this phase, up to when that timer was set
+
+
+class Tools:
+    """What all machines need: the host's tables, timers, and the emptying of legs."""
+
+    def __init__(
+        self,
+        settings: UpdateSettings,
+        ports: PortAllocator,
+        register: Register,
+        over: Callable[[Commands, Session], None],
+    ) -> None:
+        self.settings = settings
+        self.ports = ports
+        self.register = register
+        self.over = over  # the session's change is over: what waited may begin
+
+    # -- time ---------------------------------------------------------------------------
+
+    def enter(self, session: Session, phase: Phase) -> Change:
+        """Begin a phase: nothing has been waited for yet."""
+        change = session.change
+        assert change is not None
+        change.phase = phase
+        change.waited = change.delay = 0.0
+        change.emptying = None
+        return change
+
+    def repeat(self, out: Commands, session: Session, limit: float = float("inf")) -> None:
+        """Come back to send again; at the latest when the phase may last no longer."""
+        settings = self.settings
+        self._arm(out, session, settings.retry, settings.retry_max, limit)
+
+    def watch(self, out: Commands, session: Session, limit: float = float("inf")) -> None:
+        """Come back to ask for news."""
+        self._arm(out, session, self.settings.ask, self.settings.ask_max, limit)
+
+    def _arm(
+        self, out: Commands, session: Session, first: float, most: float, limit: float
+    ) -> None:
+        change = session.change
+        assert change is not None
+        delay = min(max(change.waited, first), most)
+        change.delay = max(min(delay, limit - change.waited), 1e-3)
+        out.append(SetTimer(session.id, change.delay, Timer.CHANGE))
+
+    def ask(self, out: Commands, session: Session) -> None:
+        """Ask whether the leg to the left is in, and the spare one if it leads there."""
+        change = session.change
+        number = 0 if change is None else change.id
+        for leg in (session.left, None if change is None else change.spare):
+            if leg is not None and (leg is session.left or leg.dst == _own(session)):
+                out.append(Send(leg.src, UpdateAsk(session.id, leg, number)))
+
+    # -- legs ---------------------------------------------------------------------------
+
+    def empty(
+        self, out: Commands, session: Session, key: tuple[Hook, Flow], count: int | None
+    ) -> None:
+        """Look at the entry with this key until *count* packets have come, or nothing comes."""
+        change = session.change
+        assert change is not None
+        change.emptying = Emptying(key, count, self.settings.drain_quiet)
+        change.settling = False
+        out.append(Count(session.id, change.id, key))
+
+    def counted(self, out: Commands, session: Session, packets: int | None, toward: Toward) -> bool:
+        """Whether the leg is empty; if not, look again later.
+
+        An inline NF that is to go may still have in hand what has come in: its outgoing entry
+        for packets *toward* the next host is looked at, too.
+        """
+        change, settings = session.change, self.settings
+        assert change is not None
+        emptying = change.emptying
+        assert emptying is not None
+        if not emptying.look(packets, settings.drain_limit):
+            change.delay = emptying.delay = min(
+                max(emptying.waited, settings.poll), settings.poll_max
+            )
+            out.append(SetTimer(session.id, change.delay, Timer.CHANGE))
+            return False
+        inline = session.position is Position.INLINE and change.part is Part.OLD
+        if inline and not change.settling:
+            key = sender(session.view, toward)
+            change.emptying = Emptying(key, None, settings.settle)
+            change.settling = True
+            out.append(Count(session.id, change.id, key))
+            return False
+        return True
+
+    def resume(self, out: Commands, session: Session) -> None:
+        """Let what this end holds go, by the rows as they are."""
+        change = session.change
+        assert change is not None
+        if change.holding:
+            change.holding = False
+            toward = Toward.RIGHT if change.part is Part.LEFT else Toward.LEFT
+            out.append(Resume(session.id, change.id, sender(session.view, toward)))
+
+    def end(self, out: Commands, session: Session) -> None:
+        """The session's change is over here."""
+        session.change = None
+        out.append(CancelTimer(session.id, Timer.CHANGE))
+        self.over(out, session)
+
+
+def sent(packets: int | None, base: int | None) -> int | None:
+    """How many packets have gone by a leg: the entry's count less what it sent by others."""
+    return None if packets is None or base is None else max(packets - base, 0)
+
+
+def with_left(view: SessionView, leg: Flow) -> SessionView:
+    """The session with another left leg."""
+    return view._replace(left=leg)
+
+
+def with_right(view: SessionView, leg: Flow) -> SessionView:
+    """The session with another right leg."""
+    return view._replace(right=leg)
+
+
+def _own(session: Session) -> Address:
+    assert session.left is not None
+    return session.left.dst

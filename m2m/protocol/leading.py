@@ -1,0 +1,406 @@
+"""L: the host that leads a change (docs/reconfiguration.md, "L").
+
+It decides alone, by redirecting its own entry towards the server, and then tells both paths how
+it ended: UPDATE-ACK on the leg that is in, UPDATE-FIN on the one that is out, until all of the
+latter is gone.
+"""
+
+from __future__ import annotations
+
+from m2m.protocol.change import Change, Commands, Part, Phase, Tools, sent, with_right
+from m2m.protocol.commands import (
+    Accept,
+    ChangeDone,
+    ChangeRefused,
+    Hold,
+    Redirect,
+    Send,
+    Switched,
+    WatchAck,
+    Withdraw,
+)
+from m2m.protocol.events import ChangeWanted
+from m2m.protocol.flow import Address, Flow, Proto, format_address
+from m2m.protocol.ports import PortsExhausted
+from m2m.protocol.reasons import Why, describe_hop, own_address
+from m2m.protocol.session import Role, Session
+from m2m.protocol.translation import (
+    Entry,
+    Hook,
+    Position,
+    SessionView,
+    Toward,
+    receiver,
+    redirected_entry,
+    sender,
+    spare_entries,
+)
+from m2m.protocol.update import (
+    Done,
+    Lock,
+    Mode,
+    Reject,
+    UpdateAck,
+    UpdateDrain,
+    UpdateDrained,
+    UpdateFin,
+    UpdateReject,
+    UpdateSub,
+    UpdateSyn,
+    UpdateSynAck,
+)
+from m2m.protocol.wire import Cause, clip
+
+__all__ = ["Leading", "decided"]
+
+_UNDECIDED = (Phase.MAKING, Phase.SPLITTING, Phase.DRAINING, Phase.DRAINED, Phase.SWITCHING)
+_OUTCOMES = 1024  # remembered, for requesters that did not hear
+
+
+def decided(change: Change) -> bool:
+    """Whether L's change has been redirected or undone: one of its legs is out for good."""
+    return change.phase not in _UNDECIDED
+
+
+class Leading:
+    """The machine of L."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._outcomes: dict[tuple[int, int], Done | Reject] = {}
+
+    # -- the beginning ------------------------------------------------------------------
+
+    def outcome(self, session: int, change: int) -> Done | Reject | None:
+        """What became of a change that was asked for, if that was lately."""
+        return self._outcomes.get((session, change))
+
+    def refuse(
+        self, out: Commands, session: int, change: int, requester: Address | None, why: Why
+    ) -> None:
+        """Tell whoever wants this change that it will not be."""
+        cause = Cause.ABANDONED if why.cause is None else why.cause
+        if requester is None:
+            out.append(ChangeRefused(session, change, cause, why.text, why.blame))
+            return
+        message = Reject(session, change, cause, clip(why.text), why.blame)
+        self._remember(message)
+        out.append(Send(requester, message))
+
+    def start(
+        self, out: Commands, session: Session, wanted: ChangeWanted, requester: Address | None
+    ) -> None:
+        """Make the new path and lock the old one; or say why not."""
+        why = _objection(session, wanted)
+        leg = None
+        if why is None:
+            first = wanted.hops[0].address if wanted.hops else wanted.right
+            try:
+                proto = session.supersession.proto
+                leg = self._tools.ports.allocate(proto, wanted.route.source, first)
+            except PortsExhausted as error:
+                why = Why(Cause.NO_PORTS, str(error), own_address(session))
+        if why is not None:
+            self.refuse(out, session.id, wanted.change, requester, why)
+            return
+        assert leg is not None
+        change = Change(wanted.change, Part.LEFT, wanted.mode, Phase.MAKING, leg.src)
+        change.spare = leg
+        change.steps, change.hops, change.right = wanted.steps, wanted.hops, wanted.right
+        change.requester = requester
+        change.mtu = min(wanted.route.mtu, 0xFFFF)
+        session.change = change
+        self._make(out, session, change)
+        self._tools.repeat(out, session, self._tools.settings.patience)
+        spare = spare_entries(session.view, with_right(session.view, leg))
+        out.append(Accept(session.id, spare))
+
+    def _make(self, out: Commands, session: Session, change: Change) -> None:
+        """While this host makes its own new leg, all others are at work already."""
+        old, new = session.right, change.spare
+        assert old is not None and new is not None
+        syn = UpdateSyn(
+            session.id, new, change.id, change.mode, change.leader, session.supersession,
+            change.hops, change.right, change.mtu, session.policy, session.generation,
+        )  # fmt: skip
+        lock = Lock(
+            session.id, old, change.id, change.mode, change.leader, change.steps, change.right
+        )
+        out.append(Send(new.dst, syn))
+        out.append(Send(old.dst, lock))
+
+    def synack(self, out: Commands, session: Session, message: UpdateSynAck) -> None:
+        """Everything stands, and nobody else is at work on it."""
+        change = session.change
+        assert change is not None
+        if change.phase is not Phase.MAKING:
+            return
+        if message.mtu < session.mtu:
+            text = (
+                f"the new path takes packets of {message.mtu} bytes, the session sends up to "
+                f"{session.mtu}: choose a path with as large an MTU"
+            )
+            self.undo(out, session, Why(Cause.MTU, text, None))
+        elif change.mode is Mode.LF:
+            self._switch(out, session)
+        else:
+            whole = change.mode is Mode.OP
+            self._hold(out, session, Phase.DRAINING if whole else Phase.SPLITTING)
+
+    # -- op and ss+op -------------------------------------------------------------------
+
+    def _hold(self, out: Commands, session: Session, phase: Phase) -> None:
+        change = self._tools.enter(session, phase)
+        change.holding = True
+        key = sender(session.view, Toward.RIGHT)
+        out.append(Hold(session.id, change.id, key, phase is Phase.SPLITTING))
+
+    def holding(
+        self, out: Commands, session: Session, packets: int, checkpoint: int | None
+    ) -> None:
+        """The kernel holds what this host sends to the right."""
+        change = session.change
+        assert change is not None and session.right is not None
+        if change.phase is Phase.SPLITTING:
+            change.own_acked = checkpoint is None
+            if checkpoint is not None:
+                key = receiver(session.view, Toward.LEFT)
+                out.append(WatchAck(session.id, change.id, key, checkpoint))
+            out.append(Send(change.right, UpdateSub(session.id, change.id)))
+        elif change.phase is Phase.DRAINING:
+            change.count = sent(packets, session.sent_right)
+            out.append(
+                Send(
+                    session.right.dst,
+                    UpdateDrain(session.id, session.right, change.id, change.count),
+                )
+            )
+        else:
+            return
+        self._tools.repeat(out, session, self._tools.settings.hold_limit)
+
+    def acked(self, out: Commands, session: Session, *, own: bool) -> None:
+        """One of the two substreams has been acknowledged through the old path."""
+        change = session.change
+        assert change is not None
+        if change.phase is Phase.SPLITTING:
+            change.own_acked |= own
+            change.acked |= not own
+            if change.own_acked and change.acked:
+                self._hold(out, session, Phase.DRAINING)
+
+    def drained(self, out: Commands, session: Session, message: UpdateDrained) -> None:
+        """The old path is empty but for what is on its way to this host, and state has moved."""
+        change = session.change
+        assert change is not None
+        if change.phase is Phase.DRAINING and message.subsession == session.right:
+            self._tools.enter(session, Phase.DRAINED)
+            key = receiver(session.view, Toward.LEFT)
+            self._tools.empty(out, session, key, message.count)
+
+    # -- the decision -------------------------------------------------------------------
+
+    def _switch(self, out: Commands, session: Session) -> None:
+        change = self._tools.enter(session, Phase.SWITCHING)
+        assert change.spare is not None
+        entry = redirected_entry(session.view, with_right(session.view, change.spare))
+        out.append(Redirect(session.id, change.id, entry))
+
+    def redirected(self, out: Commands, session: Session, packets: int) -> None:
+        """It is done."""
+        change = session.change
+        assert change is not None
+        if change.phase is not Phase.SWITCHING:
+            return
+        change.count = sent(packets, session.sent_right)
+        session.sent_right = packets
+        assert change.spare is not None
+        session.right, change.spare = change.spare, session.right
+        self._tools.resume(out, session)
+        out.append(Switched(session.id, change.id))
+        self._finish(out, session)
+
+    def undo(self, out: Commands, session: Session, why: Why) -> None:
+        """Not decided yet: leave everything as it was."""
+        change = session.change
+        assert change is not None
+        if decided(change):
+            return
+        change.why = why
+        change.count = 0
+        self._tools.resume(out, session)
+        self._finish(out, session)
+
+    def recover(self, out: Commands, session: Session) -> None:
+        """A restarted agent has found a second right leg: it is out, whatever it was for."""
+        change = session.change
+        assert change is not None
+        change.count = None
+        self._finish(out, session)
+
+    # -- the end ------------------------------------------------------------------------
+
+    def _finish(self, out: Commands, session: Session) -> None:
+        self._tools.enter(session, Phase.FINISHING)
+        self._announce(out, session)
+        self._tools.repeat(out, session, self._tools.settings.finish_limit)
+
+    def _announce(self, out: Commands, session: Session) -> None:
+        change = session.change
+        assert change is not None and change.spare is not None and session.right is not None
+        out_leg, in_leg = change.spare, session.right
+        if change.id:
+            hops = len(change.steps if change.why is not None else change.hops)
+            out.append(Send(in_leg.dst, UpdateAck(session.id, in_leg, change.id, hops)))
+        out.append(Send(out_leg.dst, UpdateFin(session.id, out_leg, change.id, change.count)))
+
+    def finack(self, out: Commands, session: Session, count: int | None, held: int) -> None:
+        """The leg that is out is gone at the other end; what it sent may be on its way still."""
+        change = session.change
+        assert change is not None
+        if change.phase is not Phase.FINISHING:
+            return
+        change.held += held
+        self._tools.enter(session, Phase.EMPTYING)
+        self._tools.empty(out, session, self._spare_key(session), count)
+
+    def emptied(self, out: Commands, session: Session) -> None:
+        """Nothing more comes by the leg that was looked at."""
+        change = session.change
+        assert change is not None and change.emptying is not None
+        if change.phase is Phase.DRAINED:
+            self._switch(out, session)
+        elif change.phase is Phase.EMPTYING:
+            self._over(out, session, change.emptying.seen)
+
+    def _over(self, out: Commands, session: Session, seen: int | None) -> None:
+        change, tools = session.change, self._tools
+        assert change is not None and change.spare is not None
+        if session.position is Position.TAP and change.why is None:
+            # What came by the old leg was sent on to the left by an entry that goes with it.
+            known = session.sent_left is not None and seen is not None
+            session.sent_left = (session.sent_left or 0) - (seen or 0) if known else None
+        out.append(Withdraw(session.id, self._spare_entries(session)))
+        tools.ports.release(change.spare)
+        self._tell(out, session, change)
+        tools.end(out, session)
+
+    def _tell(self, out: Commands, session: Session, change: Change) -> None:
+        if not change.id:
+            return  # nobody of this agent's life has wanted it
+        if change.why is not None:
+            self.refuse(out, session.id, change.id, change.requester, change.why)
+        elif change.requester is None:
+            out.append(ChangeDone(session.id, change.id, change.held))
+        else:
+            message = Done(session.id, change.id, change.held)
+            self._remember(message)
+            out.append(Send(change.requester, message))
+
+    def abandon(self, out: Commands, session: Session, why: Why) -> None:
+        """This host leaves the session itself, or the session ends: no more of this change."""
+        change = session.change
+        assert change is not None
+        if not decided(change):
+            change.why = why
+        self._tell(out, session, change)
+
+    # -- time, and others ---------------------------------------------------------------
+
+    def tick(self, out: Commands, session: Session) -> None:
+        """Send again, or give up."""
+        change, settings = session.change, self._tools.settings
+        assert change is not None and session.right is not None
+        limit = {
+            Phase.MAKING: settings.patience,
+            Phase.FINISHING: settings.finish_limit,
+            Phase.EMPTYING: float("inf"),
+        }.get(change.phase, settings.hold_limit)
+        if change.waited >= limit - 1e-6:
+            if change.phase is Phase.FINISHING:
+                self._over(out, session, None)
+            else:
+                self.undo(out, session, _silent(change, limit))
+            return
+        match change.phase:
+            case Phase.MAKING:
+                self._make(out, session, change)
+            case Phase.SPLITTING:
+                out.append(Send(change.right, UpdateSub(session.id, change.id)))
+            case Phase.DRAINING:
+                drain = UpdateDrain(session.id, session.right, change.id, change.count)
+                out.append(Send(session.right.dst, drain))
+            case Phase.FINISHING:
+                self._announce(out, session)
+        self._tools.repeat(out, session, limit)
+
+    def rejected(self, out: Commands, session: Session, message: UpdateReject) -> None:
+        """Another host cannot."""
+        if session.change is not None and session.change.phase is Phase.SWITCHING:
+            return  # the kernel has decided already and is about to say so
+        self.undo(out, session, Why(message.cause, message.text, message.blame))
+
+    def spare_gone(self, out: Commands, session: Session, why: Why) -> None:
+        """The neighbour on the spare leg has closed it."""
+        change = session.change
+        assert change is not None
+        if change.phase is Phase.SWITCHING:
+            return
+        self.undo(out, session, why)
+        self.finack(out, session, None, 0)
+
+    def failed(self, out: Commands, session: Session, why: str) -> None:
+        """The datapath could not accept the new leg, or not redirect to it."""
+        own = own_address(session)
+        text = f"{format_address(own)} cannot take the new path: {why}"
+        self.undo(out, session, Why(Cause.INSTALL_FAILED, text, own))
+
+    def _spare_view(self, session: Session) -> SessionView:
+        change = session.change
+        assert change is not None and change.spare is not None
+        return with_right(session.view, change.spare)
+
+    def _spare_entries(self, session: Session) -> tuple[Entry, ...]:
+        return spare_entries(session.view, self._spare_view(session))
+
+    def _spare_key(self, session: Session) -> tuple[Hook, Flow]:
+        return receiver(self._spare_view(session), Toward.LEFT)
+
+    def _remember(self, message: Done | Reject) -> None:
+        self._outcomes[message.session, message.change] = message
+        if len(self._outcomes) > _OUTCOMES:
+            del self._outcomes[next(iter(self._outcomes))]
+
+
+def _objection(session: Session, wanted: ChangeWanted) -> Why | None:
+    """What speaks against a change led by this host."""
+    own, right = own_address(session), session.right
+    here = format_address(own)
+    if session.role is Role.SERVER or right is None:
+        return Why(Cause.MODE, f"{here} is the server: nothing can change to its right", own)
+    if wanted.mode is Mode.SS_OP and session.supersession.proto != Proto.TCP:
+        return Why(Cause.MODE, "ss+op is for TCP alone: choose op", own)
+    if not wanted.steps and not wanted.hops:
+        return Why(Cause.MODE, "nothing to take out and nothing to put in", own)
+    neighbour = wanted.steps[0].address if wanted.steps else wanted.right
+    if neighbour != right.dst:
+        text = (
+            f"{here} is followed by {format_address(right.dst)}, "
+            f"not by {format_address(neighbour)}: look at the path again"
+        )
+        return Why(Cause.MOVED, text, own)
+    seen = {own, wanted.route.source, wanted.right, *(step.address for step in wanted.steps)}
+    for hop in wanted.hops:
+        if hop.address in seen:
+            text = f"{describe_hop(hop)} is on the path already: name each host once"
+            return Why(Cause.LOOP, text, hop.address)
+        seen.add(hop.address)
+    return None
+
+
+def _silent(change: Change, limit: float) -> Why:
+    what = {
+        Phase.MAKING: "the new path was not made, or the old one not free,",
+        Phase.SPLITTING: "what was sent before was not acknowledged",
+    }.get(change.phase, "the old path did not become empty")
+    return Why(Cause.TIMEOUT, f"{what} within {limit:g} s")
