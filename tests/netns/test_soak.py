@@ -126,7 +126,8 @@ async def test_sessions_leave_nothing_behind(lab: Lab) -> None:
     memory.append([memory_of(agent.pid) for agent in agents])
 
     stats = agents[0].stats()
-    assert stats.setups["established"] == WAVES * WAVE + CONNECTS
+    # On a busy machine a flow can be idle for longer than --udp-idle before it goes on: again one.
+    assert stats.setups["established"] >= WAVES * WAVE + CONNECTS
     assert stats.reasons["refused"] == stats.reasons["hold_overflow"] == 0
     grown = [last - settled for settled, last in zip(memory[SETTLED - 1], memory[-1], strict=True)]
     assert max(grown) < BOUND, f"private bytes of {HOSTS} after each wave: {memory}"
