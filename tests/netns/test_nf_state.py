@@ -40,6 +40,7 @@ pytestmark = pytest.mark.needs("root", "netns", "nft")
 
 CLIENT, SERVER = "10.9.0.1", "10.9.0.2"
 WEB, DNS = 80, 53
+ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
 PATIENCE = 30.0  # s
 STALLED = 1000  # ms without an acknowledgement, after which a connection is given up
 BULK = 4 << 20  # bytes
@@ -113,12 +114,17 @@ class Net:
         if back:
             self.server.route(CLIENT, "via", f"10.9.2{number}.254", "src", SERVER)
 
-    async def move(self, flow: Flow) -> None:
-        """As agents do it: from the first firewall to the second."""
+    async def move(self, flow: Flow) -> Entry:
+        """As agents do it: from the first firewall to the second. Returns what was moved."""
         await self.fw1.state.quiesce(flow)
-        await self.fw2.state.import_(flow, await self.fw1.state.export(flow))
+        state = await self.fw1.state.export(flow)
+        await self.fw2.state.import_(flow, state)
+        moved = decode(state, flow)
+        assert self.fw2.has(moved)
         self.lead(2)
         await self.fw1.state.release(flow, keep=False)
+        assert self.fw1.entry(flow) is None
+        return moved
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[tuple[trio.SocketStream, trio.SocketStream, Flow]]:
@@ -221,12 +227,8 @@ async def assert_stalls(client: trio.SocketStream, server: trio.SocketStream) ->
 async def test_a_tcp_session_goes_on_through_the_other_firewall(net: Net) -> None:
     async with net.connection() as (client, server, flow):
         await both_ways(client, server, 65536)
-        before = net.fw1.entry(flow)
-        assert before is not None
-        assert before.status == IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
-        await net.move(flow)
-        assert net.fw1.entry(flow) is None
-        assert net.fw2.has(before)
+        moved = await net.move(flow)
+        assert moved.status == IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
         await both_ways(client, server, BULK)
         await pour(server, client, BULK)
         assert (net.fw2.counted("invalid"), net.fw2.counted("refused")) == (0, 0)
@@ -237,7 +239,7 @@ async def test_a_tcp_session_goes_on_through_the_other_firewall(net: Net) -> Non
     closed = net.fw2.entry(flow)
     assert closed is not None
     assert closed.tcp is not None
-    assert closed.tcp.state > 3  # no longer ESTABLISHED: the firewall has followed
+    assert closed.tcp.state > ESTABLISHED  # the firewall has followed
 
 
 async def test_a_tcp_session_moves_while_data_flow_both_ways(net: Net) -> None:
@@ -271,9 +273,9 @@ async def test_a_half_closed_session_goes_on(net: Net) -> None:
         await client.send_eof()
         assert await server.receive_some() == b"question"
         assert await server.receive_some() == b""
-        before = net.fw1.entry(flow)
-        await net.move(flow)
-        assert net.fw2.has(before)
+        moved = await net.move(flow)
+        assert moved.tcp is not None
+        assert moved.tcp.state > ESTABLISHED
         await pour(server, client, BULK)
     assert net.fw2.counted("invalid") == 0
 
@@ -289,16 +291,22 @@ async def test_a_reset_follows_the_session(net: Net) -> None:
 
 
 async def test_many_move_at_once_whoever_sent_first(net: Net) -> None:
-    flows = [Flow.of(Proto.UDP, CLIENT, 20000 + n, SERVER, DNS) for n in range(100)]
+    flows = [Flow.of(Proto.UDP, CLIENT, 20000 + n, SERVER, DNS) for n in range(50)]
     entries = [
         Entry(flow if n % 2 else flow.reverse(), IPS_CONFIRMED | IPS_SEEN_REPLY, 100 + n, mark=n)
         for n, flow in enumerate(flows)
     ]
     for entry in entries:
         net.fw1.table.create(entry)
+
+    async def move(flow: Flow) -> None:
+        await net.fw1.state.quiesce(flow)
+        await net.fw2.state.import_(flow, await net.fw1.state.export(flow))
+        await net.fw1.state.release(flow, keep=False)
+
     async with trio.open_nursery() as nursery:
         for flow in flows:
-            nursery.start_soon(net.move, flow)
+            nursery.start_soon(move, flow)
     assert all(net.fw2.has(entry) for entry in entries)
     assert all(net.fw1.entry(flow) is None for flow in flows)
 
@@ -376,13 +384,9 @@ async def test_a_udp_session_goes_on_and_one_without_state_is_refused(net: Net) 
         assert await server.recv(100) == b"question"
         await server.send(b"answer")
         assert await client.recv(100) == b"answer"
-    before = net.fw1.entry(flow)
-    assert before is not None
-    assert before.tcp is None
-    await net.move(flow)
-    moved = net.fw2.entry(flow)
-    assert moved is not None
-    assert moved.status == before.status
+    moved = await net.move(flow)
+    assert moved.tcp is None
+    assert moved.status & IPS_SEEN_REPLY
     await other_there.send(b"to a session nobody knows")
     await there.send(b"unasked")
     assert await here.recv(100) == b"unasked"
