@@ -64,11 +64,13 @@ def routes(topology: Topology, host: str) -> Iterator[str]:
     for link in topology.links:
         if link.subnet in near:
             continue
-        # Towards the nearer end of the link; both ends of it are behind the same next hop or
-        # equally good.
-        ways = (path(topology, host, end) for end in link.between)
-        first = min(ways, key=len)[1]
-        yield f"route add {link.subnet} via {_gateway(topology, host, first)}"
+        ways = {end: path(topology, host, end) for end in link.between}
+        nearer = min(ways.values(), key=len)[1]
+        yield f"route add {link.subnet} via {_gateway(topology, host, nearer)}"
+        for end, way in ways.items():
+            # A neighbour is one hop away, whichever of its addresses is meant.
+            if len(way) == 2 and end != nearer:
+                yield f"route add {link.address(end).ip} via {_gateway(topology, host, end)}"
 
 
 def detours(topology: Topology, host: str) -> Iterator[str]:

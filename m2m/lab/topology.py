@@ -148,7 +148,7 @@ class PolicyServer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A checked lab description; made by :func:`load`, :func:`parse` or :func:`chain`."""
+    """A checked lab description; made by :func:`load`, :func:`parse`, :func:`chain`."""
 
     name: str
     hosts: dict[str, Host]
@@ -218,6 +218,12 @@ def parse(text: str, *, file: str = "<text>") -> Topology:
     topology = _convert({**data, "hosts": {}, "links": []}, Topology, place)
     topology = msgspec.structs.replace(topology, hosts=hosts, links=links)
     _check(topology, place)
+    return topology
+
+
+def checked(topology: Topology, made_by: str) -> Topology:
+    """*topology* as it is; raises :exc:`ConfigError` as :func:`parse` does, naming *made_by*."""
+    _check(topology, _Place(made_by))
     return topology
 
 
@@ -369,5 +375,4 @@ def chain(
         ],
         policy=PolicyServer("client", text=nfs + rules),
     )
-    _check(topology, _Place(f"chain({middleboxes})"))
-    return topology
+    return checked(topology, f"chain({middleboxes})")

@@ -46,6 +46,21 @@ def test_routes_lead_to_every_distant_subnet() -> None:
     assert list(routing.routes(parse(LINE), "b")) == []
 
 
+def test_a_neighbour_is_one_hop_away_by_each_of_its_addresses() -> None:
+    ring = (
+        LINE
+        + """
+[[links]]
+between = ["c", "a"]
+addresses = ["10.3.0.1/24", "10.3.0.2/24"]
+"""
+    )
+    assert list(routing.routes(parse(ring), "a")) == [
+        "route add 10.2.0.0/24 via 10.1.0.2",
+        "route add 10.2.0.2 via 10.3.0.1",
+    ]
+
+
 def test_given_routes_replace_the_computed_ones() -> None:
     given = change("[hosts.a]", "[hosts.a]\nroutes = [{to = 'default', via = '10.1.0.2'}]")
     assert list(routing.routes(parse(given), "a")) == ["route add default via 10.1.0.2"]
