@@ -32,7 +32,7 @@ from m2m.agent.source import Answers
 from m2m.agent.transport import Transport
 from m2m.agent.watch import Network
 from m2m.auth import DomainKey
-from m2m.datapath import Datapath, DatapathError, Held
+from m2m.datapath import Datapath, DatapathError, Ended, Held
 from m2m.datapath.pins import directory_of
 from m2m.errors import ConfigError
 from m2m.policy.exempt import Service
@@ -130,7 +130,7 @@ class Agent:
         config = self._config
         sessions = Sessions(
             self._node(), datapath, self._network, self.transport.send, self.journal,
-            self._can_forward, self.turn, self._own_traffic(),
+            self._can_forward, self.turn, self._own_traffic(), holds=self._role is Role.CLIENT,
         )  # fmt: skip
         self.sessions = sessions
         self.paths = Paths(config.name, self._role, sessions, self.transport.send)
@@ -215,7 +215,7 @@ class Agent:
         async for event in datapath.events():
             if isinstance(event, Held):
                 await self.sessions.held(event.flow)
-            else:
+            elif isinstance(event, Ended):
                 await self.sessions.ended(event.session, event.reason)
 
     async def _follow_network(self, datapath: Datapath, client: PolicyClient | None) -> None:

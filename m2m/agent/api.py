@@ -17,7 +17,7 @@ import msgspec
 from m2m.datapath import Counters
 from m2m.errors import M2MError
 from m2m.policy.messages import AgentInfo, Role
-from m2m.policy.rules import PolicySet
+from m2m.policy.rules import ALLOWED, ChangeMode, Live, PolicySet
 from m2m.protocol.flow import Flow, Proto, format_address, parse_address
 
 __all__ = [
@@ -187,6 +187,9 @@ class PolicyRow(msgspec.Struct, frozen=True):
     line: int
     chain: tuple[str, ...]
     fail: str
+    change: str = ChangeMode.OP
+    live: str = Live.STAY
+    allow: tuple[str, ...] = ALLOWED
 
 
 class PolicyInfo(msgspec.Struct, frozen=True):
@@ -207,7 +210,10 @@ def describe_policy(policy: PolicySet, *, server: str, connected: bool) -> Polic
         server=server,
         connected=connected,
         policies=tuple(
-            PolicyRow(row.id, row.text, row.line, row.chain, row.fail.value)
+            PolicyRow(
+                row.id, row.text, row.line, row.chain, row.fail.value, row.change.value,
+                row.live.value, tuple(one.value for one in row.allow),
+            )
             for row in policy.policies
         ),
         nfs=tuple(

@@ -122,7 +122,10 @@ class Sessions:
         can_forward: Callable[[], bool],
         turn: Turn,
         own_traffic: Sequence[Service] = (),
+        *,
+        holds: bool = True,
     ) -> None:
+        """*holds*: sessions begin here. Elsewhere rules are known, but hold no packet."""
         self.node = node
         self.datapath = datapath
         self.journal = journal
@@ -132,6 +135,7 @@ class Sessions:
         self._send = send
         self._can_forward = can_forward
         self._own_traffic = own_traffic
+        self._holds = holds
         self._timers = Timers()
         self._rules = RuleTable(EMPTY)
         self._policies: dict[int, Policy] = {}
@@ -203,8 +207,8 @@ class Sessions:
         """From now on hold and choose by *policy*; live sessions keep their chains."""
         rules = RuleTable(policy)
         async with self.turn:
-            if (policy.rules, policy.policies) != (self.policy.rules, self.policy.policies):
-                # else only loads have changed
+            changed = (policy.rules, policy.policies) != (self.policy.rules, self.policy.policies)
+            if changed and self._holds:  # else only loads have changed
                 await self.datapath.load_policy(exempting(policy, self._own_traffic))
             self.policy, self._rules = policy, rules
             self._policies = {one.id: one for one in policy.policies}

@@ -139,6 +139,9 @@ def _check(args: argparse.Namespace) -> int:
                         "text": policy.text,
                         "chain": policy.chain,
                         "fail": policy.fail if policy.chain else None,
+                        "change": policy.change,
+                        "live": policy.live,
+                        "allow": policy.allow,
                         "rows": rows[policy.id],
                     }
                     for policy in policy_set.policies
@@ -221,6 +224,12 @@ def _show(console: Console, file: str, answer: Explanation) -> None:
         )
     if answer.fail is not None:
         console.print(Text(f"  fail={answer.fail} if the chain cannot be set up"))
+    if answer.change is not None:
+        who = ", ".join(answer.allow) or "nobody"
+        verb = {"follow": "follow a new policy", "stay": "keep their chains"}[answer.live or "stay"]
+        console.print(
+            Text(f"  live sessions {verb}; {who} may ask for changes, change={answer.change}")
+        )
     for note in answer.notes:
         console.print(Text(f"  {note}"))
     if answer.missed:

@@ -64,7 +64,12 @@ def compile_policy(policy: PolicyFile, generation: int = 0, max_rows: int = MAX_
         matched = set[int]().union(*(families(box[0], box[1]) for box in boxes))
         _check_chain(policy.source, rule, named, matched)
         chain = tuple(step.nf for step in rule.chain)
-        policies.append(Policy(number, rule.text, rule.place.line, chain, rule.fail))
+        policies.append(
+            Policy(
+                number, rule.text, rule.place.line, chain, rule.fail, rule.change, rule.live,
+                rule.allow,
+            )
+        )  # fmt: skip
     return PolicySet(generation, tuple(policies), tuple(map(_flat, table.rows)), nfs)
 
 

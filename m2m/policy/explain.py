@@ -60,6 +60,9 @@ class Explanation(msgspec.Struct, frozen=True):
     chain: tuple[Hop, ...]
     missed: tuple[Missed, ...]
     notes: tuple[str, ...]
+    change: str | None = None  # of the rule, as are the two that follow
+    live: str | None = None
+    allow: tuple[str, ...] = ()
 
 
 def parse_flow(text: str) -> Flow:
@@ -115,7 +118,10 @@ def explain(policy: PolicyFile, flow: Flow) -> Explanation:
             outcome = Outcome.PASSED if matched.fail is Fail.OPEN else Outcome.DROPPED
             notes = (str(error),)
     fail = str(matched.fail) if matched.chain else None
-    return Explanation(str(flow), outcome, matched.line, matched.text, fail, chain, missed, notes)
+    return Explanation(
+        str(flow), outcome, matched.line, matched.text, fail, chain, missed, notes,
+        str(matched.change), str(matched.live), tuple(map(str, matched.allow)),
+    )  # fmt: skip
 
 
 def _hops(policy_set: PolicySet, policy: Policy, flow: Flow) -> tuple[Hop, ...]:

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 from lark import Lark, Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
-from m2m.policy.rules import Choose, Fail, Kind
+from m2m.policy.rules import ALLOWED, Asker, ChangeMode, Choose, Fail, Kind, Live
 from m2m.policy.source import Place, PolicyError, Source, shown
 from m2m.policy.syntax import (
     And,
@@ -42,7 +42,7 @@ from m2m.policy.values import Wrong, host_address, spans_of
 from m2m.protocol.flow import Address, format_address
 from m2m.protocol.wire import MAX_CHAIN
 
-__all__ = ["MAX_NESTING", "PolicyError", "parse"]
+__all__ = ["MAX_NESTING", "PolicyError", "parse", "parse_predicate", "parse_source"]
 
 MAX_NESTING = 64
 """Parentheses and ``~`` within one another, at most."""
@@ -56,7 +56,10 @@ _TERMINALS = {
     "_NF": "'nf'",
     "_MATCH": "'match'",
     "_CHOOSE": "'choose'",
-    "_FAIL": "'fail'",
+    "FAIL": "'fail'",
+    "CHANGE": "'change'",
+    "LIVE": "'live'",
+    "ALLOW": "'allow'",
     "_LPAR": "'('",
     "_RPAR": "')'",
     "_LBRACE": "'{'",
@@ -79,10 +82,15 @@ _TERMINALS = {
     "ADDRESS": "the address of the instance",
     "CHAIN_NAME": "the name of an NF type",
     "FAILURE": "open or closed",
+    "MODE": "lf, op or ss+op",
+    "LIVENESS": "follow or stay",
+    "ASKER": "operator, nf or policy",
     "FIELD": f"a field ({_FIELDS})",
     "VALUE": "a value",
     "$END": "the end of the file",
 }
+
+_WHOLE = {"start": "file", "predicate": "predicate"}  # what is read, by its rule of the grammar
 
 _E = TypeVar("_E", bound=StrEnum)
 _Node: TypeAlias = Any
@@ -99,25 +107,35 @@ def parse(text: str, file: str = "<policy>") -> PolicyFile:
 
 def parse_source(source: Source) -> PolicyFile:
     """Like :func:`parse`, for a :class:`Source`."""
+    return _Reader(source).policy_file(_tree(source, "start"))
+
+
+def parse_predicate(text: str, file: str = "<predicate>") -> Predicate:
+    """Read what stands between the parentheses of ``match(...)``. Raises :exc:`PolicyError`."""
+    source = Source(file, text)
+    return _Reader(source).predicate(_tree(source, "predicate"))
+
+
+def _tree(source: Source, start: str) -> _Node:
     try:
-        tree = _parser().parse(source.text)
+        return _parser().parse(source.text, start=start)
     except UnexpectedInput as error:
-        raise _syntax_error(source, error) from None
-    return _Reader(source).policy_file(tree)
+        raise _syntax_error(source, error, _WHOLE[start]) from None
 
 
 @cache
 def _parser() -> Lark:
     grammar = Path(__file__).with_name("grammar.lark").read_text(encoding="utf-8")
-    return Lark(grammar, parser="lalr", propagate_positions=True)
+    return Lark(grammar, parser="lalr", start=["start", "predicate"], propagate_positions=True)
 
 
-def _syntax_error(source: Source, error: UnexpectedInput) -> PolicyError:
+def _syntax_error(source: Source, error: UnexpectedInput, whole: str) -> PolicyError:
     advice = ""
+    end = f"the end of the {whole}"
     if isinstance(error, UnexpectedToken):
         expected: Iterable[str] = error.expected
         if error.token.type == "$END":
-            found = "the end of the file"
+            found = end
             lines = source.text.rstrip().split("\n")
             place = Place(len(lines), len(lines[-1]) + 1)
         else:
@@ -132,7 +150,7 @@ def _syntax_error(source: Source, error: UnexpectedInput) -> PolicyError:
             found += f" (U+{ord(character):04X})" if character.isprintable() else ""
             advice = "only ASCII and the arrow → can stand outside comments"
         place = Place(error.line, error.column)
-    names = {_TERMINALS[name] for name in expected if name in _TERMINALS}
+    names = {_TERMINALS[name] for name in expected if name in _TERMINALS} or {end}
     return PolicyError(source, place, _one_of(sorted(names)), found, advice)
 
 
@@ -217,7 +235,8 @@ class _Reader:
             raise self._wrong(address, wrong) from None
 
     def _rule(self, tree: _Node, nfs: dict[str, NfDecl]) -> RuleDecl:
-        condition, chain, failure = tree.children
+        condition, chain, *given = tree.children
+        options = self._options(given)
         steps: list[Step] = []
         for name in chain.children:
             if name is None:
@@ -242,7 +261,8 @@ class _Reader:
                     _place(name), f"at most {_MAX_STEPS} NF types in a chain", f"{shown(name)} more"
                 )
             steps.append(Step(str(name), _place(name)))
-        if failure is not None and not steps:
+        if "fail" in options and not steps:
+            (failure,) = options["fail"]
             raise self._error(
                 _place(failure),
                 "no fail= behind an empty chain",
@@ -250,12 +270,40 @@ class _Reader:
                 "an exempted session has no chain that could fail; leave it out",
             )
         return RuleDecl(
-            self._predicate(condition, 0),
+            self.predicate(condition),
             tuple(steps),
-            Fail.CLOSED if failure is None else self._word(Fail, failure, "a way to fail"),
+            self._one(options, "fail", Fail.CLOSED, "a way to fail"),
+            self._one(options, "change", ChangeMode.OP, "a mode of changes"),
+            self._one(options, "live", Live.STAY, "what live sessions do"),
+            self._askers(options["allow"]) if "allow" in options else ALLOWED,
             self._source.extract(tree.meta.start_pos, tree.meta.end_pos),
             _place(tree.meta),
         )
+
+    def _options(self, given: list[_Node]) -> dict[str, list[Token]]:
+        """The values of what stands behind a chain, by the option's name."""
+        options: dict[str, list[Token]] = {}
+        for tree in given:
+            name, *values = tree.children
+            if name in options:
+                raise self._error(
+                    _place(name),
+                    "every option at most once in a rule",
+                    f"{shown(name + '=')} again",
+                    "leave one of them out",
+                )
+            options[str(name)] = [value for value in values if value is not None]
+        return options
+
+    def _one(self, options: dict[str, list[Token]], name: str, default: _E, what: str) -> _E:
+        return self._word(type(default), options[name][0], what) if name in options else default
+
+    def _askers(self, words: list[Token]) -> tuple[Asker, ...]:
+        named = {self._word(Asker, word, "who may ask") for word in words}
+        return tuple(asker for asker in Asker if asker in named)
+
+    def predicate(self, tree: _Node) -> Predicate:
+        return self._predicate(tree, 0)
 
     def _predicate(self, tree: _Node, depth: int) -> Predicate:
         place = _place(tree.meta)

@@ -20,8 +20,8 @@ def subset(policy_set: PolicySet, role: Role, addresses: Collection[Address]) ->
     """What an agent with *role* at *addresses* needs to know; policies keep their ids.
 
     A client: the rows that can match a session it opens, their policies, and the NF types those
-    name. A middlebox: the NF types that run on it, with the instances there. A server: nothing
-    but the generation.
+    name. The others: everything. Any session may come to pass them, and they may be asked to
+    change its chain: they have to know who may ask for that, and where other instances are.
     """
     if role is Role.CLIENT:
         rules = tuple(
@@ -34,15 +34,7 @@ def subset(policy_set: PolicySet, role: Role, addresses: Collection[Address]) ->
         named = {name for policy in policies for name in policy.chain}
         nfs = tuple(nf for nf in policy_set.nfs if nf.name in named)
         return PolicySet(policy_set.generation, policies, rules, nfs)
-    if role is Role.MIDDLEBOX:
-        here = (
-            msgspec.structs.replace(
-                nf, instances=tuple(one for one in nf.instances if one.address in addresses)
-            )
-            for nf in policy_set.nfs
-        )
-        return PolicySet(policy_set.generation, (), (), tuple(nf for nf in here if nf.instances))
-    return PolicySet(policy_set.generation, (), (), ())
+    return policy_set
 
 
 def with_loads(policy_set: PolicySet, loads: Mapping[Address, float]) -> PolicySet:

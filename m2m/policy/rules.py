@@ -34,6 +34,33 @@ class Fail(StrEnum):
     CLOSED = "closed"  # is dropped
 
 
+class ChangeMode(StrEnum):
+    """What a change of a live session's chain promises to its packets (§5)."""
+
+    LF = "lf"  # none is lost
+    OP = "op"  # nor overtaken, and the state of inline NFs moves
+    SS_OP = "ss+op"  # and the byte stream is parted at one place per direction (TCP)
+
+
+class Live(StrEnum):
+    """What live sessions do when a policy that matches them is new."""
+
+    FOLLOW = "follow"  # their chains are changed to what the policy says
+    STAY = "stay"  # they keep the chains they have
+
+
+class Asker(StrEnum):
+    """Who may ask for a change of a live session's chain."""
+
+    OPERATOR = "operator"  # m2mctl
+    NF = "nf"  # a network function, about itself
+    POLICY = "policy"  # a new policy that live sessions follow
+
+
+ALLOWED = (Asker.OPERATOR, Asker.POLICY)
+"""Who may ask unless a policy says otherwise."""
+
+
 class Instance(msgspec.Struct, frozen=True):
     """One running NF at an address."""
 
@@ -59,6 +86,9 @@ class Policy(msgspec.Struct, frozen=True):
     line: int
     chain: tuple[str, ...]
     fail: Fail
+    change: ChangeMode = ChangeMode.OP  # unless a command says otherwise
+    live: Live = Live.STAY
+    allow: tuple[Asker, ...] = ALLOWED  # in the order of the enum
 
 
 class FlatRule(msgspec.Struct, frozen=True):

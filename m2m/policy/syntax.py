@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-from m2m.policy.rules import Choose, Fail, Kind
+from m2m.policy.rules import Asker, ChangeMode, Choose, Fail, Kind, Live
 from m2m.policy.source import Place, Source
 from m2m.protocol.flow import Address, Flow, Proto, format_address
 
@@ -128,11 +128,15 @@ class Step(NamedTuple):
 
 
 class RuleDecl(NamedTuple):
-    """``match(predicate) >> {chain} [fail=...]``; an empty chain exempts what it matches."""
+    """``match(predicate) >> {chain} [fail=...] [change=...] ...``; an empty chain exempts what it
+    matches."""
 
     predicate: Predicate
     chain: tuple[Step, ...]
     fail: Fail
+    change: ChangeMode
+    live: Live
+    allow: tuple[Asker, ...]
     text: str
     place: Place
 

@@ -58,7 +58,9 @@ class Routes:
 class Host:
     """One agent without its sockets."""
 
-    def __init__(self, wire: Wire, address: str, role: Role, kernel: FakeKernel) -> None:
+    def __init__(
+        self, wire: Wire, address: str, role: Role, kernel: FakeKernel, *, holds: bool = True
+    ) -> None:
         self.wire = wire
         self.address = parse_address(address)
         self.role = role
@@ -76,6 +78,7 @@ class Host:
             self.journal,
             lambda: self.forwards,
             Turn(),
+            holds=holds,
         )
         self.paths = Paths(address, role, self.sessions, self.send)
         self.inbox, self._inbox = trio.open_memory_channel[tuple[Address, Message]](1000)

@@ -23,6 +23,7 @@ from tests.support.agents import (
     IDS,
     SERVER,
     Chain,
+    Host,
     Wire,
     pass_time,
     policy_set,
@@ -267,6 +268,19 @@ async def test_a_policy_that_went_meanwhile_lets_the_packet_pass(
         await chain.client.sessions.held(chain.client.flow(CLOSED))
         assert kernel.packet(Hook.OUT, chain.client.flow(CLOSED)).fate is Fate.UNTOUCHED
         assert chain.seen == []
+
+
+async def test_only_a_client_holds_packets_by_the_rules_it_knows(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as chain:
+        host = Host(chain, "10.0.0.9", Role.MIDDLEBOX, FakeKernel(), holds=False)
+        await host.datapath.attach([host.routes.ifindex])
+        await host.sessions.load_policy(policy_set())
+        assert host.kernel.policy.rules == ()
+        flow = chain.client.flow(CLOSED)._replace(src=host.address)
+        assert host.kernel.packet(Hook.OUT, flow, flags=Tcp.SYN).fate is Fate.UNTOUCHED
+        assert host.sessions.policy.rules != ()
 
 
 async def test_the_journal_counts_and_tells(autojump_clock: MockClock) -> None:

@@ -61,6 +61,9 @@ def test_check_as_json(policy: Path, capsys: pytest.CaptureFixture[str]) -> None
         "text": "match(srcip=10.0.1.0/24 & dstport=80) >> {firewall -> ids -> dpi}",
         "chain": ["firewall", "ids", "dpi"],
         "fail": "closed",
+        "change": "op",
+        "live": "stay",
+        "allow": ["operator", "policy"],
         "rows": 1,
     }
     assert answer["policies"][0]["fail"] is None
@@ -109,6 +112,9 @@ def test_explain(policy: Path, capsys: pytest.CaptureFixture[str], session: list
     assert lines[1].startswith(f"  by {policy}:7: match(srcip=10.0.1.0/24 & dstport=80)")
     assert lines[2] == "  1. firewall (inline): fw1 at 10.0.2.2, chosen by hash"
     assert lines[4] == "  3. dpi (tap): dpi1 at 10.0.6.2, chosen by agent"
+    assert lines[6] == (
+        "  live sessions keep their chains; operator, policy may ask for changes, change=op"
+    )
     assert lines[-2:] == [
         f"  {policy}:6: match(dstport=53) >> {{}}",
         "    dstport=53 failed: dstport is 80",
@@ -121,6 +127,8 @@ def test_explain_as_json(policy: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert answer["outcome"] == "steered"
     assert answer["line"] == 7
     assert [hop["instance"] for hop in answer["chain"]] == ["fw1", "ids1", "dpi1"]
+    assert (answer["change"], answer["live"]) == ("op", "stay")
+    assert answer["allow"] == ["operator", "policy"]
     assert answer["missed"] == [
         {
             "line": 6,

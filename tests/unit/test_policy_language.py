@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from m2m.errors import ConfigError
 from m2m.policy.compile import compile_policy
-from m2m.policy.language import MAX_NESTING, PolicyError, parse
-from m2m.policy.rules import Choose, Fail, Kind
+from m2m.policy.language import MAX_NESTING, PolicyError, parse, parse_predicate
+from m2m.policy.rules import ALLOWED, Asker, ChangeMode, Choose, Fail, Kind, Live
 from m2m.policy.source import Source
 from m2m.policy.syntax import Anything, matches, refusals
 from m2m.protocol.flow import Flow, parse_address
@@ -66,6 +66,31 @@ def test_reads_rules() -> None:
     assert second.chain == ()
     assert isinstance(second.predicate, Anything)
     assert isinstance(third.predicate, Anything)
+
+
+def test_reads_options_in_any_order() -> None:
+    plain, full, nobody = parse(
+        PRELUDE
+        + "match(dstport=1) >> {ids}\n"
+        + "match(dstport=2) >> {ids} allow={policy, nf,} live=follow change=ss+op fail=open\n"
+        + "match(dstport=3) >> {} change=lf allow={}"
+    ).rules
+    assert (plain.change, plain.live, plain.allow) == (ChangeMode.OP, Live.STAY, ALLOWED)
+    assert (full.fail, full.change, full.live) == (Fail.OPEN, ChangeMode.SS_OP, Live.FOLLOW)
+    assert full.allow == (Asker.NF, Asker.POLICY)
+    assert full.text.endswith("allow={policy, nf,} live=follow change=ss+op fail=open")
+    assert (nobody.change, nobody.allow) == (ChangeMode.LF, ())
+
+
+def test_reads_a_predicate_alone() -> None:
+    assert matches(parse_predicate("srcip=10.0.1.0/24 & (dstport=80 | dstport=81)"), WEB)
+    assert not matches(parse_predicate("~dstport=80"), WEB)
+    assert isinstance(parse_predicate("*"), Anything)
+    with pytest.raises(PolicyError) as caught:
+        parse_predicate("dstport=80)", "--match")
+    assert (caught.value.place, caught.value.expected) == ((1, 11), "the end of the predicate")
+    with pytest.raises(PolicyError, match="found the end of the predicate"):
+        parse_predicate("", "--match")
 
 
 def test_an_empty_file_is_a_policy() -> None:
@@ -166,6 +191,9 @@ def test_an_error_points_at_the_place() -> None:
         ("nf a tap { x = 10.0.0.1,\n y = 10.0.0.1 }", 2, 6),
         ("match(srcport=1 | (dstport=1 & dstport=2)) >> {}", 1, 20),
         ("match(any) >> {}\nmatch(dstport=80) >> {}", 2, 1),
+        ("match(any) >> {} live=follow\n  live=stay", 2, 3),
+        ("match(any) >> {} allow={nf,\n  me}", 2, 3),
+        ("match(any) >> {} change=op+ss", 1, 25),
         ("match(any) >> {}  # and\n   match", 2, 9),
     ],
 )
@@ -261,6 +289,7 @@ def test_the_documented_error_is_what_is_printed() -> None:
 TOKENS = [
     "nf", "match", "fail", "choose", "any", "*", "(", ")", "{", "}", ">>", "->", "→", ",", "=",
     "!=", "&", "|", "~", "srcip", "dstip", "srcport", "dstport", "proto", "tcp", "inline", "tap",
+    "change", "live", "allow", "ss+op", "+", "follow", "operator", "match(any) >> {a} allow={nf}",
     "hash", "open", "closed", "a", "b", "10.0.0.1", "10.0.0.0/8", "::1", "::/0", "80", "80-90",
     "10.0.0.1-10.0.0.9", "9" * 5000, "\n", "#", "-", "fe80::1%lo", "1.2.3", "/", "nf a tap {b=::1}",
     "match(any) >> {a}", "match(srcport=80)", ">> {}",
