@@ -61,9 +61,8 @@ class ConntrackState(StateAdapter):
         await trio.lowlevel.checkpoint()
         if not _can_have_entry(flow):
             raise NoState(f"{flow} is no session: {_SESSIONS}")
-        until = trio.current_time() + LONGEST_LOCK
         with trio.CancelScope(shield=True):
-            await self._locks.add(flow)
+            until = await self._locks.add(flow)
             try:
                 self._locked[flow] = _Locked(until, encode(self._find(flow)))
             except StateError:

@@ -82,9 +82,13 @@ class Locks:
         finally:
             self._let_go()
 
-    async def add(self, flow: Flow) -> None:
-        """Drop both directions of *flow* for :data:`LONGEST_LOCK`. Raises :exc:`StateError`."""
+    async def add(self, flow: Flow) -> float:
+        """Drop both directions of *flow*, and say until when at least, in Trio's time.
+
+        Raises :exc:`StateError`.
+        """
         async with self._turn:
+            until = trio.current_time() + LONGEST_LOCK
             try:
                 await self._add(flow)
             except Refused as refused:
@@ -96,6 +100,7 @@ class Locks:
                 raise StateError(f"{flow} cannot be locked: {refused}") from None
             except UnsupportedHost as error:
                 raise StateError(f"{flow} cannot be locked: {error}") from None
+        return until
 
     async def remove(self, flow: Flow) -> None:
         """Undo :meth:`add`; no error when it is undone already."""

@@ -57,9 +57,10 @@ class Locks:
     def __init__(self) -> None:
         self.locked: set[Flow] = set()
 
-    async def add(self, flow: Flow) -> None:
+    async def add(self, flow: Flow) -> float:
         await trio.lowlevel.checkpoint()
         self.locked.add(flow)
+        return trio.current_time() + LONGEST_LOCK
 
     async def remove(self, flow: Flow) -> None:
         await trio.lowlevel.checkpoint()
