@@ -51,7 +51,7 @@ m2m_inline int m2m_edit_of(struct m2m_edit *edit, const struct m2m_key *key,
 	edit->ifindex = entry->ifindex;
 	edit->last_seen = entry->last_seen;
 	edit->role = entry->role;
-	return *(const volatile u32 *)&entry->tag == m2m_key_tag(key);
+	return *(const volatile u16 *)&entry->tag == m2m_key_tag(key);
 }
 
 /*

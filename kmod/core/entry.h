@@ -36,12 +36,17 @@ enum m2m_position {
 #define M2M_SEEN_FIN 0x01
 #define M2M_SEEN_RST 0x02
 #define M2M_SEEN_SEQ 0x04 /* max_seq holds a number */
+#define M2M_SEEN_ACK 0x08 /* max_ack holds one */
 
-/* entry->role: action, toward, position; and a mark that only the sweeper sets. */
+/*
+ * entry->role: action, toward, position; and marks that the sweeper and the agent set while packets
+ * pass (m2m_mark).
+ */
 #define M2M_ROLE(action, toward, position) ((u8)((action) | (toward) << 2 | (position) << 3))
 #define M2M_ROLE_ACTION(role) ((role) & 3)
 #define M2M_ROLE_TOWARD(role) ((role) >> 2 & 1)
 #define M2M_ROLE_POSITION(role) ((role) >> 3 & 3)
+#define M2M_ROLE_CHANGING 0x40 /* there is more to it: a record in `changes` (m2m/bpf/change.h) */
 #define M2M_ROLE_REPORTED 0x80 /* the agent has been told that this session is over */
 
 /* Time in entries: CLOCK_MONOTONIC_COARSE in units of 2^20 ns, wrapping after 52 days. */
@@ -70,7 +75,8 @@ struct m2m_entry {
 	 * What every packet needs stands together, next to the key: with many entries the
 	 * cache lines fetched are what a look-up costs.
 	 */
-	u32 tag;
+	u16 tag;
+	u16 chain;
 	u32 ifindex; /* where M2M_SEND leaves; 0: no next hop is known */
 	u8 role;
 	u8 flags;
@@ -81,7 +87,7 @@ struct m2m_entry {
 	__be16 dport;
 	u32 last_seen; /* ticks; of the last packet, or of the installation */
 	u32 max_seq; /* m2m_seq_end(), the largest; its first value is the ISN + 1 */
-	u32 chain;
+	u32 max_ack; /* the largest acknowledgement number */
 	struct m2m_addr src;
 	struct m2m_addr dst;
 	struct m2m_addr next_hop;

@@ -88,7 +88,7 @@ m2m_inline void m2m_key_v4(struct m2m_key *key, u8 hook, u8 proto, __be32 src, _
  * what it needs and then compares this tag with that of the key it asked for.
  * Odd constants, one per 8 bytes of the key; never 0, the tag of an unused element.
  */
-m2m_inline u32 m2m_key_tag(const struct m2m_key *key)
+m2m_inline u16 m2m_key_tag(const struct m2m_key *key)
 {
 	const struct m2m_tuple *t = &key->tuple;
 	u64 last = (u64)t->sport | (u64)t->dport << 16 | (u64)t->proto << 32 | (u64)t->hook << 40;
@@ -96,7 +96,7 @@ m2m_inline u32 m2m_key_tag(const struct m2m_key *key)
 		  t->dst.quad[0] * 0x165667b19e3779f9ull ^ t->dst.quad[1] * 0xd6e8feb86659fd93ull ^
 		  last * 0xa0761d6478bd642full;
 
-	return (u32)(mix >> 32) | 1u;
+	return (u16)(mix >> 48) | 1u;
 }
 
 #endif /* M2M_CORE_TUPLE_H */

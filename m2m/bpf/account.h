@@ -22,8 +22,7 @@ static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2
 		entry->last_seen = now;
 	if (key->tuple.proto == M2M_PROTO_TCP && !headers->later_fragment) {
 		u8 tcp = headers->tcp_flags, marks = M2M_SEEN_SEQ, flags = entry->flags;
-		u32 payload = headers->len - (headers->l4 - M2M_L3) - headers->l4_len;
-		u32 end = m2m_seq_end(headers->seq, payload, tcp & M2M_TCP_SYN, tcp & M2M_TCP_FIN);
+		u32 end = m2m_end_of(headers);
 		u32 seen = entry->max_seq;
 		u8 reused;
 		int tries;
@@ -48,6 +47,11 @@ static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2
 			if (found == seen)
 				break;
 			seen = found;
+		}
+		if (tcp & M2M_TCP_ACK) {
+			marks |= M2M_SEEN_ACK;
+			if (m2m_seq_after(headers->ack, entry->max_ack) || !(flags & M2M_SEEN_ACK))
+				entry->max_ack = headers->ack;
 		}
 		if (entry->flags != (flags | marks))
 			entry->flags = flags | marks;

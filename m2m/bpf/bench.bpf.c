@@ -178,7 +178,7 @@ static long lookup_step(u32 index, void *context)
 	const struct m2m_entry *entry = key ? bpf_map_lookup_elem(&flows, key) : NULL;
 
 	end_step(context, index,
-		 entry && *(const volatile u32 *)&entry->tag == m2m_key_tag(key));
+		 entry && *(const volatile u16 *)&entry->tag == m2m_key_tag(key));
 	return 0;
 }
 

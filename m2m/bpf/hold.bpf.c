@@ -83,7 +83,7 @@ static __always_inline int has_entry(const struct m2m_key *key)
 		return 0;
 	role = entry->role;
 	since = entry->last_seen;
-	if (*(const volatile u32 *)&entry->tag != m2m_key_tag(key))
+	if (*(const volatile u16 *)&entry->tag != m2m_key_tag(key))
 		return 0; /* recycled under our eyes */
 	if (M2M_ROLE_ACTION(role) != M2M_DROP)
 		return 1;

@@ -8,18 +8,22 @@
  *
  *   stack ──► m2m_out ─(OUT, tuple)─► SEND: translated, to the next hop (a tap never gets here)
  *                 └─ unknown ─► untouched
+ *
+ * While its chain changes, a session's packets can wait on either way; m2m_held takes up those
+ * that have waited (change.h).
  */
 #include "account.h"
+#include "agent_change.h"
+#include "change.h"
 #include "clock.h"
 #include "fragments.h"
+#include "held.h"
 #include "maps.h"
 #include "mss.h"
 #include "neighbours.h"
 #include "packet.h"
 #include "rewrite.h"
 #include "sweep.h"
-
-#define AF_INET 2
 
 /* The host's own addresses: what is addressed to others we only forward. */
 struct {
@@ -89,7 +93,7 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	enum m2m_verdict verdict;
 	enum m2m_reason reason;
 	const struct m2m_config *config;
-	int redirect;
+	int redirect, met;
 	u32 now;
 
 	config = m2m_get_config();
@@ -115,6 +119,11 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	packet.wire_len = wire.longest;
 	if (headers.truncated)
 		return m2m_drop(M2M_TRUNCATED, 1);
+	if (edit.role & M2M_ROLE_CHANGING) {
+		met = m2m_meet_change(skb, &key, &headers, entry, &edit);
+		if (met != M2M_GO_ON)
+			return met;
+	}
 	verdict = m2m_judge(&edit, &packet, now, &reason);
 	if (reason < M2M_REASONS)
 		m2m_count(reason, wire.packets);
@@ -127,6 +136,8 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 		return TC_ACT_UNSPEC;
 	}
 	m2m_account(entry, &key, &headers, &wire, now);
+	if (edit.role & M2M_ROLE_CHANGING)
+		m2m_count_change(&key, wire.packets);
 	redirect = verdict == M2M_VERDICT_SEND &&
 		   (hook == M2M_HOOK_IN || !m2m_leads_to(skb, &edit, now));
 	if (headers.first_fragment)
@@ -174,6 +185,48 @@ int m2m_out(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 	return m2m_process(skb, M2M_HOOK_OUT);
+}
+
+/*
+ * On the way out of the device where packets wait. What the agent puts there meets its hook as if
+ * it came just now; what has waited meets it and does not wait again.
+ */
+SEC("tc")
+int m2m_held(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	u32 mark = skb->tc_index, prefix;
+	struct ethhdr *ethernet = data;
+	struct m2m_waiting *all = m2m_get_waiting();
+	__be32 late = 0;
+	u8 hook, kind;
+	int action;
+
+	if (!all || (void *)(ethernet + 1) > end)
+		return TC_ACT_SHOT;
+	if (skb->protocol == bpf_htons(ETH_P_ARP))
+		return m2m_asked(skb);
+	if (skb->protocol != bpf_htons(ETH_P_IP))
+		return TC_ACT_SHOT;
+	prefix = ethernet->h_source[0] | ethernet->h_source[1] << 8 | ethernet->h_source[2] << 16;
+	kind = ethernet->h_source[3];
+	hook = ethernet->h_source[5] & 1;
+	if (prefix == M2M_MAC_PREFIX && (kind == M2M_MAC_WHOLE || kind == M2M_MAC_COPY))
+		return TC_ACT_UNSPEC;
+	if (prefix == M2M_MAC_PREFIX && kind == M2M_MAC_AGAIN) {
+		skb->tc_index = 0;
+	} else {
+		hook = mark >> M2M_NUMBER_HOOK_SHIFT & 1;
+		if (!m2m_in_turn(skb, hook, mark & M2M_NUMBER_MASK, &late))
+			return m2m_wait_at(all->ifindex, late);
+		skb->tc_index = M2M_RELEASED;
+	}
+	if (hook == M2M_HOOK_IN)
+		action = m2m_process(skb, M2M_HOOK_IN);
+	else
+		action = m2m_process(skb, M2M_HOOK_OUT);
+	/* There is no way on from here but the entry's. */
+	return action == TC_ACT_UNSPEC ? m2m_drop(M2M_NO_ENTRY, 1) : action;
 }
 
 char _license[] SEC("license") = "GPL";

@@ -10,6 +10,8 @@
 #ifndef M2M_BPF_MAPS_H
 #define M2M_BPF_MAPS_H
 
+#include <stddef.h>
+
 #include <linux/bpf.h>
 
 #include <bpf/bpf_helpers.h>
@@ -47,6 +49,25 @@ struct {
 	__type(key, u32);
 	__type(value, u64);
 } reasons SEC(".maps");
+
+/*
+ * Set and clear marks of entry->role while packets, the sweeper and the agent do the same. It is the
+ * first octet of an aligned word of four; the others are not touched.
+ */
+#define M2M_ROLE_WORD(entry) ((u32 *)&(entry)->role)
+#define M2M_ROLE_BITS(marks) ((u32)(marks) << (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 0 : 24))
+
+_Static_assert(offsetof(struct m2m_entry, role) % 4 == 0, "M2M_ROLE_WORD");
+
+static __always_inline void m2m_mark(struct m2m_entry *entry, u8 marks)
+{
+	__sync_fetch_and_or(M2M_ROLE_WORD(entry), M2M_ROLE_BITS(marks));
+}
+
+static __always_inline void m2m_unmark(struct m2m_entry *entry, u8 marks)
+{
+	__sync_fetch_and_and(M2M_ROLE_WORD(entry), ~M2M_ROLE_BITS(marks));
+}
 
 /* Count packets under a reason. Atomic, because PREEMPT_RT lets programs of one CPU interleave. */
 static __always_inline void m2m_count(enum m2m_reason reason, u32 packets)

@@ -23,6 +23,7 @@
 #define M2M_TCP_FIN 0x01
 #define M2M_TCP_SYN 0x02
 #define M2M_TCP_RST 0x04
+#define M2M_TCP_ACK 0x10
 
 struct m2m_headers {
 	__be32 saddr;
@@ -33,6 +34,7 @@ struct m2m_headers {
 	u32 len;     /* IP total length */
 	u32 l4_len;  /* of the transport header with its options */
 	u32 seq;     /* TCP, host order */
+	u32 ack;
 	u16 ip_check;
 	u16 ip_id;
 	u8 ttl;
@@ -96,6 +98,7 @@ static __always_inline int m2m_parse(struct __sk_buff *skb, struct m2m_headers *
 	headers->l4 = l4;
 	headers->l4_len = sizeof(*udp);
 	headers->seq = 0;
+	headers->ack = 0;
 	headers->tcp_flags = 0;
 	headers->truncated = 0;
 	headers->later_fragment = (offset & M2M_IP_OFFSET) != 0;
@@ -121,6 +124,7 @@ static __always_inline int m2m_parse(struct __sk_buff *skb, struct m2m_headers *
 		tcp = (void *)udp;
 		if (proto == M2M_PROTO_TCP && !headers->truncated && (void *)(tcp + 1) <= end) {
 			headers->seq = bpf_ntohl(tcp->seq);
+			headers->ack = bpf_ntohl(tcp->ack_seq);
 			headers->tcp_flags = ((u8 *)tcp)[13];
 			headers->l4_len = tcp->doff * 4u;
 			if (headers->l4_len < sizeof(*tcp) ||
@@ -136,6 +140,19 @@ static __always_inline void m2m_key_of(struct m2m_key *key, u8 hook,
 {
 	m2m_key_v4(key, hook, headers->proto, headers->saddr, headers->sport, headers->daddr,
 		   headers->dport);
+}
+
+/* TCP: octets behind the headers, as the IP header counts them. */
+static __always_inline u32 m2m_payload(const struct m2m_headers *headers)
+{
+	return headers->len - (headers->l4 - M2M_L3) - headers->l4_len;
+}
+
+/* TCP: one past the last sequence number the packet takes. */
+static __always_inline u32 m2m_end_of(const struct m2m_headers *headers)
+{
+	return m2m_seq_end(headers->seq, m2m_payload(headers),
+			   headers->tcp_flags & M2M_TCP_SYN, headers->tcp_flags & M2M_TCP_FIN);
 }
 
 /* How many packets of what length this one is on the wire, once cut up by the device. */

@@ -12,10 +12,17 @@
 
 #include "maps.h"
 
-struct m2m_ended {
+/* What the agent is told, beside enum m2m_end: of sessions that change. */
+enum m2m_event {
+	M2M_EVENT_OVERFLOW = 16, /* too many packets wait, or for too long */
+	M2M_EVENT_ACKED = 17,
+	M2M_EVENT_STRAY = 18, /* a packet waits that came when all had been let go */
+};
+
+struct m2m_event_record {
 	u64 session;
-	u32 end; /* enum m2m_end */
-	u32 zero;
+	u32 kind;   /* enum m2m_end or m2m_event */
+	u32 toward; /* enum m2m_toward; of an m2m_event */
 };
 
 struct {
@@ -132,7 +139,7 @@ static long m2m_sweep_entry(struct bpf_map *map, const void *element, void *valu
 	struct m2m_entry *entry = value;
 	const struct m2m_entry *partner;
 	struct m2m_key key, partner_key;
-	struct m2m_ended *event;
+	struct m2m_event_record *event;
 	enum m2m_end end;
 	u32 limit;
 
@@ -173,9 +180,9 @@ static long m2m_sweep_entry(struct bpf_map *map, const void *element, void *valu
 		return 0;
 	}
 	event->session = entry->session;
-	event->end = end;
-	event->zero = 0;
-	entry->role |= M2M_ROLE_REPORTED;
+	event->kind = end;
+	event->toward = 0;
+	m2m_mark(entry, M2M_ROLE_REPORTED);
 	sweep->sum.reported++;
 	bpf_ringbuf_submit(event, 0);
 	return 0;

@@ -17,11 +17,11 @@ from typing import ClassVar, NamedTuple, TypeAlias
 from m2m.errors import M2MError
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import Address, Flow
-from m2m.protocol.translation import Entry, Hook
+from m2m.protocol.translation import Entry, Hook, Toward
 
 __all__ = [
-    "Counters", "Datapath", "DatapathError", "DatapathFull", "Ended", "EndReason", "Event",
-    "Held", "Limits", "Reason", "Row", "Verdict",
+    "Acked", "Counters", "Datapath", "DatapathError", "DatapathFull", "Ended", "EndReason", "Event",
+    "Held", "HoldOverflow", "Holding", "Limits", "Reason", "Row", "Verdict", "check_redirect",
 ]  # fmt: skip
 
 
@@ -57,7 +57,8 @@ class Limits(NamedTuple):
     linger: float = 5.0  # s a finished TCP session is kept for its last retransmissions
     tcp_idle: float = 7200.0  # s without a packet
     udp_idle: float = 60.0  # s without a packet
-    hold_packets: int = 1024  # held at most, all flows together
+    hold_packets: int = 1024  # first packets held at most, all flows together; as many of live ones
+    hold_time: float = 2.0  # s a live session's packets are held at most
 
 
 class Counters(NamedTuple):
@@ -107,7 +108,43 @@ class Ended(NamedTuple):
     reason: EndReason
 
 
-Event: TypeAlias = Held | Ended
+class Holding(NamedTuple):
+    """From now on the packets of one entry wait (:meth:`Datapath.hold`)."""
+
+    packets: int  # counted by the entry before: that many have gone on, counted as the wire does
+    checkpoint: int | None  # for a substream: what ends at or before this number goes on (TCP)
+
+
+class HoldOverflow(NamedTuple):
+    """Too many packets waited, or for too long, and *the datapath has let them go by itself*:
+    in order, by the rows as they are. The session is not held any more in this direction."""
+
+    session: int
+    toward: Toward
+
+
+class Acked(NamedTuple):
+    """A packet towards *toward* has acknowledged what :meth:`Datapath.watch_ack` asked about."""
+
+    session: int
+    toward: Toward
+
+
+Event: TypeAlias = Held | Ended | HoldOverflow | Acked
+
+
+def check_redirect(old: Entry, new: Entry) -> None:
+    """Raise :exc:`DatapathError` when one row cannot become the other by a redirection."""
+    if _fixed(old) != _fixed(new):
+        raise DatapathError(
+            f"the row for {old.match} is {_fixed(old)} and cannot be redirected to {_fixed(new)}"
+        )
+
+
+def _fixed(entry: Entry) -> str:
+    """What a redirection leaves as it is."""
+    parts = (entry.action, entry.toward, entry.position)
+    return f"{' '.join(part.name for part in parts)} of session {entry.session:016x}"
 
 
 class Datapath(ABC):
@@ -144,7 +181,59 @@ class Datapath(ABC):
 
     @abstractmethod
     async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
-        """Take out the entries with these keys; unknown keys are ignored."""
+        """Take out the entries with these keys; unknown keys are ignored. What is held for them
+        goes first; so it does for entries that :meth:`install` replaces."""
+
+    @abstractmethod
+    async def redirect(self, entries: Sequence[Entry]) -> list[int]:
+        """Let the rows with these keys rewrite and send as *entries* say, each at one moment.
+
+        Make before break (§4.2.1): each packet goes wholly the old way or wholly the new one, and
+        counters and what is held live on. Returns, for each entry, how many packets it had
+        counted by then, as :attr:`Counters.packets` does: never fewer than went the old way.
+        Session, direction, action and position must be what they were. Raises
+        :exc:`DatapathError`, and redirects nothing, when a row is not there or differs in these.
+        """
+
+    @abstractmethod
+    async def hold(
+        self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool = False
+    ) -> list[Holding]:
+        """From now on packets that match these keys wait in the kernel, in the order they come.
+
+        Held packets count in no entry before they go. For sessions being changed (§5.2): the
+        entries' action must be SEND. The other direction goes on.
+
+        With *substream* (TCP, §5.3) only what is new waits: the checkpoint is the largest sequence
+        number that has passed at this moment (:attr:`Counters.max_seq`), and packets that end at
+        or before it go on, as do pure acknowledgements. A packet that lies across it is split.
+        When a held packet acknowledges more than any before it, a pure acknowledgement, made from
+        it, goes on at once. A hold of all after that of a substream keeps what is held, in order,
+        and holds the rest behind it; any other repetition changes nothing.
+
+        What waits is bounded by :attr:`Limits.hold_packets` (packets, all live sessions together)
+        and :attr:`Limits.hold_time` (see :class:`HoldOverflow`), and by the agent's life: when that
+        is over, packets go by the rows as they are. Raises :exc:`DatapathError`, and holds
+        nothing, when a row is not there or cannot be held.
+        """
+
+    @abstractmethod
+    async def resume(self, keys: Iterable[tuple[Hook, Flow]]) -> list[int]:
+        """Let what is held for these keys go, in order and before any later packet, by the rows
+        as they are now; they have left when this returns.
+
+        Returns for each key how many packets had been held (a burst counts once); 0 when none was.
+        """
+
+    @abstractmethod
+    async def watch_ack(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        """Tell once, by :class:`Acked`, when a TCP packet that matches one of these keys
+        acknowledges *number* or more; at once when one already has.
+
+        It is told when the packet has been translated and is on its way. One number at a time for
+        each key: a later call replaces the earlier one. Raises :exc:`DatapathError` when a row is
+        not there.
+        """
 
     @abstractmethod
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
@@ -160,8 +249,8 @@ class Datapath(ABC):
 
     @abstractmethod
     def events(self) -> AsyncIterator[Event]:
-        """Held flows and ended sessions, as they come; one consumer. Also keeps the kernel
-        told that an agent is there (:attr:`Reason.AGENT_AWAY_OPEN`)."""
+        """Held flows, ended sessions and what happens to changed ones, as it comes; one consumer.
+        Also keeps the kernel told that an agent is there (:attr:`Reason.AGENT_AWAY_OPEN`)."""
 
     @abstractmethod
     async def reasons(self) -> Mapping[Reason, int]:

@@ -27,7 +27,7 @@ cdef extern from *:
         FIELD(m2m_key, tuple.zero),
         FIELD(m2m_entry, tag), FIELD(m2m_entry, ifindex), FIELD(m2m_entry, session),
         FIELD(m2m_entry, packets), FIELD(m2m_entry, bytes), FIELD(m2m_entry, last_seen),
-        FIELD(m2m_entry, max_seq), FIELD(m2m_entry, chain), FIELD(m2m_entry, generation),
+        FIELD(m2m_entry, max_seq), FIELD(m2m_entry, max_ack), FIELD(m2m_entry, chain), FIELD(m2m_entry, generation),
         FIELD(m2m_entry, role), FIELD(m2m_entry, flags), FIELD(m2m_entry, mss),
         FIELD(m2m_entry, mtu), FIELD(m2m_entry, addr_diff), FIELD(m2m_entry, sport),
         FIELD(m2m_entry, dport), FIELD(m2m_entry, super_sport), FIELD(m2m_entry, super_dport),
@@ -73,7 +73,7 @@ cdef extern from *:
         m2m_tuple tuple
 
     struct m2m_entry:
-        uint32_t tag
+        uint16_t tag
         uint8_t role
         uint16_t addr_diff
 
@@ -116,7 +116,7 @@ cdef extern from *:
         M2M_CUT_SHORT
 
     uint16_t m2m_swap16(uint16_t) nogil
-    uint32_t m2m_key_tag(const m2m_key *) nogil
+    uint16_t m2m_key_tag(const m2m_key *) nogil
     int m2m_addr_compare(const m2m_addr *, const m2m_addr *) nogil
     uint16_t m2m_csum_diff_addrs(
         const m2m_addr *, const m2m_addr *, const m2m_addr *, const m2m_addr *) nogil

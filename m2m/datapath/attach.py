@@ -136,6 +136,23 @@ class Attachments:
         self._pins.unpin(*(f"tc-{ifindex}-{what}" for what in ("out", "in", "made")))
 
 
+def attach_outgoing(pins: Pins, pin: str, program: Program, ifindex: int) -> None:
+    """Run *program* for what leaves by one interface of our own, and keep that under *pin*."""
+    path = pins.path(pin)
+    try:
+        Link.pinned(path).update(program)
+    except BpfError:
+        pins.unpin(pin)
+    else:
+        return
+    try:
+        Link.create(program, ifindex, TCX_EGRESS).pin(path)
+    except BpfError as error:
+        if error.errno not in _NO_TCX:
+            raise _not_served(ifindex, error) from error
+        tc_attach(program, ifindex, False, _TC_HANDLE, _TC_PRIORITY)
+
+
 def _name(ifindex: int) -> str:
     try:
         return f"{socket.if_indextoname(ifindex)} ({ifindex})"

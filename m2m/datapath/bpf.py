@@ -12,7 +12,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +25,7 @@ from m2m.datapath import (
     Ended,
     Event,
     Held,
+    Holding,
     Limits,
     Reason,
     Row,
@@ -33,8 +34,10 @@ from m2m.datapath import (
     layout,
 )
 from m2m.datapath._bpf import Map, Object, RingBuffer, wait_for_programs
-from m2m.datapath.attach import Attachments
+from m2m.datapath.attach import Attachments, attach_outgoing
+from m2m.datapath.change import Changes
 from m2m.datapath.hold import HoldQueue
+from m2m.datapath.hold_device import HoldDevice
 from m2m.datapath.hold_tables import HoldTables
 from m2m.datapath.pins import Pins
 from m2m.datapath.sweep import Sweeper
@@ -73,12 +76,17 @@ class EbpfDatapath(Datapath):
         self._attachments = Attachments(pins, loaded.program("m2m_in"), loaded.program("m2m_out"))
         self._sweeper = Sweeper(loaded.program("m2m_sweep"))
         self._ring = RingBuffer(loaded.map("events"))
+        self._device = HoldDevice(name)
+        attach_outgoing(pins, "held", loaded.program("m2m_held"), self._device.ifindex)
+        self._changes = Changes(loaded, self._device, limits)
         self._queue, self._hold_tables = self._open_queue(hold, name, limits.hold_packets)
         self._ticker = Ticker(_HEARTBEAT)
         self._ready = select.epoll()
         self._ready.register(self._ticker.fileno(), select.EPOLLIN)
         self._ready.register(self._ring.fileno(), select.EPOLLIN)
         self._ready.register(self._queue.fileno(), select.EPOLLIN)
+        for fileno in self._changes.filenos():
+            self._ready.register(fileno, select.EPOLLIN)
         self._objects = loaded, hold
         self._sweeper.start()
 
@@ -112,7 +120,8 @@ class EbpfDatapath(Datapath):
 
     async def attach(self, ifindexes: Iterable[int]) -> None:
         await trio.lowlevel.checkpoint()
-        self._attachments.set(ifindexes)
+        ours = self._device.ifindex, self._device.peer_ifindex
+        self._attachments.set(ifindex for ifindex in ifindexes if ifindex not in ours)
         self._watch_first_packets()
 
     async def set_addresses(self, addresses: Iterable[Address]) -> None:
@@ -134,11 +143,34 @@ class EbpfDatapath(Datapath):
     def _install(self, entries: Sequence[Entry]) -> None:
         if not self._attachments.outgoing and any(each.hook is Hook.OUT for each in entries):
             self._attachments.translate_outgoing()
+        if self._changes.any:
+            self._changes.forget(layout.pack_key(*entry.key) for entry in entries)
         self._tables.install(entries)
 
     async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
+        keys = list(keys)
+        if self._changes.any:
+            self._changes.forget(layout.pack_key(*key) for key in keys)
         self._tables.remove(keys)
+
+    async def redirect(self, entries: Sequence[Entry]) -> list[int]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return self._changes.redirect(entries)
+
+    async def hold(
+        self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool = False
+    ) -> list[Holding]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return self._changes.hold(keys, substream=substream)
+
+    async def resume(self, keys: Iterable[tuple[Hook, Flow]]) -> list[int]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return self._changes.resume(keys)
+
+    async def watch_ack(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._changes.watch_ack(keys, number)
 
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -161,7 +193,7 @@ class EbpfDatapath(Datapath):
 
     async def events(self) -> AsyncIterator[Event]:
         self._beat()
-        over: deque[bytes] = deque()  # told by the sweeper, thousands at a time
+        over: deque[Ended] = deque()  # told by the sweeper, thousands at a time
         while True:
             if over:
                 await trio.lowlevel.checkpoint()
@@ -172,18 +204,32 @@ class EbpfDatapath(Datapath):
                     for flow in self._queue.receive():
                         yield Held(flow)
                 elif ready == self._ring.fileno():
-                    over.extend(self._ring.consume())
+                    over.extend(self._told())
+                elif ready != self._ticker.fileno():
+                    for event in self._changes.events():
+                        yield event
                 elif self._ticker.rings():
                     self._beat()
             # First packets, and the other tasks, do not wait for all of them.
             for _ in range(min(len(over), _ENDS_AT_ONCE)):
-                yield Ended(*layout.unpack_ended(over.popleft()))
+                yield over.popleft()
+
+    def _told(self) -> Iterator[Ended]:
+        """The sessions that are over; what else the programs say is acted upon."""
+        for record in self._ring.consume():
+            session, kind, toward = layout.unpack_event(record)
+            reason = layout.end_reason(kind)
+            if reason is not None:
+                yield Ended(session, reason)
+            else:
+                self._changes.event(kind, session, toward)
 
     def _beat(self) -> None:
         """Say that an agent is here; look after what needs it about once a second."""
         self._tables.config[layout.HEARTBEAT] = time.monotonic_ns()
         self._tables.set_clock()
         self._queue.tick()
+        self._changes.tick()
         if self._sweeper.failure is not None:
             raise DatapathError(f"the sweeper failed: {self._sweeper.failure}")
 
@@ -196,6 +242,7 @@ class EbpfDatapath(Datapath):
             await trio.to_thread.run_sync(self._sweeper.stop)
         # Whoever is told to wait for an agent now learns that there is none.
         self._tables.config[layout.HEARTBEAT] = 0
+        self._changes.close(keep=keep)
         self._queue.close(keep=keep)
         if not keep:
             self._attachments.set(())

@@ -14,13 +14,14 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from enum import Enum, IntFlag
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 import trio
 
 from m2m.datapath import (
+    Acked,
     Counters,
     Datapath,
     DatapathError,
@@ -29,12 +30,16 @@ from m2m.datapath import (
     EndReason,
     Event,
     Held,
+    Holding,
+    HoldOverflow,
     Limits,
     Reason,
     Row,
     Verdict,
+    check_redirect,
 )
-from m2m.datapath._core import RuleTable, seq_after, seq_end
+from m2m.datapath._core import RuleTable, seq_after
+from m2m.datapath.fake_packets import Packet, Tcp, Waiting
 from m2m.policy.rules import EMPTY, Fail, Policy, PolicySet
 from m2m.protocol.flow import Address, Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Toward
@@ -43,15 +48,6 @@ __all__ = ["FakeDatapath", "FakeKernel", "Fate", "Outcome", "Tcp"]
 
 ENTRIES_PER_SESSION = 2  # an inline middlebox's have four, and count twice
 REFUSAL = 1.0  # s for which a refused flow stays refused
-
-
-class Tcp(IntFlag):
-    """Flags of a TCP header."""
-
-    FIN = 0x01
-    SYN = 0x02
-    RST = 0x04
-    ACK = 0x10
 
 
 class Fate(Enum):
@@ -74,22 +70,6 @@ class Outcome(NamedTuple):
     payload: bytes = b""
 
 
-class _Packet(NamedTuple):
-    hook: Hook
-    flow: Flow
-    payload: bytes
-    length: int
-    seq: int
-    flags: Tcp
-    ttl: int
-
-    @property
-    def opens(self) -> bool:
-        """Whether a first packet looks like this."""
-        is_udp = self.flow.proto == Proto.UDP
-        return is_udp or self.flags & (Tcp.SYN | Tcp.ACK) == Tcp.SYN
-
-
 class _Slot:
     """One entry of the table and what it has seen."""
 
@@ -98,21 +78,30 @@ class _Slot:
         self.packets = 0
         self.bytes = 0
         self.max_seq: int | None = None
+        self.max_ack: int | None = None
         self.seen = now
         self.flags = Tcp(0)
+        self.waiting: Waiting | None = None
+        self.watched: int | None = None  # the acknowledgement to tell of
 
-    def count(self, packet: _Packet, now: float) -> None:
+    def count(self, packet: Packet, now: float) -> None:
         self.packets += 1
         self.bytes += packet.length
         self.seen = now
         if packet.flow.proto == Proto.TCP:
-            syn, fin = bool(packet.flags & Tcp.SYN), bool(packet.flags & Tcp.FIN)
-            if syn and self.flags & (Tcp.FIN | Tcp.RST):  # the same ports, reused
-                self.flags, self.max_seq = Tcp(0), None
+            if packet.flags & Tcp.SYN and self.flags & (
+                Tcp.FIN | Tcp.RST
+            ):  # the same ports, reused
+                self.flags, self.max_seq, self.max_ack = Tcp(0), None, None
             self.flags |= packet.flags
-            end = seq_end(packet.seq, len(packet.payload), syn, fin)
-            if self.max_seq is None or seq_after(end, self.max_seq):
-                self.max_seq = end
+            if self.max_seq is None or seq_after(packet.end, self.max_seq):
+                self.max_seq = packet.end
+            news = self.max_ack is None or seq_after(packet.ack, self.max_ack)
+            if packet.flags & Tcp.ACK and news:
+                self.max_ack = packet.ack
+
+    def has_acked(self, number: int) -> bool:
+        return self.max_ack is not None and not seq_after(number, self.max_ack)
 
     def row(self, now: float) -> Row:
         fin, rst = bool(self.flags & Tcp.FIN), bool(self.flags & Tcp.RST)
@@ -163,8 +152,10 @@ class FakeKernel:
         self._ended: set[int] = set()
         self._deadlines: list[tuple[float, int]] = []
         self._decided: dict[Flow, _Decided] = {}
-        self._held: dict[Flow, list[_Packet]] = {}
+        self._held: dict[Flow, list[Packet]] = {}
         self._announced: deque[Flow] = deque()
+        self._news: deque[Event] = deque()
+        self._holding: dict[tuple[Hook, Flow], _Slot] = {}
         self._changed = trio.Event()
 
     # -- packets ------------------------------------------------------------------------
@@ -177,20 +168,27 @@ class FakeKernel:
         payload: bytes = b"",
         length: int | None = None,
         seq: int = 0,
+        ack: int = 0,
         flags: Tcp = Tcp.ACK,
         ttl: int = 64,
     ) -> Outcome:
-        """Let one packet meet *hook*; *length* is its IP total length (default: as it comes)."""
+        """Let one packet meet *hook*; *length* is its IP total length (default: as it comes).
+
+        The outcome is that of the packet; what a part of it becomes that goes on while the rest
+        waits is in ``released``.
+        """
         if length is None:
             length = 20 + (20 if flow.proto == Proto.TCP else 8) + len(payload)
-        return self._pass(_Packet(hook, flow, payload, length, seq, flags, ttl))
+        return self._pass(Packet(hook, flow, payload, length, seq, ack, flags, ttl))
 
-    def _pass(self, packet: _Packet) -> Outcome:
+    def _pass(self, packet: Packet) -> Outcome:
         if self.interfaces is not None and not self.attached:
             return self._untouched(packet)
         if packet.hook is Hook.OUT and packet.opens and packet.flow in self._held:
             return self._hold(packet)  # entries may stand by now, but others wait before it
         slot = self._slots.get((packet.hook, packet.flow))
+        if slot is not None and slot.waiting is not None:
+            return self._wait(packet, slot, slot.waiting)
         if slot is not None:
             return self._translate(packet, slot)
         if packet.hook is Hook.OUT:
@@ -201,7 +199,7 @@ class FakeKernel:
             return self._drop(packet, Reason.NO_ENTRY)
         return self._untouched(packet)
 
-    def _translate(self, packet: _Packet, slot: _Slot) -> Outcome:
+    def _translate(self, packet: Packet, slot: _Slot) -> Outcome:
         entry = slot.entry
         if entry.action is Action.SEND:
             if packet.hook is Hook.IN and packet.ttl <= 1:
@@ -212,10 +210,44 @@ class FakeKernel:
         slot.count(packet, trio.current_time())
         if slot.flags & (Tcp.FIN | Tcp.RST) != before & (Tcp.FIN | Tcp.RST):
             self._watch(entry.session)
+        if slot.watched is not None and slot.has_acked(slot.watched):
+            self._tell_acked(slot)
         fate = Fate.SENT if entry.action is Action.SEND else Fate.DELIVERED
         return Outcome(fate, entry.rewrite, entry.hop, payload=packet.payload)
 
-    def _unsteered(self, packet: _Packet) -> Outcome:
+    def _wait(self, packet: Packet, slot: _Slot, waiting: Waiting) -> Outcome:
+        goes, waits = waiting.sort(packet, slot.max_ack)
+        if waits is None:
+            return self._translate(packet, slot)
+        if goes is not None:
+            self.released.append(self._translate(goes, slot))
+        waiting.packets.append(waits)
+        self.reasons[Reason.HELD] += 1
+        if sum(map(len, self._live_packets())) > self.limits.hold_packets:
+            self._overflow(slot)
+        return Outcome(Fate.HELD, packet.flow, reason=Reason.HELD, payload=waits.payload)
+
+    def _live_packets(self) -> Iterator[list[Packet]]:
+        return (slot.waiting.packets for slot in self._holding.values() if slot.waiting)
+
+    def _overflow(self, slot: _Slot) -> None:
+        self._news.append(HoldOverflow(slot.entry.session, slot.entry.toward))
+        self._let_go(slot)
+        self.wake()
+
+    def _let_go(self, slot: _Slot) -> int:
+        self._holding.pop(slot.entry.key, None)
+        waiting, slot.waiting = slot.waiting, None
+        packets = waiting.packets if waiting is not None else []
+        self.released += (self._translate(packet, slot) for packet in packets)
+        return len(packets)
+
+    def _tell_acked(self, slot: _Slot) -> None:
+        slot.watched = None
+        self._news.append(Acked(slot.entry.session, slot.entry.toward))
+        self.wake()
+
+    def _unsteered(self, packet: Packet) -> Outcome:
         if (decided := self._decided.get(packet.flow)) is not None:
             now = trio.current_time()
             if now >= decided.until:
@@ -232,7 +264,7 @@ class FakeKernel:
             return self._agent_away(packet, policy.fail)
         return self._hold(packet)
 
-    def _hold(self, packet: _Packet) -> Outcome:
+    def _hold(self, packet: Packet) -> Outcome:
         if sum(map(len, self._held.values())) >= self.limits.hold_packets:
             return self._drop(packet, Reason.HOLD_OVERFLOW)
         if packet.flow not in self._held:
@@ -242,17 +274,17 @@ class FakeKernel:
         self.reasons[Reason.HELD] += 1
         return Outcome(Fate.HELD, packet.flow, reason=Reason.HELD, payload=packet.payload)
 
-    def _agent_away(self, packet: _Packet, fail: Fail) -> Outcome:
+    def _agent_away(self, packet: Packet, fail: Fail) -> Outcome:
         if fail is Fail.OPEN:
             return self._untouched(packet, Reason.AGENT_AWAY_OPEN)
         return self._drop(packet, Reason.AGENT_AWAY_CLOSED)
 
-    def _untouched(self, packet: _Packet, reason: Reason | None = None) -> Outcome:
+    def _untouched(self, packet: Packet, reason: Reason | None = None) -> Outcome:
         if reason is not None:
             self.reasons[reason] += 1
         return Outcome(Fate.UNTOUCHED, packet.flow, reason=reason, payload=packet.payload)
 
-    def _drop(self, packet: _Packet, reason: Reason) -> Outcome:
+    def _drop(self, packet: Packet, reason: Reason) -> Outcome:
         self.reasons[reason] += 1
         return Outcome(Fate.DROPPED, packet.flow, reason=reason, payload=packet.payload)
 
@@ -285,11 +317,62 @@ class FakeKernel:
         slot = self._slots.pop(key, None)
         if slot is None:
             return
+        self._let_go(slot)
         keys = self._sessions[slot.entry.session]
         keys.discard(key)
         if not keys:
             del self._sessions[slot.entry.session]
             self._ended.discard(slot.entry.session)
+
+    def redirect(self, entries: Sequence[Entry]) -> list[int]:
+        slots = self._known(entry.key for entry in entries)
+        for slot, entry in zip(slots, entries, strict=True):
+            check_redirect(slot.entry, entry)
+        for slot, entry in zip(slots, entries, strict=True):
+            slot.entry = entry
+        return [slot.packets for slot in slots]
+
+    def hold(self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool) -> list[Holding]:
+        slots = self._known(keys)
+        for slot in slots:
+            if slot.entry.action is not Action.SEND:
+                raise DatapathError(
+                    f"packets of {slot.entry.match} cannot be held: they are not sent on here"
+                )
+            if substream and slot.entry.match.proto != Proto.TCP:
+                raise DatapathError(
+                    f"packets of {slot.entry.match} have no substreams: they are not TCP"
+                )
+        return [self._begin(slot, substream=substream) for slot in slots]
+
+    def _begin(self, slot: _Slot, *, substream: bool) -> Holding:
+        if slot.waiting is None:
+            slot.waiting = Waiting(trio.current_time() + self.limits.hold_time)
+            self._holding[slot.entry.key] = slot
+            if substream and slot.max_seq is not None:
+                slot.waiting.cover(slot.max_seq)
+            self.wake()
+        elif not substream:
+            slot.waiting.cover(None)
+        return slot.waiting.state(slot.packets)
+
+    def resume(self, keys: Iterable[tuple[Hook, Flow]]) -> list[int]:
+        return [self._let_go(self._slots[key]) if key in self._slots else 0 for key in keys]
+
+    def watch_ack(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        for slot in self._known(keys):
+            slot.watched = number
+            if slot.has_acked(number):
+                self._tell_acked(slot)
+
+    def _known(self, keys: Iterable[tuple[Hook, Flow]]) -> list[_Slot]:
+        found = []
+        for hook, flow in keys:
+            slot = self._slots.get((hook, flow))
+            if slot is None:
+                raise DatapathError(f"there is no row for {flow} ({hook.name})")
+            found.append(slot)
+        return found
 
     def rows(self, keys: Iterable[tuple[Hook, Flow]] | None = None) -> list[Row]:
         now = trio.current_time()
@@ -311,6 +394,9 @@ class FakeKernel:
         self.agent_present = False
         held, self._held = self._held, {}
         self._announced.clear()
+        for slot in list(self._holding.values()):
+            self._let_go(slot)
+        self._news.clear()
         for packets in held.values():
             self.released += map(self._pass, packets)
 
@@ -323,6 +409,11 @@ class FakeKernel:
             if flow in self._held:
                 return Held(flow)
         now = trio.current_time()
+        for slot in list(self._holding.values()):
+            if slot.waiting is not None and slot.waiting.until <= now:
+                self._overflow(slot)
+        if self._news:
+            return self._news.popleft()
         while self._deadlines and self._deadlines[0][0] <= now:
             _, session = heapq.heappop(self._deadlines)
             if session not in self._sessions or session in self._ended:
@@ -337,6 +428,8 @@ class FakeKernel:
     async def wait(self) -> None:
         """Return when :meth:`next_event` is worth asking again."""
         due = self._deadlines[0][0] if self._deadlines else math.inf
+        waiting = (slot.waiting.until for slot in self._holding.values() if slot.waiting)
+        due = min(due, *waiting, math.inf)
         with trio.move_on_at(due):
             await self._changed.wait()
         self._changed = trio.Event()
@@ -361,6 +454,12 @@ class FakeKernel:
 
     def wake(self) -> None:
         self._changed.set()
+
+
+def _check_hops(entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        if entry.action is Action.SEND and entry.hop is None:
+            raise DatapathError(f"entry for {entry.match}: SEND needs a next hop")
 
 
 class FakeDatapath(Datapath):
@@ -397,15 +496,32 @@ class FakeDatapath(Datapath):
 
     async def install(self, entries: Sequence[Entry]) -> None:
         await self._step()
-        for entry in entries:
-            if entry.action is Action.SEND and entry.hop is None:
-                raise DatapathError(f"entry for {entry.match}: SEND needs a next hop")
+        _check_hops(entries)
         self.kernel.install(entries)
 
     async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
         await self._step()
         for key in keys:
             self.kernel.remove(key)
+
+    async def redirect(self, entries: Sequence[Entry]) -> list[int]:
+        await self._step()
+        _check_hops(entries)
+        return self.kernel.redirect(entries)
+
+    async def hold(
+        self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool = False
+    ) -> list[Holding]:
+        await self._step()
+        return self.kernel.hold(keys, substream=substream)
+
+    async def resume(self, keys: Iterable[tuple[Hook, Flow]]) -> list[int]:
+        await self._step()
+        return self.kernel.resume(keys)
+
+    async def watch_ack(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        await self._step()
+        self.kernel.watch_ack(keys, number)
 
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await self._step()

@@ -15,17 +15,17 @@ from m2m.policy.rules import Fail, PolicySet
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 
-VERSION = 2  # M2M_LAYOUT_VERSION
+VERSION = 3  # M2M_LAYOUT_VERSION
 MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
 
 KEY_SIZE = 40
 _HOOK_OFFSET = 37
 _KEY_TAILS = {Hook.IN: b"\0\0\0", Hook.OUT: b"\1\0\0"}
 
-# tag ifindex role flags mss mtu addr_diff, ports of the new header, last_seen max_seq chain,
-# addresses of the new header, next hop, packets bytes session generation, ports and addresses of
-# the supersession
-_ENTRY = struct.Struct("=IIBBHHH4sIII32s16sQQQI4s32s")
+# tag chain ifindex role flags mss mtu addr_diff, ports of the new header, last_seen max_seq
+# max_ack, addresses of the new header, next hop, packets bytes session generation, ports and
+# addresses of the supersession
+_ENTRY = struct.Struct("=HHIBBHHH4sIII32s16sQQQI4s32s")
 ENTRY_SIZE = _ENTRY.size
 _SEEN_FIN, _SEEN_RST, _SEEN_SEQ = 1, 2, 4
 _ROLE_OFFSET, _LAST_SEEN_OFFSET, _SESSION = 8, 20, slice(96, 104)
@@ -34,7 +34,13 @@ _NO_HOP = bytes(16)
 _RULE = struct.Struct("=16s16s16s16sHHHHBBBBI")
 RULE_SIZE = _RULE.size
 
-_ENDED = struct.Struct("=QII")  # struct m2m_ended of m2m/bpf/sweep.h
+# struct m2m_redirect of m2m/bpf/change.h: serial ifindex mss mtu addr_diff chain, ports,
+# generation, addresses, next hop, packets zero again
+_REDIRECT = struct.Struct("=IIHHHH4sI32s16sQII")
+_CHANGING = 0x40  # M2M_ROLE_CHANGING
+
+_EVENT = struct.Struct("=QII")  # struct m2m_event_record of m2m/bpf/sweep.h
+EVENT_OVERFLOW, EVENT_ACKED, EVENT_STRAY = 16, 17, 18
 _END_REASONS = {1: EndReason.FIN, 2: EndReason.RST, 3: EndReason.IDLE}
 
 _TICK_SHIFT = 20
@@ -95,8 +101,9 @@ def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
     hop = entry.hop
     ifindex, gateway, mtu = hop if hop is not None else (0, _NO_HOP, 0)
     value = _ENTRY.pack(
-        0, ifindex, entry.action | entry.toward << 2 | entry.position << 3, 0, entry.mss,
-        min(mtu, 0xFFFF), 0, new[32:36], now, 0, entry.chain, new[:32], gateway,
+        0, entry.chain & 0xFFFF, ifindex,
+        entry.action | entry.toward << 2 | entry.position << 3, 0, entry.mss, min(mtu, 0xFFFF), 0,
+        new[32:36], now, 0, 0, new[:32], gateway,
         0, 0, entry.session, entry.generation, old[32:36], old[:32],
     )  # fmt: skip
     return key, seal(key, value)
@@ -105,7 +112,7 @@ def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
 def unpack_row(key: bytes, value: bytes, now: int) -> Row:
     """The entry and its counters at *now* (ticks)."""
     (
-        _, ifindex, role, flags, mss, mtu, _, new_ports, last_seen, max_seq, chain, new, gateway,
+        _, chain, ifindex, role, flags, mss, mtu, _, new_ports, last_seen, max_seq, _, new, gateway,
         packets, octets, session, generation, old_ports, old,
     ) = _ENTRY.unpack(value)  # fmt: skip
     match = Flow.unpack(key)
@@ -171,7 +178,49 @@ def pack_rules(policy: PolicySet) -> bytes:
     return b"".join(rows)
 
 
-def unpack_ended(record: bytes) -> tuple[int, EndReason]:
-    """A session that the sweeper found to be over, and why."""
-    session, end, _ = _ENDED.unpack(record)
-    return session, _END_REASONS[end]
+def unpack_event(record: bytes) -> tuple[int, int, int]:
+    """What a program has to say: about which session, what, and in which direction of it."""
+    session, kind, toward = _EVENT.unpack(record)
+    return session, kind, toward
+
+
+def end_reason(kind: int) -> EndReason | None:
+    """Why a session is over, if that is what was said."""
+    return _END_REASONS.get(kind)
+
+
+def action_of(value: bytes) -> Action:
+    """What a packed entry does."""
+    return Action(value[_ROLE_OFFSET] & 3)
+
+
+def is_changing(value: bytes) -> bool:
+    """Whether there may be a redirect that counts instead of the rewrite in a packed entry."""
+    return bool(value[_ROLE_OFFSET] & _CHANGING)
+
+
+def pack_redirect(entry: Entry, serial: int) -> bytes:
+    """``struct m2m_redirect`` (88 bytes)."""
+    (
+        _, chain, ifindex, _, _, mss, mtu, difference, ports, _, _, _, new, gateway,
+        _, _, _, generation, _, _,
+    ) = _ENTRY.unpack(pack_entry(entry, 0)[1])  # fmt: skip
+    return _REDIRECT.pack(
+        serial, ifindex, mss, mtu, difference, chain, ports, generation, new, gateway,
+        0, 0, serial,
+    )  # fmt: skip
+
+
+def redirected(value: bytes, redirect: bytes) -> bytes:
+    """A packed entry as packets find it that take its redirect into account."""
+    (
+        _, ifindex, mss, mtu, difference, chain, ports, generation, new, gateway, _, _, _,
+    ) = _REDIRECT.unpack(redirect)  # fmt: skip
+    (
+        tag, _, _, role, flags, _, _, _, _, last_seen, max_seq, max_ack, _, _,
+        packets, octets, session, _, old_ports, old,
+    ) = _ENTRY.unpack(value)  # fmt: skip
+    return _ENTRY.pack(
+        tag, chain, ifindex, role, flags, mss, mtu, difference, ports, last_seen, max_seq, max_ack,
+        new, gateway, packets, octets, session, generation, old_ports, old,
+    )  # fmt: skip

@@ -46,6 +46,7 @@ class Tables:
         self._let_in_ports = 0xFFFF, 0  # lowest, highest; see _let_in()
         self._set_clock = loaded.program("m2m_set_clock")
         self._flows = loaded.map("flows")
+        self._redirects = loaded.map("redirects")
         self._rules = loaded.map("rules")
         self._addresses = loaded.map("addresses")
         self._reasons = loaded.map("reasons")
@@ -128,8 +129,13 @@ class Tables:
             key = layout.pack_key(hook, flow)
             value = self._flows.lookup(key)
             if value is not None and layout.session_of(value):
-                found.append(layout.unpack_row(key, value, now))
+                found.append(layout.unpack_row(key, self._as_it_counts(key, value), now))
         return found
+
+    def _as_it_counts(self, key: bytes, value: bytes) -> bytes:
+        """The entry with its redirect, if there is one."""
+        redirect = self._redirects.lookup(key) if layout.is_changing(value) else None
+        return value if redirect is None else layout.redirected(value, redirect)
 
     def batches(self) -> Iterator[list[Row]]:
         """Every entry of every session, some thousand at a time."""
@@ -139,7 +145,7 @@ class Tables:
             more = cursor is not None
             now = layout.now_ticks()
             yield [
-                layout.unpack_row(key, value, now)
+                layout.unpack_row(key, self._as_it_counts(key, value), now)
                 for key, value in zip(
                     _cut(keys, layout.KEY_SIZE), _cut(values, layout.ENTRY_SIZE), strict=True
                 )

@@ -81,7 +81,7 @@ def test_an_entry_as_python_packs_it() -> None:
     assert len(value) == LAYOUT["m2m_entry"][0] == layout.ENTRY_SIZE
     numbers = {
         "session": 0x1122334455667788, "ifindex": 12, "packets": 0, "bytes": 0,
-        "last_seen": 0xCAFE, "max_seq": 0, "chain": 77, "generation": 99, "flags": 0,
+        "last_seen": 0xCAFE, "max_seq": 0, "max_ack": 0, "chain": 77, "generation": 99, "flags": 0,
         "mss": 1357, "mtu": 9000, "tag": _core.key_tag(packed_key),
         "role": Action.SEND | Toward.LEFT << 2 | Position.INLINE << 3,
     }  # fmt: skip

@@ -121,12 +121,14 @@ class EbpfRig(Rig):
     # -- packets ------------------------------------------------------------------------
 
     async def packet(
-        self, hook: Hook, flow: Flow, payload: bytes = b"", *, seq: int = 0, flags: Tcp = Tcp.ACK,
-        ttl: int = 64,
+        self, hook: Hook, flow: Flow, payload: bytes = b"", *, seq: int = 0, ack: int = 0,
+        flags: Tcp = Tcp.ACK, ttl: int = 64,
     ) -> None:  # fmt: skip
         await trio.lowlevel.checkpoint()
         if flow.proto == Proto.TCP:
-            data = packets.tcp(flow, payload=payload, seq=seq, flags=flags, ttl=ttl, ident=1)
+            data = packets.tcp(
+                flow, payload=payload, seq=seq, ack=ack, flags=flags, ttl=ttl, ident=1
+            )
         else:
             data = packets.udp(flow, payload=payload, ttl=ttl, ident=1)
         if hook is Hook.OUT:

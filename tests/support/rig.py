@@ -53,8 +53,8 @@ class Rig(ABC):
 
     @abstractmethod
     async def packet(
-        self, hook: Hook, flow: Flow, payload: bytes = b"", *, seq: int = 0, flags: Tcp = Tcp.ACK,
-        ttl: int = 64,
+        self, hook: Hook, flow: Flow, payload: bytes = b"", *, seq: int = 0, ack: int = 0,
+        flags: Tcp = Tcp.ACK, ttl: int = 64,
     ) -> None:  # fmt: skip
         """Let one packet enter the host (from the left or the right, as its source or its
         destination says) or leave it."""
@@ -121,14 +121,18 @@ class FakeRig(Rig):
         await self.datapath.attach(self.links())
 
     async def packet(
-        self, hook: Hook, flow: Flow, payload: bytes = b"", *, seq: int = 0, flags: Tcp = Tcp.ACK,
-        ttl: int = 64,
+        self, hook: Hook, flow: Flow, payload: bytes = b"", *, seq: int = 0, ack: int = 0,
+        flags: Tcp = Tcp.ACK, ttl: int = 64,
     ) -> None:  # fmt: skip
         self._collect_released()
-        outcome = self._kernel.packet(hook, flow, payload=payload, seq=seq, flags=flags, ttl=ttl)
+        outcome = self._kernel.packet(
+            hook, flow, payload=payload, seq=seq, ack=ack, flags=flags, ttl=ttl
+        )
         if outcome.fate is Fate.DELIVERED and outcome.flow.dst not in (HOST_LEFT, HOST_RIGHT):
             # an inline NF: the host's stack forwards it
-            await self.packet(Hook.OUT, outcome.flow, payload, seq=seq, flags=flags, ttl=ttl - 1)
+            await self.packet(
+                Hook.OUT, outcome.flow, payload, seq=seq, ack=ack, flags=flags, ttl=ttl - 1
+            )
         else:
             self._note(hook, outcome)
 

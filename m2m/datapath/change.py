@@ -1,0 +1,340 @@
+"""Changing live sessions: redirect, hold, resume, watch (docs/holding.md, m2m/bpf/change.h).
+
+An entry that changes has records beside the table, made here and taken away again some seconds
+after the change. Seconds, because then no program can still be looking at what it found before:
+
+    mark ──► the redirect counts, not the entry ──1 s──► written into the entry, which nobody reads
+         ──1 s──► unmark: the entry counts, and nobody finds the records ──1 s──► no records
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from m2m.datapath import (
+    Acked,
+    DatapathError,
+    Event,
+    Holding,
+    HoldOverflow,
+    Limits,
+    check_redirect,
+    layout,
+    split,
+)
+from m2m.datapath import change_tables as do
+from m2m.datapath._bpf import Object
+from m2m.datapath._core import seq_after
+from m2m.datapath.change_tables import ChangeTables
+from m2m.datapath.hold_device import HoldDevice
+from m2m.protocol.flow import Flow, Proto
+from m2m.protocol.translation import Action, Entry, Hook, Toward
+
+__all__ = ["Changes"]
+
+_OLD = 1.0  # s after which no program still has what it found before
+# Not 1: a number that was given out waits at most until the program on another CPU goes on. Then
+# others need not wait for it, and then it was lost on its way (no memory for another queue).
+_PATIENCE, _LOST = 0.02, 0.04  # s
+_LIMIT_MOST = 8000  # packets; their numbers are compared modulo 2**15
+
+_SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
+_ETH_P_ALL, _ETH_P_IP = 3, 0x0800
+_SO_RCVBUFFORCE = 33
+_FRAME = 1 << 17
+
+
+class _Record:
+    """What is known of an entry that changes."""
+
+    __slots__ = ("checkpoint", "held_from", "session", "since", "stage", "toward", "watched")
+
+    def __init__(self, session: int, toward: Toward) -> None:
+        self.session = session
+        self.toward = toward
+        self.held_from: int | None = None  # how many had been held before; None: nothing is
+        self.checkpoint: int | None = None
+        self.watched = False
+        self.since = time.monotonic()  # of the last change, or of this stage
+        self.stage = 0  # towards having no record
+
+
+class Changes:
+    """The changing entries of one agent."""
+
+    def __init__(self, loaded: Object, device: HoldDevice, limits: Limits) -> None:
+        self._device = device
+        self._hold_time = layout.ticks(limits.hold_time)
+        self._tables = ChangeTables(loaded)
+        self._records: dict[bytes, _Record] = {}
+        self._serial = secrets.randbits(32)
+        self._splitter = _open_splitter(device)
+        self._events: deque[Event] = deque()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._tables.begin(min(limits.hold_packets, _LIMIT_MOST), device.ifindex)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Let go what an agent that was killed has held."""
+        for key in self._tables.recorded():
+            value = self._tables.flows.lookup(key)
+            entry = None if value is None else layout.unpack_row(key, value, 0).entry
+            record = _Record(entry.session, entry.toward) if entry else _Record(0, Toward.RIGHT)
+            self._records[key] = record
+            self._drain(key)
+            self._tables.run(key, clear=do.WATCH)
+        self._tables.give_up(*self._tables.stale_addresses())
+        self._tables.nothing_waits()
+
+    # -- the contract -------------------------------------------------------------------
+
+    def redirect(self, entries: Sequence[Entry]) -> list[int]:
+        values = self._entries([entry.key for entry in entries])
+        for entry, value in zip(entries, values.values(), strict=True):
+            check_redirect(layout.unpack_row(layout.pack_key(*entry.key), value, 0).entry, entry)
+        for key, entry in zip(values, entries, strict=True):
+            self._record(key, values[key])
+            self._serial = (self._serial + 1) & 0xFFFFFFFF
+            self._tables.redirects.update(key, layout.pack_redirect(entry, self._serial))
+            self._tables.run(key, do.MARK, put=do.REDIRECT)
+        # A packet that met the entry before it was marked has been counted by now.
+        found = [self._tables.run(key) for key in values]
+        return [each.packets - each.redirected for each in found]
+
+    def hold(self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool) -> list[Holding]:
+        values = self._entries(keys)
+        for key, value in values.items():
+            if layout.action_of(value) is not Action.SEND:
+                raise DatapathError(
+                    f"packets of {Flow.unpack(key)} cannot be held: they are not sent on here"
+                )
+            if substream and key[36] != Proto.TCP:
+                raise DatapathError(
+                    f"packets of {Flow.unpack(key)} have no substreams: they are not TCP"
+                )
+        self._split()
+        for key, value in values.items():
+            self._begin(self._record(key, value), key, substream=substream)
+        return [self._holding(key) for key in values]
+
+    def resume(self, keys: Iterable[tuple[Hook, Flow]]) -> list[int]:
+        packed = [layout.pack_key(*key) for key in keys]
+        self._split()
+        return [self._drain(key) if self._holds(key) else 0 for key in packed]
+
+    def watch_ack(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        for key, value in self._entries(keys).items():
+            record = self._record(key, value)
+            record.watched = True
+            self._tables.run(key, do.MARK, put=do.WATCH, ack=number)
+            # One that met the entry before it was marked has been noted by now.
+            acked = self._tables.run(key).acked
+            if acked is not None and not seq_after(number, acked):
+                self._tables.run(key, clear=do.WATCH)
+                self._tell_acked(record)
+
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """These entries are about to be replaced or taken out: what is held goes by them first."""
+        for key in keys:
+            if key in self._records:
+                self._split()
+                self._drain(key)
+                self._tables.run(key, do.FOLD | do.UNMARK, clear=do.ALL)
+                self._records[key] = record = _Record(0, Toward.RIGHT)
+                record.stage = 2
+
+    @property
+    def any(self) -> bool:
+        """Whether :meth:`forget` has work at all."""
+        return bool(self._records)
+
+    # -- events -------------------------------------------------------------------------
+
+    def filenos(self) -> tuple[int, int]:
+        """Readable when :meth:`events` has something to tell or to do."""
+        return self._bell, self._splitter.fileno()
+
+    def events(self) -> list[Event]:
+        """What is to be told now; also puts split packets back."""
+        self._split()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        told = list(self._events)
+        self._events.clear()
+        return told
+
+    def event(self, kind: int, session: int, toward: int) -> None:
+        """What a program has to say, from the ring buffer."""
+        for key, record in list(self._records.items()):
+            if (record.session, record.toward) != (session, toward):
+                continue
+            if kind == layout.EVENT_ACKED:
+                self._tell_acked(record)
+            elif kind == layout.EVENT_STRAY and record.held_from is None:
+                self._drain(key)
+            elif kind == layout.EVENT_OVERFLOW and record.held_from is not None:
+                self._split()
+                self._drain(key)
+                self._tell(HoldOverflow(session, record.toward))
+
+    def _tell_acked(self, record: _Record) -> None:
+        if record.watched:  # it is told once, however it was found out
+            record.watched = False
+            self._tell(Acked(record.session, record.toward))
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        os.eventfd_write(self._bell, 1)
+
+    def tick(self) -> None:
+        """To be called about once a second: take away records that are not needed any more."""
+        now = time.monotonic()
+        for key, record in list(self._records.items()):
+            busy = record.held_from is not None or record.watched
+            if busy or now - record.since < _OLD:
+                continue
+            if record.stage == 0:
+                self._tables.run(key, do.FOLD)
+            elif record.stage == 1:
+                self._tables.run(key, do.UNMARK, clear=do.ALL)
+            else:
+                self._tables.delete(key)
+                del self._records[key]
+            record.stage, record.since = record.stage + 1, now
+
+    def close(self, *, keep: bool) -> None:
+        """Let everything go that is held."""
+        self._split()
+        for key in self._records:
+            self._drain(key)
+            self._tables.run(key, clear=do.WATCH)
+        self._splitter.close()
+        os.close(self._bell)
+        self._tables.close()
+        self._device.close(keep=keep)
+
+    # -- one entry ----------------------------------------------------------------------
+
+    def _entries(self, keys: Iterable[tuple[Hook, Flow]]) -> dict[bytes, bytes]:
+        values = {}
+        for hook, flow in keys:
+            key = layout.pack_key(hook, flow)
+            value = self._tables.flows.lookup(key)
+            if value is None or not layout.session_of(value):
+                raise DatapathError(f"there is no row for {flow} ({hook.name})")
+            values[key] = value
+        return values
+
+    def _record(self, key: bytes, value: bytes) -> _Record:
+        record = self._records.get(key)
+        entry = layout.unpack_row(key, value, 0).entry
+        if record is None:
+            self._tables.add(key)
+            record = self._records[key] = _Record(entry.session, entry.toward)
+        record.session, record.toward = entry.session, entry.toward
+        record.stage, record.since = 0, time.monotonic()
+        return record
+
+    def _holds(self, key: bytes) -> bool:
+        record = self._records.get(key)
+        return record is not None and record.held_from is not None
+
+    def _begin(self, record: _Record, key: bytes, *, substream: bool) -> None:
+        until = (layout.now_ticks() + self._hold_time) & 0xFFFFFFFF
+        if record.held_from is not None:
+            if not substream and record.checkpoint is not None:
+                self._tables.run(key, clear=do.SUBSTREAM)
+                record.checkpoint = None
+            return
+        found = self._tables.run(key)
+        record.held_from = found.queued
+        if substream and found.has_seq:
+            put = do.HOLD | do.SUBSTREAM
+            self._tables.run(key, do.CHECKPOINT | do.MARK, put=put, until=until)
+            # What met the entry before it was marked has been counted by now, and went on.
+            record.checkpoint = self._tables.run(key, do.CHECKPOINT).checkpoint
+        else:
+            self._tables.run(key, do.MARK, put=do.HOLD, clear=do.SUBSTREAM, until=until)
+            record.checkpoint = None
+
+    def _holding(self, key: bytes) -> Holding:
+        return Holding(self._tables.run(key).packets, self._records[key].checkpoint)
+
+    def _drain(self, key: bytes) -> int:
+        """Let go what waits until nothing does; how many packets had been held."""
+        record = self._records[key]
+        opened: list[bytes] = []
+        now = progress = time.monotonic()
+        last = -1
+        while True:
+            self._pass(key, opened)
+            found = self._tables.run(key)
+            if found.released == found.queued:
+                found = self._tables.run(key, do.SETTLE, clear=do.LET_GO)
+                if found.queued == found.settled:
+                    break
+            now = time.monotonic()
+            if found.released != last:
+                last, progress = found.released, now
+            elif now - progress > _LOST:
+                self._tables.run(key, do.LOST)
+            elif now - progress > _PATIENCE:
+                self._tables.run(key, put=do.LET_GO)
+        for address in opened:
+            self._device.forget(address)
+        held_from, record.held_from = record.held_from, None
+        record.checkpoint = None
+        record.stage, record.since = 0, now
+        return found.queued - (found.queued if held_from is None else held_from)
+
+    def _pass(self, key: bytes, opened: list[bytes]) -> None:
+        """Have later packets wait elsewhere, and let go those that have waited so far."""
+        queue, late = self._tables.addresses(key)
+        clear = do.HOLD | do.SUBSTREAM | do.OVERFLOW
+        before = self._tables.run(key, do.QUEUE, clear=clear, queue=queue, late=late)
+        # Those that came out of turn are older than those that came since.
+        waited = before.late, before.queue
+        opened.extend(address for address in waited if self._device.let_go(address))
+        self._tables.give_up(*waited)
+
+    # -- packets to be split ------------------------------------------------------------
+
+    def _split(self) -> None:
+        while True:
+            try:
+                data = self._splitter.recv(_FRAME)
+            except BlockingIOError:
+                return
+            frame = split.parse(data)
+            if frame is not None:
+                for part in self._parts(frame):
+                    self._splitter.sendto(part.pack(), (self._device.name, _ETH_P_IP))
+
+    def _parts(self, frame: split.Frame) -> Iterable[split.Frame]:
+        """What becomes of a packet that lies across the checkpoint, or of the copy of one that
+        waits and acknowledges something."""
+        record = self._records.get(frame.key)
+        checkpoint = None if record is None else record.checkpoint
+        if frame.is_copy:
+            made = None if checkpoint is None else split.acknowledgement(frame, checkpoint)
+            return () if made is None else (made,)
+        if checkpoint is None or not split.lies_across(frame, checkpoint):
+            return (frame,)  # nothing is to be split any more
+        return split.split(frame, checkpoint) or ()
+
+
+def _open_splitter(device: HoldDevice) -> socket.socket:
+    """Hears what comes out at the device's other end, and puts frames in at this end."""
+    splitter = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    splitter.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+    splitter.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+    splitter.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
+    splitter.bind((device.peer, _ETH_P_ALL))
+    splitter.setblocking(False)
+    return splitter

@@ -1,0 +1,140 @@
+"""The records of changing entries (``m2m/bpf/change.h``), and the program that alters them."""
+
+from __future__ import annotations
+
+import mmap
+import secrets
+import struct
+from typing import NamedTuple
+
+from m2m.datapath._bpf import Map, Object
+
+HOLD, SUBSTREAM, WATCH, REDIRECT, OVERFLOW, LET_GO = 1, 2, 4, 8, 16, 32  # of a record's state
+ALL = HOLD | SUBSTREAM | WATCH | REDIRECT | OVERFLOW | LET_GO
+# What to do (m2m/bpf/agent_change.h).
+QUEUE, CHECKPOINT, MARK, SETTLE, LOST, FOLD, UNMARK = 1, 2, 4, 8, 16, 32, 64
+
+_CHANGE = struct.Struct("=IIII4s4sQQQ")  # struct m2m_change
+_REQUEST = struct.Struct("=40sIIIII4s4sIIIIIQQQQQ")  # struct m2m_change_request
+_LIMIT, _IFINDEX = 4, 5  # in struct m2m_waiting, as 32-bit numbers
+_QUEUED, _RELEASED = 0, 1  # as 64-bit numbers
+_SEEN_ACK, _SEEN_SEQ = 8, 4
+
+_FIRST_ADDRESS, _LAST_ADDRESS = 0xF0000001, 0xFEFFFFFF  # class E
+
+
+class Found(NamedTuple):
+    """An entry and its record, as they were at one moment."""
+
+    queue: bytes  # where packets waited until then
+    late: bytes
+    known: bool
+    state: int
+    checkpoint: int
+    flags: int
+    max_ack: int
+    packets: int  # of the entry
+    redirected: int  # of these, by the present rewrite
+    queued: int
+    released: int
+    settled: int
+
+    @property
+    def has_seq(self) -> bool:
+        return bool(self.flags & _SEEN_SEQ)
+
+    @property
+    def acked(self) -> int | None:
+        """The largest acknowledgement number seen."""
+        return self.max_ack if self.flags & _SEEN_ACK else None
+
+
+class ChangeTables:
+    """The tables and the program ``m2m_change``, opened by whoever loaded them."""
+
+    def __init__(self, loaded: Object) -> None:
+        self._changes = loaded.map("changes")
+        self._waiting_at = loaded.map("waiting_at")
+        self._program = loaded.program("m2m_change")
+        self.redirects: Map = loaded.map("redirects")
+        self.flows: Map = loaded.map("flows")
+        self._memory = mmap.mmap(loaded.map("waiting").fd, mmap.PAGESIZE)
+        self._words = memoryview(self._memory)[:24].cast("I")
+        self._counts = memoryview(self._memory)[:24].cast("Q")
+        # Anywhere: a packet may still be on its way to an address of the last agent's.
+        self._next = secrets.randbelow(_LAST_ADDRESS - _FIRST_ADDRESS)
+
+    def begin(self, limit: int, ifindex: int) -> None:
+        self._words[_LIMIT], self._words[_IFINDEX] = limit, ifindex
+
+    def nothing_waits(self) -> None:
+        """Whatever was lost on the way counts no longer."""
+        self._counts[_RELEASED] = self._counts[_QUEUED]
+
+    def add(self, key: bytes) -> None:
+        """Make a record that does nothing yet, unless there is one."""
+        queue, late = self.addresses(key)
+        if not self._changes.add(key, _CHANGE.pack(0, 0, 0, 0, queue, late, 0, 0, 0)):
+            self.give_up(queue, late)
+
+    def recorded(self) -> list[bytes]:
+        """The keys of all records."""
+        return _keys(self._changes)
+
+    def delete(self, key: bytes) -> None:
+        """Forget a record that no program can be looking at."""
+        found = self._changes.lookup(key)
+        if found is not None:
+            self.give_up(*_CHANGE.unpack(found)[4:6])
+        self._changes.delete(key)
+        self.redirects.delete(key)
+
+    def addresses(self, key: bytes) -> tuple[bytes, bytes]:
+        """Two places for packets of *key* to wait at, where none has waited before."""
+        return self._address(key), self._address(key)
+
+    def _address(self, key: bytes) -> bytes:
+        span = _LAST_ADDRESS - _FIRST_ADDRESS + 1
+        while True:
+            self._next = (self._next + 1) % span
+            address = struct.pack("!I", _FIRST_ADDRESS + self._next)
+            if self._waiting_at.add(address, key):
+                return address
+
+    def give_up(self, *addresses: bytes) -> None:
+        """What comes to these places late must not wait there."""
+        for address in addresses:
+            self._waiting_at.delete(address)
+
+    def stale_addresses(self) -> list[bytes]:
+        """Those that no record has."""
+        records = (self._changes.lookup(key) for key in self.recorded())
+        used = {address for record in records if record for address in _CHANGE.unpack(record)[4:6]}
+        return [address for address in _keys(self._waiting_at) if address not in used]
+
+    def run(
+        self, key: bytes, steps: int = 0, *, put: int = 0, clear: int = 0, ack: int = 0,
+        until: int = 0, queue: bytes = bytes(4), late: bytes = bytes(4),
+    ) -> Found:  # fmt: skip
+        """Set and clear bits of the record's state, take *steps*, and look at it afterwards."""
+        request = _REQUEST.pack(
+            key, steps, put, clear, ack, until, queue, late, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
+        )
+        answer = self._program.run(ctx=request)[2]
+        assert answer is not None
+        _, _, _, _, _, _, *found = _REQUEST.unpack(answer)
+        queue, late, known, *rest = found
+        return Found(queue, late, bool(known), *rest)
+
+    def close(self) -> None:
+        self._words.release()
+        self._counts.release()
+        self._memory.close()
+
+
+def _keys(table: Map) -> list[bytes]:
+    found: list[bytes] = []
+    key = None
+    while (key := table.next_key(key)) is not None:
+        found.append(key)
+    return found
