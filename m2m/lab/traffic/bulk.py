@@ -1,0 +1,287 @@
+"""Bytes over TCP as fast as they go, each of them checked where it arrives.
+
+``python -m m2m.lab.traffic.bulk serve PORT`` serves until it is killed.
+``python -m m2m.lab.traffic.bulk send ADDRESS PORT --seconds S [--flows N] [--ways up|down|both]``
+keeps N connections busy, from the client to the server (up), back (down), or in both directions at
+once, and prints a :class:`Report` as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from m2m.lab.traffic import blocks, tcp_info
+from m2m.lab.traffic.blocks import Kind
+
+_QUIET = 30.0  # s without a byte, after which a transfer has failed
+
+
+class Way(msgspec.Struct):
+    """What arrived in one direction, in all connections together."""
+
+    bytes: int = 0
+    wrong: int = 0  # bytes that differ from what was sent
+    stall: float = 0.0  # s, the longest that a connection waited for its next bytes
+    retransmitted: int = 0  # segments that the sender's kernels sent again
+    unneeded: int = 0  # of those, how many had arrived already
+    out_of_order: int = 0  # packets that the receivers' kernels saw behind a gap
+
+    def add(self, other: Way) -> None:
+        """Count another connection in."""
+        self.bytes += other.bytes
+        self.wrong += other.wrong
+        self.stall = max(self.stall, other.stall)
+        self.retransmitted += other.retransmitted
+        self.unneeded += other.unneeded
+        self.out_of_order += other.out_of_order
+
+
+class Report(msgspec.Struct):
+    """One run of ``send``. A direction that was not asked for is None."""
+
+    flows: int
+    seconds: float
+    up: Way | None
+    down: Way | None
+
+
+class _Hello(msgspec.Struct):
+    down: bool  # the server sends data as well
+
+
+class _Verdict(msgspec.Struct):
+    """What the server says at its end."""
+
+    received: Way
+    info: tcp_info.TcpInfo
+
+
+class _End:
+    """One end of a connection: sends blocks while it is told to, and checks those that come."""
+
+    def __init__(self, sock: socket.socket, flow: int, first: bytes) -> None:
+        self.sock = sock
+        self.flow = flow
+        self.sending = False  # data, without an end
+        self.received = Way()
+        self.ended = False  # nothing comes any more but the peer's close
+        self.heard = b""  # what the peer's last block of another kind than data said
+        self._out = memoryview(first)
+        self._last = b""
+        self._numbers_out = self._numbers_in = 0
+        self._in = bytearray(blocks.SIZE)
+        self._filled = 0
+        self._since = time.monotonic()
+
+    def finish(self, last: bytes) -> None:
+        """Send no more data, and *last* after what has begun."""
+        self.sending = False
+        self._last = last
+
+    @property
+    def wants_to_write(self) -> bool:
+        return bool(self._out or self.sending or self._last)
+
+    def write(self) -> None:
+        """Send what the socket takes of one block."""
+        if not self._out and self.sending:
+            self._out = memoryview(blocks.data(self.flow, self._numbers_out))
+            self._numbers_out += 1
+        elif not self._out:
+            self._out, self._last = memoryview(self._last), b""
+        with suppress(BlockingIOError):
+            self._out = self._out[self.sock.send(self._out) :]
+
+    def read(self) -> int | None:
+        """Take what has come; the kind of a block other than data, once it is whole.
+
+        Raises :exc:`ConnectionError` when the peer ends in mid-stream.
+        """
+        try:
+            got = self.sock.recv_into(memoryview(self._in)[self._filled :])
+        except BlockingIOError:
+            return None
+        if not got:
+            raise ConnectionResetError(f"flow {self.flow}: the peer ended in mid-stream")
+        now = time.monotonic()
+        if self._numbers_in:
+            self.received.stall = max(self.received.stall, now - self._since)
+        self._since = now
+        self._filled += got
+        if self._filled < blocks.SIZE:
+            return None
+        self._filled = 0
+        kind = blocks.kind_of(self._in)
+        if kind in (Kind.HELLO, Kind.END):
+            flow, self.heard = blocks.heard(self._in)
+            self.ended = kind == Kind.END
+            self.flow = flow if kind == Kind.HELLO else self.flow
+            return kind
+        self.received.bytes += blocks.SIZE
+        self.received.wrong += blocks.wrong_bytes(self._in, self.flow, self._numbers_in)
+        self._numbers_in += 1
+        return None
+
+    @property
+    def quiet(self) -> float:
+        """Seconds since something came."""
+        return time.monotonic() - self._since
+
+
+class _Ends:
+    """Connections, and which of them can be read or written."""
+
+    def __init__(self) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.ends: set[_End] = set()
+
+    def add(self, end: _End) -> None:
+        end.sock.setblocking(False)
+        self.ends.add(end)
+        self.selector.register(end.sock, selectors.EVENT_READ, end)
+        self.update(end)
+
+    def update(self, end: _End) -> None:
+        """Listen to what *end* waits for."""
+        writes = selectors.EVENT_WRITE if end.wants_to_write else 0
+        self.selector.modify(end.sock, selectors.EVENT_READ | writes, end)
+
+    def remove(self, end: _End) -> None:
+        self.ends.discard(end)
+        self.selector.unregister(end.sock)
+        end.sock.close()
+
+
+def serve(port: int) -> None:
+    """Check what comes on *port*, and send where a client asks for it, until killed."""
+    listener = socket.create_server(("", port), backlog=1024)
+    listener.setblocking(False)
+    ends = _Ends()
+    ends.selector.register(listener, selectors.EVENT_READ)
+    print(f"listening on {listener.getsockname()[1]}", flush=True)
+    while True:
+        for key, events in ends.selector.select():
+            if key.data is None:
+                ends.add(_End(listener.accept()[0], 0, b""))
+                continue
+            try:
+                _serve_one(ends, key.data, events)
+            except OSError as error:
+                print(f"flow {key.data.flow}: {error}", file=sys.stderr, flush=True)
+                ends.remove(key.data)
+
+
+def _serve_one(ends: _Ends, end: _End, events: int) -> None:
+    if events & selectors.EVENT_WRITE:
+        end.write()
+    if events & selectors.EVENT_READ:
+        if end.ended:
+            ends.remove(end)
+            return
+        match end.read():
+            case Kind.HELLO:
+                end.sending = msgspec.msgpack.decode(end.heard, type=_Hello).down
+            case Kind.END:
+                info = tcp_info.read(end.sock)
+                end.received.out_of_order = info.out_of_order
+                verdict = _Verdict(end.received, info)
+                end.finish(blocks.said(Kind.END, end.flow, verdict))
+    ends.update(end)
+
+
+def send(address: str, port: int, *, seconds: float, flows: int = 1, ways: str = "up") -> Report:
+    """Keep *flows* connections busy for *seconds*; what arrived at both ends.
+
+    *ways* is ``up``, ``down`` or ``both``. Raises :exc:`OSError` when a connection fails, also
+    when nothing comes for half a minute.
+    """
+    report = Report(
+        flows,
+        0.0,
+        up=Way() if ways in ("up", "both") else None,
+        down=Way() if ways in ("down", "both") else None,
+    )
+    ends = _Ends()
+    start = time.monotonic()
+    for flow in range(flows):
+        hello = blocks.said(Kind.HELLO, flow, _Hello(down=report.down is not None))
+        end = _End(socket.create_connection((address, port), timeout=_QUIET), flow, hello)
+        end.sending = report.up is not None
+        ends.add(end)
+    finishing = False
+    while ends.ends:
+        left = start + seconds - time.monotonic()
+        if left <= 0 and not finishing:
+            finishing = True
+            for end in ends.ends:
+                end.finish(blocks.said(Kind.END, end.flow, None))
+                ends.update(end)
+        for key, events in ends.selector.select(max(left, 0.0) if left > 0 else 1.0):
+            end = key.data
+            if events & selectors.EVENT_WRITE:
+                end.write()
+                ends.update(end)
+            if events & selectors.EVENT_READ and end.read() == Kind.END:
+                _count(report, end)
+                ends.remove(end)
+        if finishing and any(end.quiet > _QUIET for end in ends.ends):
+            raise TimeoutError(f"nothing from {address}:{port} for {_QUIET:g} s")
+    report.seconds = time.monotonic() - start
+    return report
+
+
+def _count(report: Report, end: _End) -> None:
+    """Count what both ends of a finished connection know."""
+    verdict = msgspec.msgpack.decode(end.heard, type=_Verdict)
+    mine = tcp_info.read(end.sock)
+    for way, received, sender, receiver in (
+        (report.up, verdict.received, mine, verdict.info),
+        (report.down, end.received, verdict.info, mine),
+    ):
+        if way is not None:
+            received.retransmitted = sender.retransmitted
+            received.unneeded = sender.unneeded
+            received.out_of_order = receiver.out_of_order
+            way.add(received)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="m2m.lab.traffic.bulk")
+    commands = parser.add_subparsers(required=True)
+    server = commands.add_parser("serve")
+    server.add_argument("port", type=int)
+    server.set_defaults(run=lambda options: serve(options.port))
+    client = commands.add_parser("send")
+    client.add_argument("address")
+    client.add_argument("port", type=int)
+    client.add_argument("--seconds", type=float, default=1.0)
+    client.add_argument("--flows", type=int, default=1)
+    client.add_argument("--ways", choices=("up", "down", "both"), default="up")
+    client.set_defaults(run=_send)
+    return parser
+
+
+def _send(options: argparse.Namespace) -> None:
+    report = send(
+        options.address, options.port,
+        seconds=options.seconds, flows=options.flows, ways=options.ways,
+    )  # fmt: skip
+    print(msgspec.json.encode(report).decode())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``serve`` or ``send``."""
+    options = _parser().parse_args(argv)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
