@@ -2,7 +2,7 @@
 
 ::
 
-    kernel ──Held, Ended──►┐                        ┌──► datapath (install, remove, release)
+    kernel ──Held, Ended──►┐                        ┌──► datapath (install, redirect, hold, ...)
     other agents ──UDP────►├─ Sessions.feed ─ node ─┼──► other agents
     timers ───────────────►┘                        └──► timers, journal
     rtnetlink ──► interfaces, addresses, next hops ────► datapath
@@ -32,7 +32,7 @@ from m2m.agent.source import Answers
 from m2m.agent.transport import Transport
 from m2m.agent.watch import Network
 from m2m.auth import DomainKey
-from m2m.datapath import Datapath, DatapathError, Ended, Held
+from m2m.datapath import Datapath, DatapathError
 from m2m.datapath.pins import directory_of
 from m2m.errors import ConfigError
 from m2m.policy.exempt import Service
@@ -140,6 +140,7 @@ class Agent:
             nursery.start_soon(self.transport.run, self._received)
             nursery.start_soon(self._follow_datapath, datapath)
             nursery.start_soon(sessions.run_timers)
+            await nursery.start(sessions.states.run)
             nursery.start_soon(notify.keep_alive)
             client = self._policy_client()
             nursery.start_soon(self._follow_network, datapath, client)
@@ -213,10 +214,7 @@ class Agent:
 
     async def _follow_datapath(self, datapath: Datapath) -> None:
         async for event in datapath.events():
-            if isinstance(event, Held):
-                await self.sessions.held(event.flow)
-            elif isinstance(event, Ended):
-                await self.sessions.ended(event.session, event.reason)
+            await self.sessions.told(event)
 
     async def _follow_network(self, datapath: Datapath, client: PolicyClient | None) -> None:
         served, addresses = self._served(), frozenset(self.addresses())

@@ -246,6 +246,8 @@ class EventKind(StrEnum):
 
     ESTABLISHED = "established"
     CLOSED = "closed"
+    CHANGED = "changed"  # packets take another chain from now on; told by the host that leads
+    UNCHANGED = "unchanged"  # a change that was asked for here was refused or undone
     REFUSED = "refused"  # a chain could not be set up
     POLICY = "policy"  # a new set is in force
     SERVER = "server"  # the policy server went away or came back

@@ -9,15 +9,26 @@ way of a set-up nothing here waits for another task.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Iterator,
+    Sequence,
+)
 from time import perf_counter
 from types import TracebackType
 
 import structlog
 import trio
 
+from m2m import datapath
 from m2m.agent.api import EventKind, SessionState, format_session
+from m2m.agent.changes import Changes
 from m2m.agent.journal import Journal
+from m2m.agent.states import States
 from m2m.agent.timers import Timers
 from m2m.agent.watch import Network, NoRoute
 from m2m.datapath import Datapath, DatapathError, EndReason, Row, Verdict
@@ -26,11 +37,13 @@ from m2m.policy.choose import ChainError, resolve
 from m2m.policy.exempt import Service, exempting
 from m2m.policy.rules import EMPTY, Fail, Kind, Policy, PolicySet
 from m2m.protocol.commands import (
+    Accept,
     CancelTimer,
     Closed,
     Command,
     Established,
     Install,
+    Redirect,
     Refuse,
     Remove,
     Send,
@@ -38,9 +51,11 @@ from m2m.protocol.commands import (
     Steer,
 )
 from m2m.protocol.events import (
+    Acked,
     Adopted,
     Ended,
     Event,
+    HoldOverflow,
     InstallFailed,
     Opened,
     Received,
@@ -51,14 +66,18 @@ from m2m.protocol.flow import Address, Flow, format_address
 from m2m.protocol.node import Node
 from m2m.protocol.session import Session, State
 from m2m.protocol.translation import (
+    Action,
     Entry,
     NextHop,
     Position,
     SessionView,
     entries_for,
-    view_of,
+    spare_entries,
+    view_and_spare,
 )
-from m2m.protocol.wire import Hop, Message, Syn
+from m2m.protocol.wire import Hop, Message, next_host
+from nf_adapters.state import StateAdapter
+from nf_adapters.state.conntrack import ConntrackState
 
 __all__ = ["Sessions", "Turn"]
 
@@ -124,6 +143,7 @@ class Sessions:
         own_traffic: Sequence[Service] = (),
         *,
         holds: bool = True,
+        open_state: Callable[[], Awaitable[StateAdapter]] = ConntrackState.open,
     ) -> None:
         """*holds*: sessions begin here. Elsewhere rules are known, but hold no packet."""
         self.node = node
@@ -137,6 +157,8 @@ class Sessions:
         self._own_traffic = own_traffic
         self._holds = holds
         self._timers = Timers()
+        self.states = States(open_state, self.feed)
+        self.changes = Changes(node, datapath, self.states, journal, self._hop_to)
         self._rules = RuleTable(EMPTY)
         self._policies: dict[int, Policy] = {}
         self._hops: dict[Address, NextHop] = {}  # in use, by neighbour
@@ -148,19 +170,34 @@ class Sessions:
     async def feed(self, event: Event) -> None:
         """Let the node decide over *event* and carry out what it says, wholly."""
         async with self.turn:
-            await self._carry_out(self.node.handle(event))
+            await self._carry_out(event)
 
     async def received(self, peer: Address, message: Message) -> None:
         """A message from another agent has come."""
         route = None
-        if isinstance(message, Syn) and len(message.chain) > 1:
+        following = next_host(message)
+        if following is not None:
             try:
-                way = self._network.way_to(message.chain[1].address)
+                way = self._network.way_to(following)
             except NoRoute as error:
-                _log.info("no way on", session=format_session(message.session), why=str(error))
+                number = getattr(message, "session", 0)
+                _log.info("no way on", session=format_session(number), why=str(error))
             else:
                 route = Route(way.source, way.hop.mtu)
         await self.feed(Received(peer, message, route))
+
+    async def told(self, event: datapath.Event) -> None:
+        """The datapath has something to say."""
+        match event:
+            case datapath.Held(flow):
+                await self.held(flow)
+            case datapath.Ended(session, reason):
+                await self.ended(session, reason)
+            case datapath.Acked(session, toward):
+                await self.feed(Acked(session, toward))
+            case datapath.HoldOverflow(session, toward):
+                self.journal.counts["hold overflow"] += 1
+                await self.feed(HoldOverflow(session, toward))
 
     async def held(self, flow: Flow) -> None:
         """The first packet of *flow* waits: find its chain and set it up."""
@@ -200,8 +237,8 @@ class Sessions:
 
     async def run_timers(self) -> None:
         """Tell the node whose time has come, for ever."""
-        async for session in self._timers.expired():
-            await self.feed(TimerFired(session))
+        async for session, timer in self._timers.expired():
+            await self.feed(TimerFired(session, timer))
 
     async def load_policy(self, policy: PolicySet) -> None:
         """From now on hold and choose by *policy*; live sessions keep their chains."""
@@ -226,7 +263,7 @@ class Sessions:
             found.setdefault(row.entry.session, []).append(row.entry)
         for entries in found.values():
             try:
-                view = view_of(entries)
+                view, spare = view_and_spare(entries)
             except ValueError as error:
                 _log.warning("incomplete session removed", why=str(error))
                 async with self.turn:
@@ -234,7 +271,7 @@ class Sessions:
                 self.journal.counts["incomplete"] += 1
             else:
                 self._note_hops(entries)
-                await self.feed(Adopted(view))
+                await self.feed(Adopted(view, spare))
                 self.journal.counts["adopted"] += 1
         if found:
             _log.info("sessions taken over", sessions=len(self))
@@ -258,17 +295,23 @@ class Sessions:
                     if not _is_installed(session):
                         continue
                     entries = [
-                        entry
-                        for entry in entries_for(session.view, moved.get)
-                        if entry.hop is not None
+                        entry for entry in _all_entries(session, moved.get) if entry.hop is not None
                     ]
                     if entries:
-                        await self.datapath.install(entries)
+                        await self._move(entries)
                         count += 1
             await trio.lowlevel.checkpoint()
         in_use = {flow.dst for session in self.node.sessions.values() for flow in _outward(session)}
         self._hops = {host: hop for host, hop in (self._hops | moved).items() if host in in_use}
         _log.info("next hops changed", neighbours=len(moved), sessions=count)
+
+    async def _move(self, entries: list[Entry]) -> None:
+        """Send elsewhere from now on; counters and what is held live on where there is room."""
+        try:
+            await self.datapath.redirect(entries)
+        except DatapathError as error:
+            _log.debug("not redirected", why=str(error))
+            await self.datapath.install(entries)
 
     # -- what is asked ------------------------------------------------------------------
 
@@ -304,28 +347,34 @@ class Sessions:
 
     # -- what is done -------------------------------------------------------------------
 
-    async def _carry_out(self, commands: Iterable[Command]) -> None:
-        for command in commands:
-            if isinstance(command, Send):
-                self._send(command.peer, command.message)
-            elif isinstance(command, Install):
+    async def _carry_out(self, event: Event) -> None:
+        """Do what the node says to *event*, then what it says to that, until it is content."""
+        events = deque((event,))
+        while events:
+            for command in self.node.handle(events.popleft()):
                 try:
-                    await self._install(command.view)
+                    answer = await self._do(command)
                 except (DatapathError, NoRoute) as error:
-                    session = command.view.session
+                    if not isinstance(command, Install | Accept | Redirect):
+                        raise
+                    session = _session_of(command)
                     _log.warning("not installed", session=format_session(session), why=str(error))
                     # What would have followed takes the entries for granted.
-                    await self._carry_out(self.node.handle(InstallFailed(session, str(error))))
-                    return
-            else:
-                await self._do(command)
+                    events.appendleft(InstallFailed(session, str(error)))
+                    break
+                if answer is not None:
+                    events.append(answer)
 
-    async def _do(self, command: Command) -> None:
+    async def _do(self, command: Command) -> Event | None:
         match command:
-            case SetTimer(session, delay):
-                self._timers.set(session, delay)
-            case CancelTimer(session):
-                self._timers.cancel(session)
+            case Send(peer, message):
+                self._send(peer, message)
+            case Install(view):
+                await self._install(view)
+            case SetTimer(session, delay, timer):
+                self._timers.set(session, delay, timer)
+            case CancelTimer(session, timer):
+                self._timers.cancel(session, timer)
             case Steer(flow):
                 await self.datapath.release(flow, Verdict.STEER)
                 self._released(flow)
@@ -341,6 +390,9 @@ class Sessions:
                 self._tell(EventKind.ESTABLISHED, view, "")
             case Closed(view, why):
                 self._tell(EventKind.CLOSED, view, why)
+            case _:
+                return await self.changes.do(command)
+        return None
 
     async def _install(self, view: SessionView) -> None:
         if view.position is Position.INLINE and not self._can_forward():
@@ -400,6 +452,26 @@ def _is_installed(session: Session) -> bool:
     if session.state in (State.CLOSING, State.GONE):
         return False
     return session.left is not None or session.state is not State.OPENING
+
+
+def _all_entries(
+    session: Session, hop_to: Callable[[Address], NextHop | None]
+) -> tuple[Entry, ...]:
+    """A session's entries, those of a second leg included."""
+    view, spare = session.view, None if session.change is None else session.change.spare
+    entries = entries_for(view, hop_to)
+    if spare is not None:
+        left = view.left is not None and spare.dst == view.left.dst
+        beside = view._replace(left=spare) if left else view._replace(right=spare)
+        entries += tuple(
+            entry._replace(hop=hop_to(entry.rewrite.dst)) if entry.action is Action.SEND else entry
+            for entry in spare_entries(view, beside)
+        )
+    return entries
+
+
+def _session_of(command: Install | Accept | Redirect) -> int:
+    return command.view.session if isinstance(command, Install) else command.session
 
 
 def _outward(session: Session) -> Iterator[Flow]:

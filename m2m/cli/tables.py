@@ -41,6 +41,8 @@ _STATES = {
 _EVENTS = {
     EventKind.ESTABLISHED: "green",
     EventKind.CLOSED: "cyan",
+    EventKind.CHANGED: "green",
+    EventKind.UNCHANGED: "red",
     EventKind.REFUSED: "red",
     EventKind.POLICY: "blue",
     EventKind.SERVER: "yellow",

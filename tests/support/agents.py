@@ -14,7 +14,6 @@ from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
 from m2m.agent.sessions import Sessions, Turn
 from m2m.agent.watch import NoRoute, Way
-from m2m.datapath import Held
 from m2m.datapath.fake import FakeDatapath, FakeKernel, Fate, Outcome, Tcp
 from m2m.policy.compile import compile_policy
 from m2m.policy.language import parse_source
@@ -92,6 +91,7 @@ class Host:
             nursery.start_soon(self._messages)
             nursery.start_soon(self._events)
             nursery.start_soon(self.sessions.run_timers)
+            nursery.start_soon(self.sessions.states.run)
 
     async def _messages(self) -> None:
         async for peer, message in self._inbox:
@@ -112,10 +112,7 @@ class Host:
 
     async def _events(self) -> None:
         async for event in self.datapath.events():
-            if isinstance(event, Held):
-                await self.sessions.held(event.flow)
-            else:
-                await self.sessions.ended(event.session, event.reason)
+            await self.sessions.told(event)
 
 
 class Wire:

@@ -5,12 +5,13 @@ import trio.testing
 from trio.testing import MockClock
 
 from m2m.agent.timers import Timers
+from m2m.protocol.events import Timer
 
 
 async def collect(timers: Timers, count: int) -> list[tuple[int, float]]:
     start = trio.current_time()
     fired = []
-    async for session in timers.expired():
+    async for session, _ in timers.expired():
         fired.append((session, round(trio.current_time() - start, 6)))
         if len(fired) == count:
             break
@@ -37,6 +38,30 @@ async def test_a_later_setting_replaces_and_cancelling_forgets(autojump_clock: M
     assert await collect(timers, 2) == [(1, 5.0), (4, 6.0)]
 
 
+async def test_a_session_has_one_of_each_kind(autojump_clock: MockClock) -> None:
+    timers = Timers()
+    timers.set(1, 2.0)
+    timers.set(1, 1.0, Timer.CHANGE)
+    timers.set(1, 3.0, Timer.REQUEST)
+    timers.cancel(1, Timer.REQUEST)
+    fired = []
+    async for key in timers.expired():
+        fired.append(key)
+        if len(fired) == 2:
+            break
+    assert fired == [(1, Timer.CHANGE), (1, Timer.SESSION)]
+    assert len(timers) == 0
+
+
+async def test_short_delays_are_kept_to(autojump_clock: MockClock) -> None:
+    timers = Timers()
+    timers.set(1, 0.001)
+    timers.set(2, 0.1)
+    (first, at), (second, later) = await collect(timers, 2)
+    assert (first, at, second) == (1, 0.001, 2)
+    assert 0.1 <= later < 0.1 + 1 / 256
+
+
 async def test_an_earlier_one_set_while_sleeping_is_not_late(autojump_clock: MockClock) -> None:
     timers = Timers()
     timers.set(1, 10.0)
@@ -56,7 +81,7 @@ async def test_one_set_while_another_is_handled_fires(autojump_clock: MockClock)
     timers = Timers()
     timers.set(1, 1.0)
     fired = []
-    async for session in timers.expired():
+    async for session, _ in timers.expired():
         fired.append(session)
         if session == 2:
             break
@@ -86,8 +111,8 @@ async def test_many_at_once_let_other_tasks_have_their_turn(autojump_clock: Mock
     fired = []
 
     async def collect_all() -> None:
-        async for session in timers.expired():
-            fired.append(session)  # noqa: PERF401 - it never ends
+        async for session, _ in timers.expired():
+            fired.append(session)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(answer)
