@@ -179,6 +179,8 @@ class Tools:
         """Look at the entry with this key until *count* packets have come, or nothing comes."""
         change = session.change
         assert change is not None
+        if session.split and session.position is Position.TAP:
+            count = None
         change.emptying = Emptying(key, count, self.settings.drain_quiet)
         change.settling = False
         out.append(Count(session.id, change.id, key))

@@ -113,9 +113,9 @@ class Count(NamedTuple):
 class Hold(NamedTuple):
     """Let packets of this entry wait, in order. Answered by Holding.
 
-    *substream*: only those that go beyond the largest sequence number seen up to this moment;
-    one that lies across is split; of a packet that waits and acknowledges something, a pure
-    acknowledgement goes on. A Hold of all keeps what a Hold of a substream has.
+    *substream*: only data beyond the largest sequence number seen up to this moment (all data, if
+    none was seen); a packet that lies across is split; of one that waits and acknowledges
+    something, a pure acknowledgement goes on. A Hold of all keeps what a Hold of a substream has.
     """
 
     session: int

@@ -152,6 +152,7 @@ class Leading:
     def _hold(self, out: Commands, session: Session, phase: Phase) -> None:
         change = self._tools.enter(session, phase)
         change.holding = True
+        session.split |= phase is Phase.SPLITTING
         key = sender(session.view, Toward.RIGHT)
         out.append(Hold(session.id, change.id, key, phase is Phase.SPLITTING))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
 from m2m.protocol.change import Change, Commands, Part, Phase, Tools, UpdateSettings
-from m2m.protocol.commands import Count, Send, Withdraw
+from m2m.protocol.commands import CancelTimer, Count, Send, Withdraw
 from m2m.protocol.events import (
     Acked,
     ChangeWanted,
@@ -27,6 +27,7 @@ from m2m.protocol.events import (
     Route,
     StateExported,
     StateImported,
+    Timer,
     TimerFired,
 )
 from m2m.protocol.flow import Address, Flow, format_address
@@ -44,6 +45,7 @@ from m2m.protocol.update import (
     Done,
     Lock,
     Mode,
+    Progress,
     Reject,
     Request,
     StateAck,
@@ -413,7 +415,9 @@ class Migration:
         if session.state not in _STANDING:
             return
         answer = _is_in(session, leg, message.change)
-        if answer is True:
+        if answer and session.state is State.ADOPTED:
+            self._tools.ask(out, session)  # it may be out itself: first it has to know
+        elif answer:
             out.append(Send(event.peer, UpdateAck(session.id, leg, message.change, 0)))
         elif answer is False:
             change = session.change
@@ -427,9 +431,12 @@ class Migration:
         message = event.message
         session = self._register.get(message.session)  # type: ignore[union-attr]
         change = None if session is None else session.change
-        if session is None or change is None or session.state not in _STANDING:
+        mine = change is not None and change.id == message.change  # type: ignore[union-attr]
+        if isinstance(message, StatePart) and not (mine and change and change.part is Part.NEW):
+            answer = StateAck(message.session, message.change, message.part, Progress.FAILED)
+            out.append(Send(event.peer, answer))
             return
-        if change.id != message.change:  # type: ignore[union-attr]
+        if session is None or change is None or not mine or session.state not in _STANDING:
             return
         match change.part, message:
             case Part.LEFT, UpdateSynAck():
@@ -627,6 +634,7 @@ class Migration:
             leg, ours = change.spare, change.part is Part.LEFT
             self._let_go(out, session, why)
             session.change = None
+            out.append(CancelTimer(session.id, Timer.CHANGE))
         self._next(out, session)
         return leg, ours
 

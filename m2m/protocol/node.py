@@ -323,6 +323,7 @@ class Node:
         )  # fmt: skip
         session.mss = view.mss
         session.sent_left = session.sent_right = None
+        session.split = True
         self._register.list(session)
         if session.right is not None:
             self.ports.adopt(session.right)

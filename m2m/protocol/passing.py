@@ -93,9 +93,7 @@ class Passing:
         change = session.change
         assert change is not None
         if change.phase is not Phase.MOVING:
-            out.append(ReleaseState(session.id, keep=True))
-            return
-        change.exported = True
+            return  # released already
         if state is None:
             self._state_failed(out, session, "it could not be read")
             return
@@ -123,7 +121,7 @@ class Passing:
         """The old path stays: go on."""
         change = session.change
         assert change is not None
-        if change.exported or change.phase is Phase.MOVING:
+        if change.exported:
             out.append(ReleaseState(session.id, keep=True))
         self._tools.end(out, session)
 
@@ -150,7 +148,8 @@ class Passing:
 
     def _state_failed(self, out: Commands, session: Session, why: str) -> None:
         change = self._tools.enter(session, Phase.MOVING)
-        change.outgoing = None
+        change.outgoing, change.exported = None, False
+        out.append(ReleaseState(session.id, keep=True))
         own = own_address(session)
         text = clip(f"the state of the network function at {format_address(own)}: {why}")
         message = UpdateReject(session.id, change.id, Cause.STATE, text, own)
@@ -172,7 +171,6 @@ class Passing:
             if before is not None:
                 change.exported = before.imported
             session.change = change
-        change.exported |= change.phase is Phase.MOVING
         out.append(CancelTimer(session.id))
         self._tools.enter(session, Phase.FINISHING)
         self._tools.empty(out, session, receiver(session.view, Toward.RIGHT), message.count)
@@ -261,6 +259,7 @@ class Passing:
                 change.count = sent(seen, session.sent_left)
                 if change.steps and change.steps[0].heir is not None:
                     tools.enter(session, Phase.MOVING)
+                    change.exported = True
                     out.append(ExportState(session.id, change.id))
                     tools.watch(out, session)
                 else:
@@ -284,7 +283,10 @@ class Passing:
             self._pass_fin(out, session, change)
             tools.repeat(out, session, tools.settings.finish_limit)
         elif change.phase is Phase.MOVING and change.outgoing is not None:
-            self._send_state(out, session, change)
+            if change.waited < tools.settings.hold_limit:
+                self._send_state(out, session, change)
+            else:  # by now L has undone it, if it lives
+                tools.ask(out, session)
             tools.repeat(out, session)
         else:
             tools.ask(out, session)

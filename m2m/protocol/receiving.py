@@ -112,6 +112,7 @@ class Receiving:
     def _hold(self, out: Commands, session: Session, phase: Phase) -> None:
         change = self._tools.enter(session, phase)
         change.holding = True
+        session.split |= phase is Phase.SPLITTING
         key = sender(session.view, Toward.LEFT)
         out.append(Hold(session.id, change.id, key, phase is Phase.SPLITTING))
 

@@ -157,6 +157,7 @@ class Host:
         self.kernel = world.make_kernel(self)
         self.up = False
         self.failing_installs = 0
+        self.failing_redirects = 0
         self.timers: dict[int, int] = {}  # session -> number of its latest setting
         self.other_timers: dict[tuple[int, Timer], int] = {}  # of changes and requests
         self.verdicts: list[Command] = []
@@ -255,6 +256,9 @@ class Host:
             case Accept(entries=entries):
                 self.kernel.add(entries)
             case Redirect(session, change, entry):
+                if self.failing_redirects:
+                    self.failing_redirects -= 1
+                    return InstallFailed(session, "it is full")
                 return Redirected(session, change, self.kernel.redirect(entry))
         return None
 

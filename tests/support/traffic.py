@@ -12,6 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from m2m.protocol.commands import ChangeDone, ChangeRefused
 from m2m.protocol.events import (
@@ -51,9 +52,19 @@ class Packet:
     seen_by: list[Address] = field(default_factory=list)
 
 
+class Seen(NamedTuple):
+    """What a network function noted of a packet."""
+
+    toward: Toward
+    number: int | None
+    seq: int
+    end: int
+
+
 @dataclass
 class _Hold:
-    beyond: int | None
+    substream: bool
+    beyond: int | None  # None: nothing has passed, all data is beyond
     queue: deque[Packet] = field(default_factory=deque)
 
 
@@ -69,8 +80,8 @@ class BusyKernel(Kernel):
         self.max_ack: dict[tuple[Hook, Flow], int] = {}
         self.holds: dict[tuple[Hook, Flow], _Hold] = {}
         self.watches: dict[tuple[Hook, Flow], int] = {}
-        self.nf: dict[int, list[Packet]] = {}  # what the NF has seen of a session
-        self.nf_quiet: set[int] = set()
+        self.nf: dict[int, list[Seen]] = {}  # what the NF has seen of a session
+        self.exported: dict[int, int] = {}  # how much it had seen when its state was read
 
     @property
     def world(self) -> BusyWorld:
@@ -93,19 +104,19 @@ class BusyKernel(Kernel):
             self.tell(HoldOverflow(entry.session, entry.toward))
 
     def _wait(self, hold: _Hold, key: tuple[Hook, Flow], packet: Packet) -> bool:
-        if hold.beyond is not None:
-            if not after(packet.end, hold.beyond):
+        if hold.substream:
+            beyond = packet.seq if hold.beyond is None else hold.beyond
+            if not after(packet.end, beyond):
                 return False
-            if after(hold.beyond, packet.seq):  # it lies across
-                self._pass(
-                    key,
-                    self.entries[key],
-                    replace(packet, end=hold.beyond, seen_by=list(packet.seen_by)),
-                )
-                packet = replace(packet, seq=hold.beyond)
+            if after(beyond, packet.seq):  # it lies across
+                first = replace(packet, end=beyond, seen_by=list(packet.seen_by))
+                self._pass(key, self.entries[key], first)
+                packet = replace(packet, seq=beyond)
             elif packet.ack is not None:
                 pure = replace(packet, number=None, end=packet.seq, seen_by=list(packet.seen_by))
                 self._pass(key, self.entries[key], pure)
+                if packet.number is None:
+                    return True
         hold.queue.append(packet)
         self.world.held += 1
         return True
@@ -133,10 +144,8 @@ class BusyKernel(Kernel):
 
     def _show(self, entry: Entry, packet: Packet) -> None:
         packet.seen_by.append(self.host.address)
-        seen = replace(packet, seen_by=[])
+        seen = Seen(packet.toward, packet.number, packet.seq, packet.end)
         self.nf.setdefault(entry.session, []).append(seen)
-        if entry.session in self.nf_quiet:
-            self.world.late.append((self.world.now, self.host.index, packet))
 
     # -- what the agent asks for --------------------------------------------------------
 
@@ -147,6 +156,8 @@ class BusyKernel(Kernel):
             assert hold is None, "packets that wait have lost their entry"
             for table in (self.counts, self.max_seq, self.max_ack, self.watches):
                 table.pop(entry.key, None)
+        for session in {entry.session for entry in entries} - self.sessions().keys():
+            self.nf.pop(session, None)
 
     def count(self, key: tuple[Hook, Flow]) -> int | None:
         return self.counts.get(key, 0) if key in self.entries else None
@@ -155,8 +166,8 @@ class BusyKernel(Kernel):
         assert key in self.entries
         checkpoint = self.max_seq.get(key)
         before = self.holds.get(key)
-        beyond = checkpoint if substream else None
-        self.holds[key] = _Hold(beyond, deque() if before is None else before.queue)
+        queue = deque() if before is None else before.queue
+        self.holds[key] = _Hold(substream, checkpoint, queue)
         return Holding(0, 0, self.counts.get(key, 0), checkpoint)
 
     def resume(self, key: tuple[Hook, Flow]) -> int:
@@ -190,9 +201,8 @@ class BusyKernel(Kernel):
     # -- the network function's state ---------------------------------------------------
 
     def export(self, session: int) -> bytes | None:
-        self.nf_quiet.add(session)
-        count = len(self.nf.get(session, ()))
-        self.world.states[session] = self.world.states.get(session, 0) + 1
+        count = self.exported[session] = len(self.nf.get(session, ()))
+        self.world.exports += 1
         return count.to_bytes(4, "big") * 400  # in two parts
 
     def adopt_state(self, session: int, state: bytes) -> bool:
@@ -201,9 +211,9 @@ class BusyKernel(Kernel):
         return not self.world.refuses_state
 
     def release(self, session: int, *, keep: bool) -> None:
-        self.nf_quiet.discard(session)
-        if not keep:
-            self.nf.pop(session, None)
+        before = self.exported.pop(session, None)
+        if not keep and before is not None:
+            self.world.late.extend(self.nf.get(session, ())[before:])
 
 
 class BusyWorld(World):
@@ -220,9 +230,10 @@ class BusyWorld(World):
         start: int = 0,
     ) -> None:
         self.lost: list[tuple[float, int, Packet]] = []
-        self.late: list[tuple[float, int, Packet]] = []
+        self.late: list[Seen] = []  # after their NF's state had left for good
         self.held = 0
-        self.states: dict[int, int] = {}
+        self.exports = 0
+        self.first_other = middleboxes + 2
         self.refuses_state = False
         self.small_mtu = -1
         self.sent: dict[Toward, list[Packet]] = {Toward.RIGHT: [], Toward.LEFT: []}
@@ -269,7 +280,8 @@ class BusyWorld(World):
         if number is not None and number >= 0:
             self.sent[toward].append(packet)
         host = self.client if toward is Toward.RIGHT else self.server
-        host.kernel.packet(Hook.OUT, replace(packet, seen_by=[]))
+        going = Packet(flow, toward, number, seq, end, packet.ack)
+        host.kernel.packet(Hook.OUT, going)
 
     def carry(self, sender: Host, packet: Packet) -> None:
         to = self._by_address[packet.flow.dst]
