@@ -16,6 +16,7 @@ from m2m.lab.topology import Link, Ready
 from m2m.protocol.flow import Flow, Proto, format_address
 
 _SNAP = 128  # bytes of each packet: all headers
+_NANOSECONDS = 0xA1B23C4D  # the magic number of a file with times to the nanosecond
 _ETHERNET, _IPV4 = 14, 0x0800
 _V4_MAPPED = b"\0" * 10 + b"\xff\xff"
 _SYN, _ACK = 0x02, 0x10
@@ -65,20 +66,30 @@ class Connection(NamedTuple):
     to_client: Way
 
 
-def read(path: Path) -> Iterator[Packet]:
-    """The TCP and UDP packets of a pcap file; a record still being written ends it."""
+def records(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Time (ns since 1970) and captured bytes of each packet of a pcap file.
+
+    A record still being written ends it.
+    """
     with path.open("rb") as file:
         header = file.read(24)
         if len(header) < 24:
             return
         order = "<" if header[:4] in (b"\xd4\xc3\xb2\xa1", b"\x4d\x3c\xb2\xa1") else ">"
+        (magic,) = struct.unpack_from(order + "I", header)
+        fraction = 1 if magic == _NANOSECONDS else 1000
+        fields = struct.Struct(order + "IIII")
         while len(record := file.read(16)) == 16:
-            captured = struct.unpack(order + "IIII", record)[2]
+            seconds, parts, captured, _ = fields.unpack(record)
             data = file.read(captured)
             if len(data) < captured:
                 return
-            if packet := _packet(data):
-                yield packet
+            yield seconds * 10**9 + parts * fraction, data
+
+
+def read(path: Path) -> Iterator[Packet]:
+    """The TCP and UDP packets of a pcap file of an Ethernet interface."""
+    return (packet for _, data in records(path) if (packet := _packet(data)))
 
 
 def _packet(data: bytes) -> Packet | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from m2m.lab.capture import Packet, connections, read
+from m2m.lab.capture import Packet, connections, read, records
 from m2m.protocol.flow import Flow, Proto
 
 SYN, ACK = 0x02, 0x10
@@ -45,6 +45,14 @@ def test_tcp_and_udp_packets(tmp_path: Path) -> None:
 def test_either_byte_order(tmp_path: Path) -> None:
     (packet,) = read(write(tmp_path / "x", [frame(FLOW, 7)], order=">"))
     assert packet.payload == 7
+
+
+def test_times_in_micro_and_nanoseconds(tmp_path: Path) -> None:
+    record = struct.pack("<IIII", 7, 5, 3, 3) + b"abc"
+    for magic, nanoseconds in ((0xA1B2C3D4, 5000), (0xA1B23C4D, 5)):
+        file = tmp_path / f"{magic:x}"
+        file.write_bytes(struct.pack("<IHHiIII", magic, 2, 4, 0, 0, 128, 1) + record)
+        assert list(records(file)) == [(7 * 10**9 + nanoseconds, b"abc")]
 
 
 def test_a_record_still_being_written_is_left_out(tmp_path: Path) -> None:
