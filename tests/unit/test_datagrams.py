@@ -141,3 +141,17 @@ def test_the_command_prints_json(port: int) -> None:
     )
     report = json.loads(done.stdout)
     assert report["up"]["sent"] == report["down"]["arrived"] > 0
+
+
+def test_sigterm_ends_a_run_in_order(port: int) -> None:
+    command = [sys.executable, "-m", "m2m.lab.traffic.datagrams", "send", "127.0.0.1", str(port)]
+    with subprocess.Popen(
+        [*command, "--rate", "10", "--seconds", "600"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as run:
+        assert run.stderr and run.stderr.readline() == b"sending\n"
+        run.terminate()
+        report = json.load(run.stdout)  # type: ignore[arg-type]
+    assert run.returncode == 0
+    assert report["up"]

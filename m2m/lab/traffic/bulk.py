@@ -1,26 +1,30 @@
 """Bytes over TCP as fast as they go, each of them checked where it arrives.
 
 ``python -m m2m.lab.traffic.bulk serve PORT`` serves until it is killed.
-``python -m m2m.lab.traffic.bulk send ADDRESS PORT --seconds S [--flows N] [--ways up|down|both]``
-keeps N connections busy, from the client to the server (up), back (down), or in both directions at
-once, and prints a :class:`Report` as JSON.
+``python -m m2m.lab.traffic.bulk send ADDRESS PORT [--seconds S] [--flows N]
+[--ways up|down|both]`` keeps N connections busy, from the client to the server (up), back (down),
+or in both directions at once, for S seconds or until SIGTERM. Then it prints a :class:`Report` as
+JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import selectors
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
 
 from m2m.lab.traffic import blocks, tcp_info
 from m2m.lab.traffic.blocks import Kind
+from m2m.lab.traffic.ending import asked_to_end
 
+_LOOK = 0.1  # s between two looks at whether to end
 _QUIET = 30.0  # s without a byte, after which a transfer has failed
 
 
@@ -197,8 +201,16 @@ def _serve_one(ends: _Ends, end: _End, events: int) -> None:
     ends.update(end)
 
 
-def send(address: str, port: int, *, seconds: float, flows: int = 1, ways: str = "up") -> Report:
-    """Keep *flows* connections busy for *seconds*; what arrived at both ends.
+def send(
+    address: str,
+    port: int,
+    *,
+    seconds: float,
+    flows: int = 1,
+    ways: str = "up",
+    end_now: Callable[[], bool] = lambda: False,
+) -> Report:
+    """Keep *flows* connections busy for *seconds* or until *end_now*; what arrived at both ends.
 
     *ways* is ``up``, ``down`` or ``both``. Raises :exc:`OSError` when a connection fails, also
     when nothing comes for half a minute.
@@ -216,15 +228,16 @@ def send(address: str, port: int, *, seconds: float, flows: int = 1, ways: str =
         end = _End(socket.create_connection((address, port), timeout=_QUIET), flow, hello)
         end.sending = report.up is not None
         ends.add(end)
+    print("sending", file=sys.stderr, flush=True)
     finishing = False
     while ends.ends:
         left = start + seconds - time.monotonic()
-        if left <= 0 and not finishing:
+        if (left <= 0 or end_now()) and not finishing:
             finishing = True
             for end in ends.ends:
                 end.finish(blocks.said(Kind.END, end.flow, None))
                 ends.update(end)
-        for key, events in ends.selector.select(max(left, 0.0) if left > 0 else 1.0):
+        for key, events in ends.selector.select(min(max(left, 0.0), _LOOK) or _LOOK):
             end = key.data
             if events & selectors.EVENT_WRITE:
                 end.write()
@@ -262,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     client = commands.add_parser("send")
     client.add_argument("address")
     client.add_argument("port", type=int)
-    client.add_argument("--seconds", type=float, default=1.0)
+    client.add_argument("--seconds", type=float, default=math.inf)
     client.add_argument("--flows", type=int, default=1)
     client.add_argument("--ways", choices=("up", "down", "both"), default="up")
     client.set_defaults(run=_send)
@@ -272,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
 def _send(options: argparse.Namespace) -> None:
     report = send(
         options.address, options.port,
-        seconds=options.seconds, flows=options.flows, ways=options.ways,
+        seconds=options.seconds, flows=options.flows, ways=options.ways, end_now=asked_to_end(),
     )  # fmt: skip
     print(msgspec.json.encode(report).decode())
 

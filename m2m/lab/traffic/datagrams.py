@@ -2,8 +2,9 @@
 
 ``python -m m2m.lab.traffic.datagrams serve ADDRESS PORT`` serves until it is killed.
 ``python -m m2m.lab.traffic.datagrams send ADDRESS PORT --rate MBITS [--seconds S] [--size BYTES]
-[--flows N] [--burst COUNT] [--both]`` prints a :class:`Report` as JSON. With ``--both`` the server
-answers each datagram with a numbered one of its own.
+[--flows N] [--burst COUNT] [--both]`` sends for S seconds or until SIGTERM, and prints a
+:class:`Report` as JSON. With ``--both`` the server answers each datagram with a numbered one of its
+own.
 
 A burst travels as one packet of up to 64 kB where the network can (UDP segmentation offload), as
 TCP's do; ``--burst 1`` sends packet by packet.
@@ -12,18 +13,20 @@ TCP's do; ``--burst 1`` sends packet by packet.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import select
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
+from m2m.lab.traffic.ending import asked_to_end
 from m2m.lab.traffic.numbered import LARGEST, Account, Ledger, Number, burst, stamp
 
 _UDP_SEGMENT, _UDP_GRO = 103, 104  # linux/udp.h
@@ -251,11 +254,13 @@ class _Client:
             while any(flow.result is None for flow in waiting) and time.monotonic() < repeat:
                 self.listen(repeat - time.monotonic())
 
-    def send(self, rate: float, seconds: float, count: int, size: int) -> None:
-        """Send *rate* bit/s in all for *seconds*, in bursts of *count* datagrams."""
+    def send(
+        self, rate: float, seconds: float, count: int, size: int, end_now: Callable[[], bool]
+    ) -> None:
+        """Send *rate* bit/s in all, in bursts of *count* datagrams."""
         start = time.monotonic()
         bursts, turn = 0, 0
-        while (elapsed := time.monotonic() - start) < seconds:
+        while (elapsed := time.monotonic() - start) < seconds and not end_now():
             due = int(elapsed * rate / (8 * size * count)) + 1
             for _ in range(min(due - bursts, len(self._flows))):
                 flow = self._flows[turn % len(self._flows)]
@@ -275,11 +280,12 @@ def send(
     flows: int = 1,
     count: int = 16,
     both: bool = False,
+    end_now: Callable[[], bool] = lambda: False,
 ) -> Report:
     """Send numbered datagrams of *size* bytes at *rate* bit/s in all; what became of them.
 
-    Raises :exc:`ValueError` when a burst of *count* does not fit into one packet,
-    :exc:`TimeoutError` when the server does not answer.
+    Sends for *seconds* or until *end_now*. Raises :exc:`ValueError` when a burst of *count* does
+    not fit into one packet, :exc:`TimeoutError` when the server does not answer.
     """
     if not 1 <= count <= _most(size):
         raise ValueError(f"a burst holds 1 to {_most(size)} datagrams of {size} bytes, not {count}")
@@ -288,8 +294,9 @@ def send(
     made = [_Flow((address, port), first + i | mark, size, count) for i in range(flows)]
     client = _Client(made)
     client.ask()  # the way there is open from here on
+    print("sending", file=sys.stderr, flush=True)
     start = time.monotonic()
-    client.send(rate, seconds, count, size)
+    client.send(rate, seconds, count, size, end_now)
     took = time.monotonic() - start
     settled = time.monotonic() + _SETTLE
     while (left := settled - time.monotonic()) > 0:
@@ -324,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     client.add_argument("address")
     client.add_argument("port", type=int)
     client.add_argument("--rate", type=float, required=True, metavar="MBITS")
-    client.add_argument("--seconds", type=float, default=1.0)
+    client.add_argument("--seconds", type=float, default=math.inf)
     client.add_argument("--size", type=int, default=1400)
     client.add_argument("--flows", type=int, default=1)
     client.add_argument("--burst", type=int, default=16)
@@ -337,7 +344,7 @@ def _send(options: argparse.Namespace) -> Any:
     report = send(
         options.address, options.port,
         rate=options.rate * 1e6, seconds=options.seconds, size=options.size,
-        flows=options.flows, count=options.burst, both=options.both,
+        flows=options.flows, count=options.burst, both=options.both, end_now=asked_to_end(),
     )  # fmt: skip
     print(msgspec.json.encode(report).decode())
 
