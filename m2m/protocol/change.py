@@ -87,7 +87,7 @@ class Change:
     __slots__ = (
         "acked", "count", "delay", "emptying", "exported", "fin", "held", "holding", "hops", "id",
         "imported", "incoming", "leader", "mode", "mtu", "outgoing", "own_acked", "part", "phase",
-        "requester", "right", "settling", "spare", "steps", "waited", "why",
+        "requester", "right", "settling", "spare", "steps", "waited", "why", "wish",
     )  # fmt: skip
 
     def __init__(self, id: int, part: Part, mode: Mode, phase: Phase, leader: Address) -> None:  # noqa: A002
@@ -102,6 +102,7 @@ class Change:
         self.right: Address = b""
         self.mtu = 0  # L: of the first link of the new path; R: of all of it
         self.requester: Address | None = None  # L: who asked; None: somebody here
+        self.wish = 0  # L: the number that this change has for who asked
         self.why: Why | None = None  # L: why it is undone
         self.fin: UpdateFin | None = None  # R: came before it was due
         self.count: int | None = None  # what this host says has gone by the leg that is out

@@ -7,6 +7,8 @@ latter is gone.
 
 from __future__ import annotations
 
+import random
+
 from m2m.protocol.change import Change, Commands, Part, Phase, Tools, sent, with_right
 from m2m.protocol.commands import (
     Accept,
@@ -65,8 +67,9 @@ def decided(change: Change) -> bool:
 class Leading:
     """The machine of L."""
 
-    def __init__(self, tools: Tools) -> None:
+    def __init__(self, tools: Tools, rng: random.Random) -> None:
         self._tools = tools
+        self._rng = rng
         self._outcomes: dict[tuple[int, int], Done | Reject] = {}
 
     # -- the beginning ------------------------------------------------------------------
@@ -104,7 +107,11 @@ class Leading:
             self.refuse(out, session.id, wanted.change, requester, why)
             return
         assert leg is not None
-        change = Change(wanted.change, Part.LEFT, wanted.mode, Phase.MAKING, leg.src)
+        # A request may be repeated to a restarted agent that has forgotten it, while messages of
+        # the first attempt are about: each attempt has a number of its own.
+        number = wanted.change if requester is None else self._rng.getrandbits(64) or 1
+        change = Change(number, Part.LEFT, wanted.mode, Phase.MAKING, leg.src)
+        change.wish = wanted.change
         change.spare = leg
         change.steps, change.hops, change.right = wanted.steps, wanted.hops, wanted.right
         change.requester = requester
@@ -218,7 +225,7 @@ class Leading:
         assert change.spare is not None
         session.right, change.spare = change.spare, session.right
         self._tools.resume(out, session)
-        out.append(Switched(session.id, change.id))
+        out.append(Switched(session.id, change.wish))
         self._finish(out, session)
 
     def undo(self, out: Commands, session: Session, why: Why) -> None:
@@ -287,14 +294,14 @@ class Leading:
         tools.end(out, session)
 
     def _tell(self, out: Commands, session: Session, change: Change) -> None:
-        if not change.id:
+        if not change.wish:
             return  # nobody of this agent's life has wanted it
         if change.why is not None:
-            self.refuse(out, session.id, change.id, change.requester, change.why)
+            self.refuse(out, session.id, change.wish, change.requester, change.why)
         elif change.requester is None:
-            out.append(ChangeDone(session.id, change.id, change.held))
+            out.append(ChangeDone(session.id, change.wish, change.held))
         else:
-            message = Done(session.id, change.id, change.held)
+            message = Done(session.id, change.wish, change.held)
             self._remember(message)
             out.append(Send(change.requester, message))
 
@@ -305,6 +312,13 @@ class Leading:
         if not decided(change):
             change.why = why
         self._tell(out, session, change)
+
+    def held_too_long(self, change: Change) -> bool:
+        """Packets wait at L while the old path does not become empty."""
+        limit = self._tools.settings.hold_limit
+        return (
+            change.part is Part.LEFT and change.phase is Phase.DRAINED and (change.waited >= limit)
+        )
 
     # -- time, and others ---------------------------------------------------------------
 

@@ -111,7 +111,7 @@ class Migration:
         self._admit = admit
         self._claim = claim
         self._tools = Tools(settings, ports, register, self._next)
-        self._left = Leading(self._tools)
+        self._left = Leading(self._tools, rng)
         self._right = Receiving(self._tools)
         self._hop = Passing(self._tools)
         self._requesting = Requesting(settings, register, rng)
@@ -165,7 +165,7 @@ class Migration:
             self._left.refuse(out, wanted.session, wanted.change, requester, why)
             return
         change = session.change
-        under_way = change is not None and change.id == wanted.change
+        under_way = change is not None and change.wish == wanted.change
         if change is not None and not under_way and not self._wait(session, wish):
             why = Why(Cause.BUSY, "too many changes of this session wait here", None)
             self._left.refuse(out, wanted.session, wanted.change, requester, why)
@@ -336,7 +336,8 @@ class Migration:
                 one for one in session.waiting
                 if not (isinstance(one, Lock) and one.change == message.change)
             ]  # fmt: skip
-        if change is not None and change.id == message.change:
+        # 0 says that this leg was in some time; what is being changed now is not over by it.
+        if change is not None and change.id == message.change != 0:
             if change.part is Part.RIGHT:
                 if leg == change.spare:
                     self._right.switch(out, session)
@@ -372,6 +373,8 @@ class Migration:
                         return
                 self._leave(out, session, message)
                 return
+        for key in [key for key, join in self._early.items() if join.syn.subsession == leg]:
+            del self._early[key]
         out.append(Send(event.peer, UpdateFinAck(message.session, leg, message.change, None, 0)))
 
     def _leave(self, out: Commands, session: Session, message: UpdateFin) -> None:
@@ -561,7 +564,7 @@ class Migration:
             return out
         change.waited += change.delay
         change.delay = 0.0
-        if change.emptying is not None:
+        if change.emptying is not None and not self._left.held_too_long(change):
             out.append(Count(session.id, change.id, change.emptying.key))
         elif change.part is Part.LEFT:
             self._left.tick(out, session)
