@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from m2m.protocol.commands import ChangeDone, ChangeRefused
+from m2m.protocol.events import Ended
 from m2m.protocol.update import Mode
 from m2m.protocol.wire import Cause
 from tests.support.simulation import DOUBLED, LATE, LATE_DOUBLE, LOST, PROMPT, Fate
@@ -212,6 +213,69 @@ def test_many_changes_in_a_storm(
     assert world.outcomes().keys() == set(numbers)
     world.check_whole()
     world.check_nothing_lost()
+
+
+# --- what a session can be doing ------------------------------------------------------------------
+
+
+@given(seeds, st.sampled_from([0, (1 << 32) - 4000, (1 << 31) - 4000]), st.floats(0, 0.8))
+@settings(max_examples=100 * MANY)
+def test_substreams_are_parted_at_one_byte(seed: int, start: int, again: float) -> None:
+    """With retransmissions that lie across the checkpoint, and where sequence numbers wrap."""
+    world = BusyWorld(1, random.Random(seed), start=start)
+    world.again = again
+    world.talk(0.002)
+    world.run(0.1)
+    number = world.change(0, [1], 2, [3], Mode.SS_OP)
+    quiet_down(world)
+    assert isinstance(world.outcomes()[number], ChangeDone)
+    assert world.check_whole() == [0, 3, 2]
+    assert not world.late
+    world.check_bytes()
+    world.check_substreams(1, 3)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("said", [False, True])
+def test_a_session_with_nothing_in_flight(mode: Mode, said: bool) -> None:
+    world = BusyWorld(2, random.Random(1))
+    if said:
+        world.talk()
+        world.run(0.1)
+        world.talking = False
+        world.run(0.1)
+    number = world.change(0, [1], 2, [4], mode)
+    world.run(0.3)
+    assert isinstance(world.outcomes()[number], ChangeDone)
+    assert world.check_whole() == [0, 4, 2, 3]
+    world.talk()
+    quiet_down(world)
+    world.check_order()
+
+
+@given(changes, modes, st.floats(0, 0.04), st.integers(0, 5), fates)
+@settings(max_examples=100 * MANY)
+def test_a_session_that_ends_in_mid_change(
+    change: tuple[int, list[int], int, list[int], list[int]], mode: Mode, when: float, where: int,
+    fate: list[Fate],
+) -> None:  # fmt: skip
+    at, old, right, new, _ = change
+    world = BusyWorld(2, random.Random(1), fate=script(fate))
+    world.talk(SPARSE)
+    world.change(at, old, right, new, mode)
+    world.after(when, lambda: world.host(where).feed(Ended(world.session, "rst")))
+    world.run(0.2)
+    world.talking = False
+    world.run(CALM * 4)
+    world.client.feed(Ended(world.session, "fin"))  # if it had not reached the host it ended at
+    world.run(CALM)
+    assert len(world.outcomes()) == 1
+    for host in world.everybody():
+        assert not host.node.sessions
+        assert not host.kernel.entries
+        assert not host.ports.in_use
+        assert not host.timers
+        assert not host.other_timers
 
 
 # --- contention ---------------------------------------------------------------------------------

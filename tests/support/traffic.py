@@ -146,6 +146,7 @@ class BusyKernel(Kernel):
         packet.seen_by.append(self.host.address)
         seen = Seen(packet.toward, packet.number, packet.seq, packet.end)
         self.nf.setdefault(entry.session, []).append(seen)
+        self.world.seen.setdefault(self.host.index, []).append(seen)
 
     # -- what the agent asks for --------------------------------------------------------
 
@@ -232,6 +233,7 @@ class BusyWorld(World):
         self.lost: list[tuple[float, int, Packet]] = []
         self.late: list[Seen] = []  # after their NF's state had left for good
         self.held = 0
+        self.seen: dict[int, list[Seen]] = {}  # by each host's network function, ever
         self.exports = 0
         self.first_other = middleboxes + 2
         self.refuses_state = False
@@ -242,6 +244,7 @@ class BusyWorld(World):
         self.again = 0.0  # how many segments are sent twice
         self._next = {Toward.RIGHT: start, Toward.LEFT: (start + WRAP // 3) % WRAP}
         self._received: dict[Toward, int] = {}
+        self._acked: dict[Toward, int] = {}
         self._free: dict[tuple[int, int], float] = {}  # links: nothing arrives before
         super().__init__(middleboxes, rng, others=others, make_kernel=BusyKernel)
         self.open(flow)
@@ -261,6 +264,7 @@ class BusyWorld(World):
         self.talking = True
         for toward in Toward:
             self._received.setdefault(toward, self._next[toward])
+            self._acked.setdefault(toward, self._next[toward])
             self.after(self.rng.random() * every, lambda t=toward: self._say(t, every))
 
     def _say(self, toward: Toward, every: float) -> None:
@@ -269,9 +273,10 @@ class BusyWorld(World):
         seq = self._next[toward]
         end = self._next[toward] = (seq + SEGMENT) % WRAP
         self._send(toward, len(self.sent[toward]), seq, end)
-        if self.rng.random() < self.again:  # a retransmission, of one segment or two in one
-            back = self.rng.choice((0, SEGMENT, 5 * SEGMENT))
-            self._send(toward, -1, (seq - back) % WRAP, end if back < 500 else seq)
+        if self.rng.random() < self.again:  # a retransmission, of up to five segments in one
+            first = (end - SEGMENT * self.rng.randint(1, 5)) % WRAP
+            if not after(self._acked[toward], first):
+                self._send(toward, -1, first, end)
         self.after(every * self.rng.uniform(0.5, 1.5), lambda: self._say(toward, every))
 
     def _send(self, toward: Toward, number: int | None, seq: int, end: int) -> None:
@@ -292,13 +297,16 @@ class BusyWorld(World):
 
     def delivered(self, packet: Packet) -> None:
         toward = packet.toward
+        back = _other(toward)
+        if packet.ack is not None and after(packet.ack, self._acked[back]):
+            self._acked[back] = packet.ack
         if packet.number is None:
             return
         self.got[toward].append(packet)
         there = self._received[toward]
         if not after(packet.seq, there) and after(packet.end, there):
             self._received[toward] = packet.end
-        self._send(_other(toward), None, self._next[_other(toward)], self._next[_other(toward)])
+        self._send(back, None, self._next[back], self._next[back])
 
     # -- changes ------------------------------------------------------------------------
 
@@ -406,6 +414,21 @@ class BusyWorld(World):
         assert not self.lost
         for toward in Toward:
             assert self._received[toward] == self._next[toward]
+
+    def check_substreams(self, old: int, new: int) -> None:
+        """The new host's NF has seen no byte that the old one has, nor one before it."""
+        for toward in Toward:
+            before, behind = (
+                [one for one in self.seen[nf] if one.toward is toward and one.end != one.seq]
+                for nf in (old, new)
+            )
+            assert before
+            assert behind
+            last = before[0].end
+            for one in before:
+                last = one.end if after(one.end, last) else last
+            for one in behind:
+                assert not after(last, one.seq), f"{one} came to the wrong network function"
 
 
 def _other(toward: Toward) -> Toward:
