@@ -17,7 +17,6 @@ import pytest
 from m2m.protocol.commands import (
     CancelTimer,
     Closed,
-    Command,
     Established,
     Install,
     Refuse,
@@ -29,7 +28,6 @@ from m2m.protocol.commands import (
 from m2m.protocol.events import (
     Adopted,
     Ended,
-    Event,
     InstallFailed,
     Opened,
     Received,
@@ -54,6 +52,7 @@ from m2m.protocol.wire import (
     Syn,
     SynAck,
 )
+from tests.support.play import ID, OTHER, Play
 
 CLIENT, FW, IDS, SERVER = (
     parse_address(text) for text in ("10.0.0.1", "10.0.1.2", "10.0.2.2", "10.0.9.9")
@@ -64,8 +63,6 @@ CHAIN = (
     Hop(IDS, Position.TAP, "ids"),
     Hop(SERVER, Position.SERVER),
 )
-ID = 0x5E55
-OTHER = 0x07E4
 
 
 def leg(src: bytes, dst: bytes, proto: int = Proto.TCP) -> Flow:
@@ -87,47 +84,6 @@ OPENED = Opened(SUPER, CHAIN, False, 3, 7, Route(CLIENT, 1500))
 TO_IDS = Route(FW, 1400)
 
 TIMEOUT_TEXT = "firewall at 10.0.1.2 does not answer"
-
-
-class Scripted(random.Random):
-    """Chooses what the tests expect."""
-
-    def __init__(self, ids: tuple[int, ...]) -> None:
-        super().__init__(0)
-        self._ids = list(ids)
-
-    def getrandbits(self, k: int, /) -> int:
-        return self._ids.pop(0) if k == 64 else super().getrandbits(k)
-
-    def uniform(self, a: float, b: float) -> float:
-        return (a + b) / 2
-
-
-class Play:
-    """A node and what it still has to do."""
-
-    def __init__(self, *, last_port: int = 61001, ids: tuple[int, ...] = (ID, OTHER)) -> None:
-        rng = Scripted(ids)
-        self.ports = PortAllocator(61000, last_port, rng)
-        self.node = Node(Settings(), self.ports, rng)
-        self.todo: list[Command] = []
-
-    def __rshift__(self, event: Event) -> Play:
-        self.ends()
-        self.todo = self.node.handle(event)
-        return self
-
-    def __lshift__(self, command: Command) -> Play:
-        assert self.todo, f"nothing is done any more, {command} was expected"
-        assert self.todo.pop(0) == command
-        return self
-
-    def ends(self) -> None:
-        assert self.todo == [], "more is done than was expected"
-
-    def state(self, session: int = ID) -> State | None:
-        found = self.node.sessions.get(session)
-        return None if found is None else found.state
 
 
 @pytest.fixture
