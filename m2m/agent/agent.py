@@ -7,7 +7,7 @@
     timers ───────────────►┘                        └──► timers, journal
     rtnetlink ──► interfaces, addresses, next hops ────► datapath
     policy server ──► rules ───────────────────────────► datapath
-    m2mctl ──► control socket ──► questions to all of these
+    m2mctl, m2m-nf ──► sockets ──► questions to all of these; changes of chains ─► Sessions.feed
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ import trio
 
 from m2m.agent import control, host, notify
 from m2m.agent.api import EventKind
+from m2m.agent.asking import Asking
 from m2m.agent.config import Config
+from m2m.agent.following import Following
 from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
 from m2m.agent.policy_client import PolicyClient
@@ -134,6 +136,8 @@ class Agent:
         )  # fmt: skip
         self.sessions = sessions
         self.paths = Paths(config.name, self._role, sessions, self.transport.send)
+        asking = Asking(config.name, sessions, self.paths)
+        self.following = Following(sessions, asking)
         await sessions.adopt()
         await sessions.follow_routes()
         async with trio.open_nursery() as nursery:
@@ -141,16 +145,18 @@ class Agent:
             nursery.start_soon(self._follow_datapath, datapath)
             nursery.start_soon(sessions.run_timers)
             await nursery.start(sessions.states.run)
+            nursery.start_soon(self.following.run)
             nursery.start_soon(notify.keep_alive)
             client = self._policy_client()
             nursery.start_soon(self._follow_network, datapath, client)
             if client is not None:
                 await nursery.start(client.run)
             answers = Answers(
-                config.name, self._role, sessions, self.paths, self.transport.counters, client,
-                "" if client is None else str(client.server),
+                config.name, self._role, sessions, self.paths, asking, self.transport.counters,
+                client, "" if client is None else str(client.server),
             )  # fmt: skip
             await nursery.start(control.serve, config.control_socket, answers)
+            await nursery.start(control.serve_nfs, config.nf_socket, answers)
             _log.info(
                 "serving", role=config.role, name=config.name, sessions=len(sessions),
                 datapath=datapath.name, secure=not config.insecure,
@@ -258,6 +264,7 @@ class Agent:
         text = f"generation {policy.generation}, {len(policy.policies)} policies"
         _log.info("policy in force", generation=policy.generation, rules=len(policy.rules))
         self.journal.tell(EventKind.POLICY, text)
+        self.following.policy_changed()
 
     def _heard_of_server(self, connected: bool, why: str) -> None:
         self.journal.tell(EventKind.SERVER, "connected" if connected else f"away: {why}")

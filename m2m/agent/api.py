@@ -8,12 +8,13 @@ hexadecimal digits, times are seconds: everything can be read by a person as it 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from enum import StrEnum
 from typing import Protocol
 
 import msgspec
 
+from m2m.agent.order import Order
 from m2m.datapath import Counters
 from m2m.errors import M2MError
 from m2m.policy.messages import AgentInfo, Role
@@ -21,9 +22,9 @@ from m2m.policy.rules import ALLOWED, ChangeMode, Live, PolicySet
 from m2m.protocol.flow import Flow, Proto, format_address, parse_address
 
 __all__ = [
-    "AgentInfo", "ControlSource", "Direction", "Event", "EventKind", "FlowInfo", "HopReport",
-    "InstanceInfo", "NfInfo", "PathInfo", "PolicyInfo", "PolicyRow", "Role", "SessionInfo",
-    "SessionState", "Stats", "UnknownSession", "describe_policy", "format_session",
+    "AgentInfo", "ChangeReport", "ControlSource", "Direction", "Event", "EventKind", "FlowInfo",
+    "HopReport", "InstanceInfo", "NfInfo", "PathInfo", "PolicyInfo", "PolicyRow", "Role",
+    "SessionInfo", "SessionState", "Stats", "UnknownSession", "describe_policy", "format_session",
     "parse_session",
 ]  # fmt: skip
 
@@ -151,6 +152,8 @@ class HopReport(msgspec.Struct, frozen=True):
     to_client: Direction | None
     prev: str | None  # the left neighbour's address
     next: str | None  # the right neighbour's address
+    # At an end: what its socket has repeated since the session began; None: nobody knows.
+    retransmissions: int | None = None
 
 
 class PathInfo(msgspec.Struct, frozen=True):
@@ -226,6 +229,28 @@ def describe_policy(policy: PolicySet, *, server: str, connected: bool) -> Polic
     )  # fmt: skip
 
 
+class ChangeReport(msgspec.Struct, frozen=True):
+    """What became of a change of one session's chain.
+
+    Paths name the agent at either end and ``type/instance`` between. Times are in seconds.
+    """
+
+    session: str
+    mode: str  # "lf", "op" or "ss+op"
+    before: tuple[str, ...]  # the path, client first; () where it could not be found out
+    after: tuple[str, ...]
+    # From the beginning until packets to the server take the new path, at the host that leads;
+    # until that says that all is done, where another host was asked. None: it was not changed.
+    duration: float | None = None
+    total: float | None = None  # until nothing of the old path is left
+    held: int = 0  # packets that waited, at both ends of what changed
+    # TCP segments that the sockets at both ends repeated meanwhile; None: they cannot be asked.
+    retransmissions: int | None = None
+    error: str | None = None  # why it was not changed
+    by: str | None = None  # who says so: a host as in a path, or its address
+    cause: str | None = None  # as the protocol names it, if it was the protocol's
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Counters of one agent, each since it was started unless said otherwise."""
 
@@ -280,6 +305,15 @@ class ControlSource(Protocol):
 
     async def stats(self) -> Stats:
         """The counters."""
+
+    async def change(
+        self,
+        order: Order,
+        tell: Callable[[ChangeReport], None],
+        progress: Callable[[str, str], None],
+    ) -> None:
+        """Change chains; *tell* gets what became of each session as it ends, *progress* a session
+        and how far it is. Raises :exc:`M2MError` when there is nothing to change."""
 
     async def end(self, session: int) -> None:
         """Tear the session down along its whole path. Raises :exc:`UnknownSession`."""

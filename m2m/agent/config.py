@@ -48,6 +48,10 @@ class Config(NamedTuple):
     def control_socket(self) -> Path:
         return self.run_dir / f"{self.name}.sock"
 
+    @property
+    def nf_socket(self) -> Path:
+        return self.run_dir / f"{self.name}.nf"
+
 
 def _text(value: str) -> str:
     if not value:

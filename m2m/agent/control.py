@@ -1,12 +1,15 @@
-"""The agent's control socket, server side. What is said on it is in :mod:`m2m.agent.dialogue`.
+"""The agent's Unix sockets, server side. What is said there is in :mod:`m2m.agent.dialogue`.
 
-Whoever may open the socket (mode 0660, in a directory of mode 0750) may ask everything and end
-sessions; there is no further check.
+Whoever may open the control socket (mode 0660, in a directory of mode 0750) may ask everything and
+end sessions. Network functions have a socket of their own, on which they can ask for changes about
+themselves and nothing else: give it, by its group, to those that may. Whether sessions may be
+changed by either is up to their policy.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import stat
@@ -30,11 +33,16 @@ from m2m.agent.dialogue import (
     AskPolicy,
     AskSessions,
     AskStats,
+    Change,
+    ChangedItem,
+    ChangingItem,
     Done,
     End,
     EventItem,
     Failed,
     Item,
+    NfChange,
+    NfRequest,
     PathItem,
     PolicyItem,
     Request,
@@ -42,10 +50,12 @@ from m2m.agent.dialogue import (
     Snapshot,
     StatsItem,
     Watch,
+    order_of,
 )
+from m2m.agent.order import Order
 from m2m.errors import ConfigError, M2MError
 
-__all__ = ["serve"]
+__all__ = ["serve", "serve_nfs"]
 
 Each = TypeVar("Each")
 
@@ -59,16 +69,33 @@ async def serve(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer on the Unix socket *path* from *source* until cancelled; started when it is there.
+    """Answer operators on the Unix socket *path* from *source* until cancelled; started when it
+    is there.
 
     Takes the place of a socket on which nobody answers any more. Raises :exc:`ConfigError` when
     somebody does, or when it cannot be made.
     """
+    await _serve(path, source, Request, task_status)
+
+
+async def serve_nfs(
+    path: Path,
+    source: ControlSource,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """As :func:`serve`, for the network functions of this host."""
+    await _serve(path, source, NfRequest, task_status)
+
+
+async def _serve(
+    path: Path, source: ControlSource, requests: Any, task_status: trio.TaskStatus[None]
+) -> None:
     listener = await _listen(path)
     made = os.stat(path).st_ino
 
     async def talk(stream: trio.SocketStream) -> None:
-        await _Conversation(stream, source).run()
+        await _Conversation(stream, source, requests).run()
 
     try:
         await trio.serve_listeners(talk, [listener], task_status=_Discard(task_status))
@@ -142,11 +169,12 @@ async def _closing(items: AsyncIterator[Each]) -> AsyncGenerator[AsyncIterator[E
 class _Conversation:
     """One client: its requests are answered in turn."""
 
-    def __init__(self, stream: trio.abc.Stream, source: ControlSource) -> None:
+    def __init__(self, stream: trio.abc.Stream, source: ControlSource, requests: Any) -> None:
+        """*requests*: what can be asked."""
         self._stream = stream
         self._source = source
         self._encoder = msgspec.json.Encoder()
-        self._decoder = msgspec.json.Decoder[Any](Request)
+        self._decoder = msgspec.json.Decoder[Any](requests)
         self._in = bytearray()
         self._out = bytearray()
 
@@ -177,7 +205,7 @@ class _Conversation:
     async def _answer(self, line: bytes) -> bool:
         """Answer one request; whether another one may follow."""
         try:
-            request: Request = self._decoder.decode(line)
+            request: Request | NfRequest = self._decoder.decode(line)
             if isinstance(request, Watch):
                 await self._watch(request.interval)
                 return False
@@ -191,7 +219,7 @@ class _Conversation:
         await self._flush()
         return True
 
-    async def _carry_out(self, request: Request) -> None:
+    async def _carry_out(self, request: Request | NfRequest) -> None:
         source = self._source
         if isinstance(request, AskSessions):
             async with _closing(source.sessions()) as sessions:
@@ -213,6 +241,8 @@ class _Conversation:
                 await source.end(parse_session(request.id))
             except UnknownSession as error:
                 raise await self._with_known(error) from error
+        elif isinstance(request, Change | NfChange):
+            await self._change(order_of(request))
 
     async def _with_known(self, error: UnknownSession) -> M2MError:
         """*error* with the sessions there are instead."""
@@ -230,6 +260,40 @@ class _Conversation:
                 if len(found) == count:
                     break
         return tuple(found)
+
+    # -- changing -----------------------------------------------------------------------
+
+    async def _change(self, order: Order) -> None:
+        """Tell what becomes of each session while the others are still at it."""
+        send, receive = trio.open_memory_channel[Item](math.inf)
+        problem: M2MError | None = None
+        gone = False
+
+        async def work() -> None:
+            nonlocal problem
+            with send:
+                try:
+                    await self._source.change(
+                        order,
+                        lambda report: send.send_nowait(ChangedItem(report)),
+                        lambda session, stage: send.send_nowait(ChangingItem(session, stage)),
+                    )
+                except M2MError as error:
+                    problem = error
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            async for item in receive:
+                try:
+                    await self._say(item)
+                    await self._flush()
+                except trio.BrokenResourceError:  # what is begun goes on without an audience
+                    gone = True
+                    nursery.cancel_scope.cancel()
+        if gone:
+            raise trio.BrokenResourceError
+        if problem is not None:
+            raise problem
 
     # -- watching -----------------------------------------------------------------------
 

@@ -15,8 +15,14 @@ is answered by any number of :data:`Item` lines, whose ``item`` names theirs, an
     > {"request": "stats"}                  < {"item": "stats", "stats": {...}}
     > {"request": "end", "id": "0"}         < {"item": "failed", "why": "..."}
     > {"request": "watch", "interval": 1}   < {"item": "snapshot", ...}  < {"item": "event", ...}
+    > {"request": "change", "do": "replace", "old": ["ids1"], "new": ["ids2"], "match": "any"}
+    < {"item": "changing", "session": "4be6...", "stage": "asked"}
+    < {"item": "changed", "report": {...}}  < {"item": "done"}
 
 A watch has no last line: it goes on until the client closes.
+
+Network functions have a socket of their own, on which nothing can be asked but
+``{"request": "me", ...}``: changes about themselves.
 """
 
 from __future__ import annotations
@@ -25,16 +31,29 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from m2m.agent.api import AgentInfo, Event, PathInfo, PolicyInfo, SessionInfo, Stats
+from m2m.agent.api import (
+    AgentInfo,
+    ChangeReport,
+    Event,
+    PathInfo,
+    PolicyInfo,
+    SessionInfo,
+    Stats,
+    parse_session,
+)
+from m2m.agent.order import ME, Do, Order, Wish
+from m2m.errors import M2MError
+from m2m.policy.rules import Asker, ChangeMode
 
 __all__ = [
     "MAX_REQUEST", "SNAPSHOT_SESSIONS",
-    "AskAgents", "AskPath", "AskPolicy", "AskSessions", "AskStats", "End", "Request", "Watch",
-    "AgentsItem", "Done", "EventItem", "Failed", "Item", "PathItem", "PolicyItem", "SessionItem",
-    "Snapshot", "StatsItem",
+    "AskAgents", "AskPath", "AskPolicy", "AskSessions", "AskStats", "Change", "End", "NfChange",
+    "NfRequest", "Request", "Watch",
+    "AgentsItem", "ChangedItem", "ChangingItem", "Done", "EventItem", "Failed", "Item", "PathItem",
+    "PolicyItem", "SessionItem", "Snapshot", "StatsItem", "order_of",
 ]  # fmt: skip
 
-MAX_REQUEST = 4096
+MAX_REQUEST = 1 << 16
 """Bytes of a request's line."""
 
 SNAPSHOT_SESSIONS = 50
@@ -75,7 +94,63 @@ class End(msgspec.Struct, frozen=True, tag_field="request", tag="end"):
     id: str
 
 
-Request: TypeAlias = AskSessions | AskPath | AskPolicy | AskAgents | AskStats | Watch | End
+class Change(msgspec.Struct, frozen=True, tag_field="request", tag="change"):
+    """Change the chains of live sessions: :class:`ChangingItem` and :class:`ChangedItem` for each.
+
+    What the names mean stands at :class:`m2m.agent.plan.Wish`.
+    """
+
+    do: Do
+    old: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    after: str | None = None
+    before: str | None = None
+    sessions: tuple[str, ...] = ()  # ids; none: all at this host that match
+    match: str | None = None  # a predicate of the policy language
+    mode: ChangeMode | None = None  # None: what each session's policy says
+
+
+class NfChange(msgspec.Struct, frozen=True, tag_field="request", tag="me"):
+    """A network function asks about itself: *do* is to remove it, to insert something behind it,
+    or to replace it. Answered as :class:`Change` is."""
+
+    do: Do
+    new: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    match: str | None = None
+    mode: ChangeMode | None = None
+    nf: str | None = None  # its NF type, where this host runs several
+
+
+Request: TypeAlias = (
+    AskSessions | AskPath | AskPolicy | AskAgents | AskStats | Watch | End | Change
+)  # fmt: skip
+NfRequest: TypeAlias = NfChange
+
+
+def order_of(request: Change | NfChange) -> Order:
+    """What is asked for, in the agent's own terms.
+
+    Raises :exc:`~m2m.agent.api.UnknownSession` and :exc:`~m2m.policy.source.PolicyError`.
+    """
+    sessions = tuple(map(parse_session, request.sessions))
+    predicate = None
+    if request.match is not None:
+        from m2m.policy.language import parse_predicate  # a parser that most agents never need
+
+        predicate = parse_predicate(request.match, "match")
+    if isinstance(request, Change):
+        if not sessions and predicate is None and request.do is not Do.DRAIN:
+            raise M2MError("name sessions, or a predicate that they match ('any': all of them)")
+        wish = Wish(request.do, request.old, request.new, request.after, request.before)
+        return Order(wish, Asker.OPERATOR, sessions, predicate, request.mode)
+    if request.do is Do.DRAIN:
+        raise M2MError("a network function is not drained, it migrates: say replace")
+    if request.do is Do.INSERT:
+        wish = Wish(Do.INSERT, new=request.new, after=ME)
+    else:
+        wish = Wish(request.do, (ME,), request.new)
+    return Order(wish, Asker.NF, sessions, predicate, request.mode, request.nf)
 
 
 class SessionItem(msgspec.Struct, frozen=True, tag_field="item", tag="session"):
@@ -122,6 +197,19 @@ class Snapshot(msgspec.Struct, frozen=True, tag_field="item", tag="snapshot"):
     sessions: tuple[SessionInfo, ...]
 
 
+class ChangingItem(msgspec.Struct, frozen=True, tag_field="item", tag="changing"):
+    """How far a change is: ``asked``, or ``switched`` (only where this host leads)."""
+
+    session: str
+    stage: str
+
+
+class ChangedItem(msgspec.Struct, frozen=True, tag_field="item", tag="changed"):
+    """What became of the change of one session."""
+
+    report: ChangeReport
+
+
 class Done(msgspec.Struct, frozen=True, tag_field="item", tag="done"):
     """The request has been answered in full."""
 
@@ -134,5 +222,5 @@ class Failed(msgspec.Struct, frozen=True, tag_field="item", tag="failed"):
 
 Item: TypeAlias = (
     SessionItem | PathItem | PolicyItem | AgentsItem | StatsItem | EventItem | Snapshot
-    | Done | Failed
+    | ChangingItem | ChangedItem | Done | Failed
 )  # fmt: skip

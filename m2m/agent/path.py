@@ -23,8 +23,9 @@ from m2m.agent.api import (
     format_session,
 )
 from m2m.agent.sessions import Sessions
+from m2m.agent.sockets import retransmissions
 from m2m.datapath import Row
-from m2m.policy.rules import PolicySet
+from m2m.policy.rules import Kind
 from m2m.protocol.flow import Address, format_address, parse_address
 from m2m.protocol.translation import Hook, Position, SessionView, Toward
 from m2m.protocol.wire import MAX_CHAIN, Message, PathRep, PathReq
@@ -63,6 +64,17 @@ class Paths:
         here = await self.report(session)
         if here is None:
             raise UnknownSession(f"no session {format_session(session)} is at this host")
+        return await self._around(session, here)
+
+    async def path_by(self, session: int, host: Address) -> PathInfo | None:
+        """The whole path as *host*, which is or was on it, knows it; None if it does not."""
+        here = await self.report(session)
+        if here is not None:
+            return await self._around(session, here)
+        answer = await self._ask(host, session)
+        return None if isinstance(answer, str) else await self._around(session, answer)
+
+    async def _around(self, session: int, here: HopReport) -> PathInfo:
         lefts: list[HopReport] = []
         rights: list[HopReport] = []
         problems: list[str] = []
@@ -88,7 +100,7 @@ class Paths:
             address=format_address(own),
             role=self._role,
             position=view.position.name.lower(),
-            nf=_nf_at(own, view, self._sessions.policy),
+            nf=_nf_at(own, view, self._sessions),
             state=state,
             supersession=FlowInfo.of(view.supersession),
             left=None if left is None else FlowInfo.of(left),
@@ -97,6 +109,7 @@ class Paths:
             to_client=to_client,
             prev=None if left is None else format_address(left.src),
             next=None if right is None else format_address(right.dst),
+            retransmissions=_repeated(view),
         )
 
     async def asked(self, peer: Address, request: PathReq, at: Address | None) -> None:
@@ -177,15 +190,25 @@ def directions(rows: Iterable[Row]) -> tuple[Direction | None, Direction | None]
     )
 
 
-def _nf_at(own: Address, view: SessionView, policy: PolicySet) -> str | None:
-    """The network function that a middlebox runs for the session, as far as policy tells."""
+def _nf_at(own: Address, view: SessionView, sessions: Sessions) -> str | None:
+    """The network function that a middlebox runs for the session, as far as policy tells or,
+    when it is not declared any more, has told."""
     if view.position in (Position.CLIENT, Position.SERVER):
         return None
-    for nf in policy.nfs:
-        if nf.kind.value == view.position.name.lower():
+    kind = Kind(view.position.name.lower())
+    for nf in sessions.policy.nfs:
+        if nf.kind is kind:
             for instance in nf.instances:
                 if instance.address == own:
                     return f"{nf.name}/{instance.name}"
+    return sessions.former_nfs.get((own, kind))
+
+
+def _repeated(view: SessionView) -> int | None:
+    if view.position is Position.CLIENT:
+        return retransmissions(view.supersession)
+    if view.position is Position.SERVER:
+        return retransmissions(view.supersession.reverse())
     return None
 
 

@@ -28,7 +28,7 @@ from m2m import datapath
 from m2m.agent.api import EventKind, SessionState, format_session
 from m2m.agent.changes import Changes
 from m2m.agent.journal import Journal
-from m2m.agent.states import States
+from m2m.agent.states import States, open_conntrack
 from m2m.agent.timers import Timers
 from m2m.agent.watch import Network, NoRoute
 from m2m.datapath import Datapath, DatapathError, EndReason, Row, Verdict
@@ -77,7 +77,6 @@ from m2m.protocol.translation import (
 )
 from m2m.protocol.wire import Hop, Message, next_host
 from nf_adapters.state import StateAdapter
-from nf_adapters.state.conntrack import ConntrackState
 
 __all__ = ["Sessions", "Turn"]
 
@@ -143,7 +142,7 @@ class Sessions:
         own_traffic: Sequence[Service] = (),
         *,
         holds: bool = True,
-        open_state: Callable[[], Awaitable[StateAdapter]] = ConntrackState.open,
+        open_state: Callable[[], Awaitable[StateAdapter | None]] = open_conntrack,
     ) -> None:
         """*holds*: sessions begin here. Elsewhere rules are known, but hold no packet."""
         self.node = node
@@ -151,6 +150,8 @@ class Sessions:
         self.journal = journal
         self.turn = turn
         self.policy = EMPTY
+        # Network functions that are not declared any more, but may still have sessions.
+        self.former_nfs: dict[tuple[Address, Kind], str] = {}
         self._network = network
         self._send = send
         self._can_forward = can_forward
@@ -178,12 +179,10 @@ class Sessions:
         following = next_host(message)
         if following is not None:
             try:
-                way = self._network.way_to(following)
+                route = self.route_to(following)
             except NoRoute as error:
                 number = getattr(message, "session", 0)
                 _log.info("no way on", session=format_session(number), why=str(error))
-            else:
-                route = Route(way.source, way.hop.mtu)
         await self.feed(Received(peer, message, route))
 
     async def told(self, event: datapath.Event) -> None:
@@ -201,8 +200,7 @@ class Sessions:
 
     async def held(self, flow: Flow) -> None:
         """The first packet of *flow* waits: find its chain and set it up."""
-        policy_id = self._rules.match(flow)
-        policy = None if policy_id is None else self._policies[policy_id]
+        policy = self.policy_of(flow)
         if policy is None or not policy.chain:  # the policy has changed since it was held
             async with self.turn:
                 await self.datapath.release(flow, Verdict.PASS)
@@ -212,9 +210,9 @@ class Sessions:
         try:
             hops = [
                 Hop(one.address, _POSITIONS[one.kind], one.nf_type)
-                for one in resolve(self.policy, policy, flow, self._unanswering())
+                for one in resolve(self.policy, policy, flow, self.unanswering())
             ]
-            way = self._network.way_to(hops[0].address)
+            route = self.route_to(hops[0].address)
         except (ChainError, NoRoute) as error:
             async with self.turn:
                 await self._do(Refuse(flow, fail_open, str(error), None))
@@ -227,7 +225,7 @@ class Sessions:
                 fail_open,
                 policy.id,
                 self.policy.generation,
-                Route(way.source, way.hop.mtu),
+                route,
             )
         )
 
@@ -247,6 +245,9 @@ class Sessions:
             changed = (policy.rules, policy.policies) != (self.policy.rules, self.policy.policies)
             if changed and self._holds:  # else only loads have changed
                 await self.datapath.load_policy(exempting(policy, self._own_traffic))
+            for nf in self.policy.nfs:
+                for one in nf.instances:
+                    self.former_nfs[one.address, nf.kind] = f"{nf.name}/{one.name}"
             self.policy, self._rules = policy, rules
             self._policies = {one.id: one for one in policy.policies}
         for nf in policy.nfs:
@@ -318,6 +319,16 @@ class Sessions:
     def __len__(self) -> int:
         """How many sessions are at this host, those that come and go included."""
         return len(self.node.sessions)
+
+    def policy_of(self, flow: Flow) -> Policy | None:
+        """The policy that decides over *flow* (client to server) now."""
+        policy_id = self._rules.match(flow)
+        return None if policy_id is None else self._policies[policy_id]
+
+    def route_to(self, host: Address) -> Route:
+        """How to reach *host*. Raises :exc:`~m2m.agent.watch.NoRoute`."""
+        way = self._network.way_to(host)
+        return Route(way.source, way.hop.mtu)
 
     def state(self, session: int) -> SessionState | None:
         """Where a session is in its life; None when it is not here."""
@@ -423,7 +434,8 @@ class Sessions:
         if since is not None:
             self.journal.set_up_times.append(perf_counter() - since)
 
-    def _unanswering(self) -> Container[Address]:
+    def unanswering(self) -> Container[Address]:
+        """Hosts that lately did not answer."""
         if self._avoid:
             now = trio.current_time()
             self._avoid = {host: until for host, until in self._avoid.items() if until > now}

@@ -9,6 +9,7 @@ import trio
 
 from m2m.agent.api import (
     AgentInfo,
+    ChangeReport,
     Event,
     FlowInfo,
     PathInfo,
@@ -20,8 +21,11 @@ from m2m.agent.api import (
     describe_policy,
     format_session,
 )
+from m2m.agent.asking import Asking
+from m2m.agent.order import Order
 from m2m.agent.path import Paths, directions
 from m2m.agent.sessions import Sessions
+from m2m.agent.wishes import carry_out
 from m2m.errors import M2MError
 from m2m.protocol.events import Ended
 
@@ -48,6 +52,7 @@ class Answers:
         role: Role,
         sessions: Sessions,
         paths: Paths,
+        asking: Asking,
         counters: Callable[[], dict[str, int]],
         server: PolicyServer | None,
         server_name: str,
@@ -60,6 +65,7 @@ class Answers:
         self._server = server
         self._server_name = server_name
         self._started = trio.current_time()
+        self._asking = asking
 
     async def sessions(self) -> AsyncIterator[SessionInfo]:
         """Every session at this host, with its counters."""
@@ -124,6 +130,15 @@ class Answers:
             raise UnknownSession(f"no session {format_session(session)} is at this host")
         with trio.CancelScope(shield=True):  # the asker may go, what is begun is finished
             await self._sessions.feed(Ended(session, "ended by an operator"))
+
+    async def change(
+        self,
+        order: Order,
+        tell: Callable[[ChangeReport], None],
+        progress: Callable[[str, str], None],
+    ) -> None:
+        """Change chains of live sessions."""
+        await carry_out(order, self._sessions, self._asking, tell, progress)
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on."""

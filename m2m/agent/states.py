@@ -20,35 +20,43 @@ from m2m.protocol.commands import ExportState, ImportState, ReleaseState
 from m2m.protocol.events import Event, StateExported, StateImported
 from m2m.protocol.flow import Flow
 from m2m.protocol.translation import Position, SessionView
-from nf_adapters.state import NoState, StateAdapter
+from nf_adapters.state import NoState, StateAdapter, StateError
+from nf_adapters.state.conntrack import ConntrackState
 
-__all__ = ["States", "tracks_connections"]
+__all__ = ["States", "open_conntrack", "tracks_connections"]
 
 _log = structlog.get_logger()
+
+_TRACKING = Path("/proc/sys/net/netfilter/nf_conntrack_max")  # while the kernel tracks any
 
 Work: TypeAlias = ExportState | ImportState | ReleaseState
 
 
-def tracks_connections(conntrack: Path = Path("/proc/sys/net/netfilter/nf_conntrack_max")) -> bool:
-    """Whether this host has connection tracking, so whether there can be any state of it."""
-    return conntrack.exists()
+async def open_conntrack() -> StateAdapter | None:
+    """The adapter of this host's stateful firewall; None where no connection is tracked, so that
+    there is no state. Raises :exc:`~m2m.errors.UnsupportedHost`."""
+    return await ConntrackState.open() if tracks_connections() else None
+
+
+def tracks_connections(tracking: Path = _TRACKING) -> bool:
+    """Whether the kernel follows connections for a firewall."""
+    return tracking.exists()
 
 
 class States:
     """The state adapter of this host, opened when it is first needed.
 
-    *feed* takes what comes of exports and imports.
+    *open_adapter* returns None as long as there is no state here; *feed* takes what comes of
+    exports and imports.
     """
 
     def __init__(
         self,
-        open_adapter: Callable[[], Awaitable[StateAdapter]],
+        open_adapter: Callable[[], Awaitable[StateAdapter | None]],
         feed: Callable[[Event], Awaitable[None]],
-        has_state: Callable[[], bool] = tracks_connections,
     ) -> None:
         self._open_adapter = open_adapter
         self._feed = feed
-        self._has_state = has_state
         self._adapter: StateAdapter | None = None
         self._opening = trio.Lock()
         self._nursery: trio.Nursery | None = None
@@ -105,10 +113,12 @@ class States:
 
     async def _export(self, session: int, flow: Flow | None) -> bytes | None:
         """What is known of it; nothing of a tap, nor where no state is kept; None: unreadable."""
-        if flow is None or not self._has_state():
+        if flow is None:
             return b""
         try:
             adapter = await self._opened()
+            if adapter is None:
+                return b""
             await adapter.quiesce(flow)
             return await adapter.export(flow)
         except NoState:
@@ -127,7 +137,10 @@ class States:
             )  # fmt: skip
             return False
         try:
-            await (await self._opened()).import_(flow, data)
+            adapter = await self._opened()
+            if adapter is None:
+                raise StateError("no connection is tracked here: load the firewall's rules first")
+            await adapter.import_(flow, data)
         except M2MError as error:
             _log.warning("state not imported", session=format_session(session), why=str(error))
             return False
@@ -141,7 +154,7 @@ class States:
         except M2MError as error:
             _log.warning("state not released", session=format_session(session), why=str(error))
 
-    async def _opened(self) -> StateAdapter:
+    async def _opened(self) -> StateAdapter | None:
         async with self._opening:
             if self._adapter is None:
                 self._adapter = await self._open_adapter()

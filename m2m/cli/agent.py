@@ -42,7 +42,7 @@ async def _clean_up(config: Config) -> None:
     await datapath.close(keep=False)
     host.release_ports(ports_record(config))
     # That its tables could be opened says that no agent of this name is running.
-    for left in ("policy", "ports", "sock"):
+    for left in ("nf", "policy", "ports", "sock"):
         (config.run_dir / f"{config.name}.{left}").unlink(missing_ok=True)
 
 

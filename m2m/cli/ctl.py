@@ -1,4 +1,4 @@
-"""``m2mctl``: what an agent on this machine is doing."""
+"""``m2mctl``: what an agent on this machine is doing, and other chains for its live sessions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from m2m.agent.dialogue import (
     StatsItem,
     Watch,
 )
-from m2m.cli import tables
+from m2m.cli import change, tables
 from m2m.cli.query import RUN_DIR, ask, find_socket, one
 from m2m.errors import M2MError
 
@@ -43,9 +43,9 @@ _EVENTS_SHOWN = 8
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``m2mctl``; returns the exit status."""
-    args = _parser().parse_args(argv)
+    args = change.parse(_parser(), argv)
     try:
-        args.run(find_socket(args.run_dir, args.agent), args)
+        status = args.run(find_socket(args.run_dir, args.agent), args)
         sys.stdout.flush()
     except M2MError as error:
         print(f"m2mctl: {error}", file=sys.stderr)
@@ -56,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough. Python flushes once more at exit: let it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return status or 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="m2mctl", description="Show what an agent on this machine is doing."
+        prog="m2mctl",
+        description="Show what an agent on this machine does, and change chains of live sessions.",
     )
     _add_common(parser, agent=None, json=False, run_dir=None)
     parser.add_argument("--version", action="version", version=f"%(prog)s {m2m.__version__}")
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     command("watch", _watch, "sessions, rates and events, live")
     end = command("end", _end, "tear a session down along its whole path")
     end.add_argument("id", metavar="ID", help="as shown by m2mctl sessions")
+    change.add_commands(command, _console)
     return parser
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from m2m.agent.dialogue import Done, Failed, Item, Request
+from m2m.agent.dialogue import Done, Failed, Item, NfRequest, Request
 from m2m.errors import M2MError
 
 __all__ = ["RUN_DIR", "ask", "find_socket", "one"]
@@ -24,20 +24,23 @@ Wanted = TypeVar("Wanted")
 
 
 def find_socket(
-    run_dir: Path | None, agent: str | None, environment: Mapping[str, str] = os.environ
+    run_dir: Path | None,
+    agent: str | None,
+    environment: Mapping[str, str] = os.environ,
+    ending: str = ".sock",
 ) -> Path:
     """The control socket of *agent*, or of the only agent that runs here.
 
-    ``M2M_SOCKET`` names it for commands inside a lab's host. Raises :exc:`M2MError` that says
-    which agents there are.
+    ``M2M_SOCKET`` names it for commands inside a lab's host. With the *ending* ``.nf`` it is the
+    socket for network functions. Raises :exc:`M2MError` that says which agents there are.
     """
     if agent is None and run_dir is None and "M2M_SOCKET" in environment:
-        return Path(environment["M2M_SOCKET"])
+        return Path(environment["M2M_SOCKET"]).with_suffix(ending)
     where = run_dir or RUN_DIR
-    if agent is not None and (path := where / f"{agent}.sock").exists():
+    if agent is not None and (path := where / f"{agent}{ending}").exists():
         return path
     try:
-        sockets = sorted(path for path in where.iterdir() if path.suffix == ".sock")
+        sockets = sorted(path for path in where.iterdir() if path.suffix == ending)
     except FileNotFoundError:
         sockets = []
     except PermissionError as error:
@@ -56,7 +59,7 @@ def find_socket(
     return alive[0]
 
 
-def ask(path: Path, request: Request) -> Iterator[Item]:
+def ask(path: Path, request: Request | NfRequest) -> Iterator[Item]:
     """What the agent at *path* answers, up to its last line.
 
     Raises :exc:`M2MError` when it cannot be reached, goes away or says that it failed.

@@ -14,7 +14,7 @@ from m2m.errors import M2MError
 from m2m.policy.rules import Choose, Instance, Kind, NfType, Policy, PolicySet
 from m2m.protocol.flow import Address, Flow, format_address, is_ipv4
 
-__all__ = ["ChainError", "Resolved", "assign", "resolve"]
+__all__ = ["ChainError", "Resolved", "assign", "candidates", "resolve"]
 
 
 class ChainError(M2MError):
@@ -48,7 +48,7 @@ def resolve(
         if name not in types:
             raise ChainError(f"policy {policy.id} names NF type {name}, which nobody declared")
         wanted.append(types[name])
-    options = [_in_order(nf, flow, avoid) for nf in wanted]
+    options = [candidates(nf, flow, avoid) for nf in wanted]
     for nf, usable in zip(wanted, options, strict=True):
         if not usable:
             raise ChainError(f"{flow}: {_why_none(nf, flow)}")
@@ -107,8 +107,8 @@ def _can_serve(wishes: list[list[Address]], taken: set[Address]) -> bool:
     return all(place(wish, set()) for wish in range(len(wishes)))
 
 
-def _in_order(nf: NfType, flow: Flow, avoid: Container[Address]) -> list[Instance]:
-    """The instances that can serve *flow*, the preferred one first."""
+def candidates(nf: NfType, flow: Flow, avoid: Container[Address]) -> list[Instance]:
+    """The instances of *nf* that can serve *flow*, the preferred one first."""
     usable = [
         instance
         for instance in nf.instances

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import ClassVar
 
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from m2m.agent.api import Role
+from m2m.agent.asking import Asking
 from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
 from m2m.agent.sessions import Sessions, Turn
@@ -24,6 +26,7 @@ from m2m.protocol.node import Node, Settings
 from m2m.protocol.ports import PortAllocator
 from m2m.protocol.translation import Hook, NextHop
 from m2m.protocol.wire import Message, PathRep, PathReq
+from nf_adapters.state import StateAdapter
 
 CLIENT, FIREWALL, IDS, SERVER = "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"
 
@@ -37,6 +40,32 @@ match(dstport=81) >> {{firewall -> ids}} fail=open
 
 def policy_set(text: str = POLICY, generation: int = 1) -> PolicySet:
     return compile_policy(parse_source(Source("test.m2m", text)), generation)
+
+
+class NfState(StateAdapter):
+    """What an inline network function knows: of every session, who has let it pass."""
+
+    kind: ClassVar[str] = "test"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.known: dict[Flow, bytes] = {}
+
+    async def quiesce(self, flow: Flow) -> None:
+        self.known.setdefault(flow, self.address.encode())
+
+    async def export(self, flow: Flow) -> bytes:
+        return self.known[flow]
+
+    async def import_(self, flow: Flow, state: bytes) -> None:
+        self.known[flow] = state + b" " + self.address.encode()
+
+    async def release(self, flow: Flow, *, keep: bool) -> None:
+        if not keep:
+            self.known.pop(flow, None)
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
 class Routes:
@@ -68,6 +97,7 @@ class Host:
         self.routes = Routes(self.address)
         self.journal = Journal()
         self.forwards = True
+        self.nf_state = NfState(address)
         rng = random.Random(address)
         self.sessions = Sessions(
             Node(Settings(), PortAllocator(61000, 65535, rng), rng),
@@ -78,12 +108,17 @@ class Host:
             lambda: self.forwards,
             Turn(),
             holds=holds,
+            open_state=self._open_state,
         )
         self.paths = Paths(address, role, self.sessions, self.send)
+        self.asking = Asking(address, self.sessions, self.paths)
         self.inbox, self._inbox = trio.open_memory_channel[tuple[Address, Message]](1000)
 
     def send(self, peer: Address, message: Message, _source: Address | None = None) -> None:
         self.wire.carry(self.address, peer, message)
+
+    async def _open_state(self) -> StateAdapter:
+        return self.nf_state
 
     async def run(self) -> None:
         await self.datapath.attach([self.routes.ifindex])

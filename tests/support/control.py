@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
 
 from m2m.agent.api import (
     AgentInfo,
+    ChangeReport,
     Direction,
     Event,
     FlowInfo,
@@ -24,6 +25,7 @@ from m2m.agent.api import (
     UnknownSession,
     format_session,
 )
+from m2m.agent.order import Order
 from m2m.errors import M2MError
 from m2m.policy.location import AWAY_LOAD
 
@@ -119,6 +121,8 @@ class FakeSource:
         self.name = name
         self.numbers = {session(number).id: number for number in range(count)}
         self.ended: list[str] = []
+        self.orders: list[Order] = []
+        self.reports: list[ChangeReport] = []  # what becomes of changes
         self.packets = 1200
         self.server_away = False
         self.broken = ""
@@ -159,6 +163,21 @@ class FakeSource:
     async def end(self, session: int) -> None:
         self._number(session)
         self.ended.append(format_session(session))
+
+    async def change(
+        self,
+        order: Order,
+        tell: Callable[[ChangeReport], None],
+        progress: Callable[[str, str], None],
+    ) -> None:
+        self.orders.append(order)
+        await trio.lowlevel.checkpoint()
+        if not self.reports:
+            raise M2MError("no session at this host is selected")
+        for report in self.reports:
+            progress(report.session, "asked")
+            tell(report)
+            await trio.lowlevel.checkpoint()
 
     async def events(self) -> AsyncIterator[Event]:
         send, receive = trio.open_memory_channel[Event](100)

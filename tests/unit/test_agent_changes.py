@@ -2,84 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from m2m.agent.api import EventKind, Role
+from m2m.agent.api import EventKind
 from m2m.agent.changes import Expected
 from m2m.datapath import DatapathError, Holding, Limits
-from m2m.datapath.fake import Fate, Outcome
+from m2m.datapath.fake import Fate
 from m2m.protocol.commands import ChangeDone, ChangeRefused
 from m2m.protocol.events import ChangeWanted, Route
-from m2m.protocol.flow import Flow, format_address, parse_address
+from m2m.protocol.flow import format_address, parse_address
 from m2m.protocol.translation import Hook, Position
 from m2m.protocol.update import Mode, Step, UpdateDrain, UpdateDrained, UpdateSynAck
 from m2m.protocol.wire import Cause, Hop
-from tests.support.agents import FIREWALL, IDS, SERVER, Chain, Host, pass_time, policy_set
+from tests.support.agents import FIREWALL, IDS, SERVER, Host, pass_time
+from tests.support.changing import OTHER, PORT, LiveSession, a_live_session
 
-OTHER = "10.0.0.5"
 CHANGE = 77
-FLOW = 80
 
 
-class TwoIds(Chain):
-    """Client, inline firewall, tap, server; and another host that can take the tap's place."""
-
-    async def start(self) -> None:
-        await super().start()
-        self.other = self.host(OTHER, Role.MIDDLEBOX)
-        await self.other.sessions.load_policy(policy_set())
-        self.client.open(FLOW)
-        await wait_all_tasks_blocked()
-        (self.session,) = self.client.sessions.node.sessions
-
-    @property
-    def all(self) -> tuple[Host, ...]:
-        found = *super().all, getattr(self, "other", None)
-        return tuple(host for host in found if host is not None)
-
-    def carries(self, *way: str) -> bool:
-        """Whether packets in both directions go by these middleboxes; each acknowledges one."""
-        flow = self.client.flow(FLOW)
-        right, left = self.sends(self.client, flow), self.sends(self.server, flow.reverse())
-        return right == [*map(parse_address, way), parse_address(SERVER)] and left == [
-            *map(parse_address, way[::-1]),
-            self.client.address,
-        ]
-
-    def sends(self, host: Host, flow: Flow) -> list[bytes]:
-        """Whom a packet from an end meets."""
-
-        def at(hook: Hook, flow: Flow) -> Outcome:
-            return host.datapath.packet(hook, flow, payload=b"x", ack=1)
-
-        outcome, seen = at(Hook.OUT, flow), []
-        while outcome.fate is Fate.SENT:
-            seen.append(outcome.flow.dst)
-            host = self.hosts[outcome.flow.dst]
-            outcome = at(Hook.IN, outcome.flow)
-            if outcome.fate is Fate.DELIVERED and outcome.flow.dst != host.address:
-                outcome = at(Hook.OUT, outcome.flow)
-        return seen
-
-    def expect(self, host: Host) -> Expected:
-        return host.sessions.changes.expect(self.session, CHANGE, lambda: None)
+def expect(chain: LiveSession, host: Host) -> Expected:
+    return host.sessions.changes.expect(chain.session, CHANGE, lambda: None)
 
 
-@asynccontextmanager
-async def two_ids() -> AsyncIterator[TwoIds]:
-    async with trio.open_nursery() as nursery:
-        chain = TwoIds(nursery)
-        await chain.start()
-        yield chain
-        nursery.cancel_scope.cancel()
-
-
-def replace_ids(chain: TwoIds, mode: Mode = Mode.LF) -> ChangeWanted:
+def replace_ids(chain: LiveSession, mode: Mode = Mode.LF) -> ChangeWanted:
     """What the firewall, left of the tap, is to lead."""
     return ChangeWanted(
         chain.session, CHANGE, mode, (Step(parse_address(IDS)),), parse_address(SERVER),
@@ -91,9 +38,9 @@ def replace_ids(chain: TwoIds, mode: Mode = Mode.LF) -> ChangeWanted:
 async def test_a_middlebox_is_replaced_and_nothing_of_the_old_path_stays(
     autojump_clock: MockClock, mode: Mode
 ) -> None:
-    async with two_ids() as chain:
+    async with a_live_session() as chain:
         assert chain.carries(FIREWALL, IDS)
-        expected = chain.expect(chain.firewall)
+        expected = expect(chain, chain.firewall)
         await chain.firewall.sessions.feed(replace_ids(chain, mode))
         with trio.fail_after(5):
             result = await expected.wait()
@@ -108,9 +55,9 @@ async def test_a_middlebox_is_replaced_and_nothing_of_the_old_path_stays(
 
 
 async def test_one_that_cannot_be_is_undone_and_says_why(autojump_clock: MockClock) -> None:
-    async with two_ids() as chain:
+    async with a_live_session() as chain:
         chain.other.routes.cut.add(parse_address(SERVER))
-        expected = chain.expect(chain.firewall)
+        expected = expect(chain, chain.firewall)
         await chain.firewall.sessions.feed(replace_ids(chain, Mode.OP))
         with trio.fail_after(5):
             result = await expected.wait()
@@ -123,10 +70,10 @@ async def test_one_that_cannot_be_is_undone_and_says_why(autojump_clock: MockClo
 
 async def test_a_datapath_that_refuses_undoes_the_change(autojump_clock: MockClock) -> None:
     """The new hop's table is full; and then the leader's own."""
-    async with two_ids() as chain:
+    async with a_live_session() as chain:
         for full in (chain.other, chain.firewall):
             full.kernel.limits = Limits(sessions=0)
-            expected = chain.expect(chain.firewall)
+            expected = expect(chain, chain.firewall)
             await chain.firewall.sessions.feed(replace_ids(chain))
             with trio.fail_after(5):
                 result = await expected.wait()
@@ -141,13 +88,13 @@ async def test_a_datapath_that_refuses_undoes_the_change(autojump_clock: MockClo
 async def test_packets_that_cannot_be_held_go_on_and_the_change_is_undone(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with two_ids() as chain:
+    async with a_live_session() as chain:
 
         async def refuse(*_: object, **__: object) -> list[Holding]:
             raise DatapathError("not now")
 
         monkeypatch.setattr(chain.firewall.datapath, "hold", refuse)
-        expected = chain.expect(chain.firewall)
+        expected = expect(chain, chain.firewall)
         await chain.firewall.sessions.feed(replace_ids(chain, Mode.OP))
         with trio.fail_after(5):
             result = await expected.wait()
@@ -159,14 +106,14 @@ async def test_packets_that_cannot_be_held_go_on_and_the_change_is_undone(
 async def test_too_many_packets_to_hold_go_the_old_way_and_the_change_is_undone(
     autojump_clock: MockClock,
 ) -> None:
-    async with two_ids() as chain:
+    async with a_live_session() as chain:
         chain.firewall.kernel.limits = Limits(hold_packets=3)
         chain.lose = lambda _from, _to, message: isinstance(message, UpdateDrain)
-        expected = chain.expect(chain.firewall)
+        expected = expect(chain, chain.firewall)
         await chain.firewall.sessions.feed(replace_ids(chain, Mode.OP))
         await wait_all_tasks_blocked()
         fates = [
-            chain.firewall.datapath.packet(Hook.OUT, chain.client.flow(FLOW)).fate for _ in range(6)
+            chain.firewall.datapath.packet(Hook.OUT, chain.client.flow(PORT)).fate for _ in range(6)
         ]
         with trio.fail_after(5):
             result = await expected.wait()
@@ -184,7 +131,7 @@ async def test_a_killed_agent_takes_a_change_over_and_either_path_is_whole(
     autojump_clock: MockClock, victim: str
 ) -> None:
     """I5, I6: it dies while packets are held, and is back a second later."""
-    async with two_ids() as chain:
+    async with a_live_session() as chain:
         chain.lose = lambda _from, _to, message: isinstance(message, UpdateDrained)
         await chain.firewall.sessions.feed(replace_ids(chain, Mode.OP))
         await wait_all_tasks_blocked()
@@ -203,7 +150,7 @@ async def test_a_killed_agent_takes_a_change_over_and_either_path_is_whole(
 
 
 async def test_changed_routes_reach_the_second_leg_too(autojump_clock: MockClock) -> None:
-    async with two_ids() as chain:
+    async with a_live_session() as chain:
         chain.lose = lambda _from, _to, message: isinstance(message, UpdateSynAck)
         await chain.ids.sessions.feed(
             ChangeWanted(

@@ -23,8 +23,9 @@ class Server:
 
 def answers(host: Host, server: Server | None = None) -> Answers:
     return Answers(
-        "ue", host.role, host.sessions, host.paths, lambda: {"sent.syn": 1}, server, "p:5263"
-    )
+        "ue", host.role, host.sessions, host.paths, host.asking, lambda: {"sent.syn": 1}, server,
+        "p:5263",
+    )  # fmt: skip
 
 
 async def established(chain: Chain) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from m2m.agent.states import States
+from m2m.agent.states import States, tracks_connections
 from m2m.errors import UnsupportedHost
 from m2m.protocol.commands import ExportState, ImportState, ReleaseState
 from m2m.protocol.events import Event, StateExported, StateImported
@@ -69,13 +70,13 @@ class Bench:
         self.opened = 0
         self.broken = False
         self.has_state = True
-        self.states = States(self._open, self._feed, lambda: self.has_state)
+        self.states = States(self._open, self._feed)
 
-    async def _open(self) -> StateAdapter:
+    async def _open(self) -> StateAdapter | None:
         self.opened += 1
         if self.broken:
             raise UnsupportedHost("no nft here")
-        return self.adapter
+        return self.adapter if self.has_state else None
 
     async def _feed(self, event: Event) -> None:
         self.told.append(event)
@@ -132,8 +133,19 @@ async def test_where_no_connection_is_tracked_there_is_nothing_to_move() -> None
         bench.has_state = False
         bench.states.move(ExportState(1, 7), INLINE)
         await wait_all_tasks_blocked()
-        assert bench.told == [StateExported(1, 7, b"")]
-        assert bench.opened == 0
+        bench.states.move(ImportState(1, 8, b"x"), INLINE)
+        await wait_all_tasks_blocked()
+        assert bench.told == [StateExported(1, 7, b""), StateImported(1, 8, False)]
+        bench.has_state = True  # a firewall has been loaded since
+        bench.states.move(ExportState(1, 9), INLINE)
+        await wait_all_tasks_blocked()
+        assert bench.told[-1] == StateExported(1, 9, b"state")
+
+
+def test_a_kernel_tracks_connections_once_somebody_has_asked_it_to(tmp_path: Path) -> None:
+    assert not tracks_connections(tmp_path / "nf_conntrack_max")
+    (tmp_path / "nf_conntrack_max").touch()
+    assert tracks_connections(tmp_path / "nf_conntrack_max")
 
 
 @pytest.mark.parametrize(
