@@ -1,6 +1,6 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm soak bench lint fuzz clean
+.PHONY: help setup demo test test-vm model soak bench lint fuzz clean
 .DELETE_ON_ERROR:
 
 # ip, tc, nft, bpftool and nginx are there, whatever PATH the caller came with.
@@ -28,6 +28,9 @@ test: setup ## run every test; those that cannot run say why
 test-vm: setup ## run VM_TESTS on VM_KERNEL, a Debian kernel package, in a virtual machine (root)
 	@tests/vm/boot.py --kernel $(VM_KERNEL) -- \
 	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_TESTS)
+
+model: setup ## prove the rules by which a live chain is changed, with spin
+	@$(VENV)/bin/python -m tests.model.prove
 
 soak: setup ## open and close 100 000 sessions through a chain; nothing may stay (root)
 	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_soak.py
