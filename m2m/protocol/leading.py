@@ -362,7 +362,7 @@ class Leading:
         if change.phase is Phase.SWITCHING:
             return
         self.undo(out, session, why)
-        self.finack(out, session, None, 0)
+        self.finack(out, session, None if change.why is None else 0, 0)
 
     def failed(self, out: Commands, session: Session, why: str) -> None:
         """The datapath could not accept the new leg, or not redirect to it."""

@@ -46,7 +46,7 @@ class Emptying:
             return True
         if first:
             return False
-        return self._quiet >= self.limit - 1e-9 or self.waited >= at_most
+        return self._quiet >= self.limit - 1e-9 or self.waited >= at_most - 1e-9
 
 
 class Outgoing:
