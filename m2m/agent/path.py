@@ -93,7 +93,7 @@ class Paths:
             return None
         to_server, to_client = directions(await self._sessions.rows(view))
         left, right = view.left, view.right
-        own = left.dst if left is not None else view.supersession.src
+        own = _own(view)
         return HopReport(
             session=format_session(session),
             host=self._name,
@@ -188,6 +188,14 @@ def directions(rows: Iterable[Row]) -> tuple[Direction | None, Direction | None]
         None if to_server is None else Direction.of(to_server.counters),
         None if to_client is None else Direction.of(to_client.counters),
     )
+
+
+def _own(view: SessionView) -> Address:
+    """The address by which the neighbours know this host."""
+    if view.left is not None:
+        return view.left.dst
+    assert view.right is not None
+    return view.right.src
 
 
 def _nf_at(own: Address, view: SessionView, sessions: Sessions) -> str | None:

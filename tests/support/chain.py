@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -33,7 +33,8 @@ match(dstport={OPEN}) >> {{firewall -> ids}} fail=open
 match(dstport={TAPPED}) >> {{ids}} fail=closed
 """
 
-_ROLES = {"client": "client", "fw": "middlebox", "ids": "middlebox", "server": "server"}
+USUAL = ("client", "fw", "ids", "server")
+_ENDS = {"client": "client", "server": "server"}  # roles; others are middleboxes
 
 
 class LiveHost(LiveAgent):
@@ -53,7 +54,8 @@ class LiveHost(LiveAgent):
         """Start the agent; *options* beside those of the first start."""
         self.agent = await start(
             self.namespace, self.run_dir, self.label, "m2m.cli.agent",
-            "--role", _ROLES[self.label], "--name", self.name, "--run-dir", str(self.run_dir),
+            "--role", _ENDS.get(self.label, "middlebox"), "--name", self.name,
+            "--run-dir", str(self.run_dir),
             "--key-file", str(self.run_dir / "key"), "--policy-server", "10.9.4.2",
             "--sessions", "1000", *self.options, *options,
         )  # fmt: skip
@@ -75,7 +77,7 @@ class LiveHost(LiveAgent):
 
 
 class LiveChain:
-    """The four hosts, the router between them, and the policy server on the last."""
+    """The hosts, the router between them, and the policy server on the session server's."""
 
     def __init__(
         self, hosts: dict[str, LiveHost], router: Namespace, policy: Daemon, *serve: str
@@ -125,6 +127,15 @@ class LiveChain:
         """Start it again."""
         self.policy = await start(self.server.namespace, self.server.run_dir, *self._serve)
 
+    async def load_policy(self, text: str) -> None:
+        """Have the policy server push another policy; returns when all agents have it."""
+        path = self.server.run_dir / "another.m2m"
+        path.write_text(text)
+        await trio.to_thread.run_sync(
+            self.server.namespace.run, sys.executable, "-m", "m2m.cli.policy", "load", str(path),
+            "--key-file", str(self.server.run_dir / "key"),
+        )  # fmt: skip
+
     async def until_empty(self) -> None:
         """Return when no host has a session, an entry or a held packet left."""
         async with trio.open_nursery() as nursery:
@@ -134,12 +145,20 @@ class LiveChain:
 
 @asynccontextmanager
 async def live_chain(
-    netns: NamespaceFactory, directory: Path, *options: str
+    netns: NamespaceFactory,
+    directory: Path,
+    *options: str,
+    more: Sequence[str] = (),
+    text: str = POLICY,
 ) -> AsyncIterator[LiveChain]:
-    """All agents ready, with *options* for each; everything is taken out at the end."""
+    """All agents ready, with *options* for each; everything is taken out at the end.
+
+    Middleboxes of which there are *more* get the addresses 10.9.5.2, 10.9.6.2 and so on; *text* is
+    the policy.
+    """
     router = netns("router")
     hosts: dict[str, LiveHost] = {}
-    for number, label in enumerate(_ROLES, 1):
+    for number, label in enumerate((*USUAL, *more), 1):
         namespace = netns(label)
         end = (f"to-{label}", f"10.9.{number}.1/24")
         netns.link(namespace, ("eth0", f"10.9.{number}.2/24"), router, end)
@@ -147,8 +166,9 @@ async def live_chain(
         hosts[label] = LiveHost(label, number, namespace, directory)
         hosts[label].options = options
     router.sysctl("net.ipv4.ip_forward", 1)
-    hosts["fw"].namespace.sysctl("net.ipv4.ip_forward", 1)
-    (directory / "policy.m2m").write_text(POLICY)
+    for label in ("fw", *more):
+        hosts[label].namespace.sysctl("net.ipv4.ip_forward", 1)
+    (directory / "policy.m2m").write_text(text)
     run(sys.executable, "-m", "m2m.cli.policy", "keygen", str(directory / "key"))
     serve = (
         "policy", "m2m.cli.policy", "serve", str(directory / "policy.m2m"),

@@ -9,7 +9,15 @@ from pathlib import Path
 import msgspec
 import trio
 
-from m2m.agent.api import AgentInfo, EventKind, PathInfo, PolicyInfo, SessionInfo, Stats
+from m2m.agent.api import (
+    AgentInfo,
+    ChangeReport,
+    EventKind,
+    PathInfo,
+    PolicyInfo,
+    SessionInfo,
+    Stats,
+)
 from m2m.agent.dialogue import (
     AgentsItem,
     AskAgents,
@@ -17,6 +25,8 @@ from m2m.agent.dialogue import (
     AskPolicy,
     AskSessions,
     AskStats,
+    Change,
+    ChangedItem,
     EventItem,
     Item,
     PathItem,
@@ -56,6 +66,13 @@ class LiveAgent:
 
     def path(self, session: str) -> PathInfo:
         return one(self.control, AskPath(session), PathItem).path
+
+    async def change(self, **wish: object) -> ChangeReport:
+        """Have the chain of one session changed; what became of it."""
+        request = msgspec.convert(wish, Change)
+        items = await trio.to_thread.run_sync(lambda: list(ask(self.control, request)))
+        (report,) = (item.report for item in items if isinstance(item, ChangedItem))
+        return report
 
     def entries(self) -> int:
         """How many rows of sessions the translation table has, whoever is there to tell."""
