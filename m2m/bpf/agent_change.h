@@ -6,10 +6,12 @@
 #include "change.h"
 
 /* request->steps, done in this order */
-#define M2M_STEP_QUEUE 0x01	 /* later packets wait at other addresses; the old ones are told */
+#define M2M_STEP_QUEUE 0x01	 /* packets that are to wait do it at another address */
+#define M2M_STEP_LATE 0x80	 /* those that come out before their turn do */
 #define M2M_STEP_CHECKPOINT 0x02 /* all that has passed so far is of the old substream */
 #define M2M_STEP_MARK 0x04	 /* from now on packets look at the record */
-#define M2M_STEP_SETTLE 0x08	 /* all that have come out have left */
+#define M2M_STEP_SETTLE 0x08	 /* all that have come out have left, if they are let go from here */
+#define M2M_STEP_SURELY 0x100	 /* even if they are not: that was long ago */
 #define M2M_STEP_LOST 0x10	 /* those that have not come out never will */
 #define M2M_STEP_FOLD 0x20	 /* write the redirect into the entry; all packets read the redirect */
 #define M2M_STEP_UNMARK 0x40	 /* from now on packets do not look at the record */
@@ -72,6 +74,8 @@ int m2m_change(struct m2m_change_request *request)
 		before = change->queue;
 		change->queue = request->queue;
 		request->queue = before;
+	}
+	if (steps & M2M_STEP_LATE) {
 		before = change->late;
 		change->late = request->late;
 		request->late = before;
@@ -94,8 +98,11 @@ int m2m_change(struct m2m_change_request *request)
 		change->released += lost;
 		__sync_fetch_and_add(&all->released, lost);
 	}
-	if (steps & M2M_STEP_SETTLE)
+	if (steps & M2M_STEP_SETTLE &&
+	    (steps & M2M_STEP_SURELY || change->drainer == bpf_get_smp_processor_id() + 1)) {
 		change->settled = change->released;
+		change->drainer = 0;
+	}
 	if (entry && to && steps & M2M_STEP_FOLD && change->state & M2M_CHANGE_REDIRECT)
 		m2m_fold(entry, to);
 	if (entry && steps & M2M_STEP_UNMARK)

@@ -6,17 +6,18 @@
  *
  * Where packets wait: in the kernel, as if for the Ethernet address of a neighbour. They are sent
  * to an address that nobody has, by a device that leads nowhere (m2m/datapath/hold_device.py): the
- * kernel keeps them, whole and in order, until the agent says what that Ethernet address is. Then
- * it lets all of them go within that very system call, and on the device's way out m2m_held takes
- * them over. Addresses of class E are used, each once: a queue per entry, made by its first packet.
+ * kernel keeps them, whole and in order, until an ARP reply says what that Ethernet address is. Then
+ * it lets all of them go, one behind the other, and on the device's way out m2m_held takes them
+ * over. Addresses of class E are used, each once: a queue per entry, made by its first packet.
  *
  *    m2m_in ──┐                                                   ┌──► m2m_process: translated
  *             ├──► bpf_redirect_neigh(device, 240.x.y.z) ~~~► m2m_held
  *    m2m_out ─┘       waits for "240.x.y.z is at ..."             └──► out of turn: wait again
  *
- * Order: every packet that waits has a number, and leaves only when all before it have. A packet
- * takes the straight way again when the agent has seen, after the system call, that all with a
- * number have left.
+ * Order: every packet that waits has a number, and leaves only when all before it have. While they
+ * leave, packets that come on another processor stay in their program until that is over; on the
+ * same one none can come. Without that there would be no end to it: what leaves lets the sender
+ * send more, which would have to wait in turn.
  */
 #ifndef M2M_BPF_CHANGE_H
 #define M2M_BPF_CHANGE_H
@@ -44,9 +45,11 @@ struct m2m_change {
 	u32 until;     /* ticks: not to be held for longer */
 	__be32 queue;  /* the address at which packets wait */
 	__be32 late;   /* at which those wait again that came out before their turn */
+	u32 drainer;   /* 1 + the processor that lets packets go; 0: none does */
+	u32 zero;
 	u64 queued;    /* packets that have been given a number */
 	u64 released;  /* that have come out, each in its turn */
-	u64 settled;   /* that have left the host, as the agent has seen */
+	u64 settled;   /* that have left the host, and not only come out */
 };
 
 struct {
@@ -131,6 +134,9 @@ struct {
 
 #define M2M_MAC_OTHER 3 /* the neighbour that nobody is */
 
+/* How often a packet looks whether another processor is through: for a millisecond or so. */
+#define M2M_PATIENCE 200000
+
 #define M2M_GO_ON -2
 
 static __always_inline struct m2m_waiting *m2m_get_waiting(void)
@@ -179,6 +185,35 @@ static __always_inline void m2m_address_mac(struct __sk_buff *skb, u8 kind, u8 h
 
 	if ((void *)(ethernet + 1) <= end)
 		m2m_put_mac(ethernet->h_source, kind, hook);
+}
+
+static long m2m_look_again(u32 step, void *context)
+{
+	struct m2m_change **change = context;
+
+	(void)step;
+	return !*(const volatile u32 *)&(*change)->drainer;
+}
+
+/*
+ * Whether all that have waited have left, if they are let go just now. A program that runs on the
+ * drainer's own processor runs after it: neither is ever interrupted by the other.
+ */
+static __always_inline void m2m_see_them_off(struct m2m_change *change)
+{
+	u32 drainer = change->drainer;
+
+	if (!drainer)
+		return;
+	if (drainer != bpf_get_smp_processor_id() + 1) {
+		bpf_loop(M2M_PATIENCE, m2m_look_again, &change, 0);
+		if (!*(const volatile u32 *)&change->drainer)
+			return;
+	}
+	if (change->released == change->queued) {
+		change->settled = change->released;
+		change->drainer = 0;
+	}
 }
 
 /* What a packet of a held substream does. */
@@ -283,6 +318,8 @@ static __noinline int m2m_meet_change(struct __sk_buff *skb, const struct m2m_ke
 	if (!change)
 		return M2M_GO_ON;
 	state = change->state;
+	if (skb->tc_index != M2M_RELEASED && change->drainer)
+		m2m_see_them_off(change);
 	if (skb->tc_index != M2M_RELEASED &&
 	    (state & M2M_CHANGE_HOLD || change->queued != change->settled)) {
 		const struct m2m_config *config = m2m_get_config();

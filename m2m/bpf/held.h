@@ -56,8 +56,8 @@ static __noinline int m2m_in_turn(struct __sk_buff *skb, u8 hook, u32 number, __
 
 /*
  * The kernel asks for the Ethernet address of a place where packets wait, at the first of them and
- * then again and again. It is told none while they are to wait; but when the agent is away, or gave
- * that place up while a packet was on its way there, they go.
+ * then again and again. It is told none while they are to wait; but when the agent is away, or
+ * nothing is to wait there (any more), they go.
  */
 static __noinline int m2m_asked(struct __sk_buff *skb)
 {
@@ -76,11 +76,12 @@ static __noinline int m2m_asked(struct __sk_buff *skb)
 	key = bpf_map_lookup_elem(&waiting_at, &target);
 	if (key)
 		change = bpf_map_lookup_elem(&changes, key);
-	if (change && !m2m_agent_away(config, bpf_ktime_get_ns())) {
+	if (change && (change->state & M2M_CHANGE_HOLD || target == change->late) &&
+	    !m2m_agent_away(config, bpf_ktime_get_ns())) {
 		entry = bpf_map_lookup_elem(&flows, key);
 		if (!entry)
 			return TC_ACT_SHOT;
-		if (!(change->state & M2M_CHANGE_HOLD))
+		if (target == change->late)
 			m2m_tell(entry, M2M_EVENT_STRAY);
 		else if ((s32)(m2m_now(config) - change->until) >= 0 &&
 			 !(change->state & M2M_CHANGE_OVERFLOW) &&
@@ -88,7 +89,7 @@ static __noinline int m2m_asked(struct __sk_buff *skb)
 			__sync_fetch_and_or(&change->state, M2M_CHANGE_OVERFLOW);
 		return TC_ACT_SHOT;
 	}
-	if (change)
+	if (change && target == change->late)
 		__sync_fetch_and_or(&change->state, M2M_CHANGE_LET_GO);
 	arp->operation = bpf_htons(M2M_ARP_REPLY);
 	__builtin_memcpy(ethernet->h_dest, arp->sender_mac, ETH_ALEN);
@@ -98,6 +99,28 @@ static __noinline int m2m_asked(struct __sk_buff *skb)
 	arp->target = arp->sender;
 	arp->sender = target;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
+/* What comes in by the device: the answer at which packets go. Nothing waits for that entry then. */
+static __always_inline int m2m_answered(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct m2m_arp *arp = data + M2M_L3;
+	const struct m2m_key *key;
+	struct m2m_change *change;
+	__be32 place;
+
+	if (skb->protocol != bpf_htons(ETH_P_ARP) || (void *)(arp + 1) > end)
+		return TC_ACT_SHOT;
+	place = arp->sender;
+	key = bpf_map_lookup_elem(&waiting_at, &place);
+	change = key ? bpf_map_lookup_elem(&changes, key) : NULL;
+	if (change) {
+		change->drainer = bpf_get_smp_processor_id() + 1;
+		__sync_fetch_and_and(&change->state, ~(M2M_CHANGE_HOLD | M2M_CHANGE_SUBSTREAM |
+						       M2M_CHANGE_OVERFLOW));
+	}
+	return TC_ACT_UNSPEC;
 }
 
 #endif /* M2M_BPF_HELD_H */

@@ -229,4 +229,11 @@ int m2m_held(struct __sk_buff *skb)
 	return action == TC_ACT_UNSPEC ? m2m_drop(M2M_NO_ENTRY, 1) : action;
 }
 
+/* On the way in by it. */
+SEC("tc")
+int m2m_let_go(struct __sk_buff *skb)
+{
+	return m2m_answered(skb);
+}
+
 char _license[] SEC("license") = "GPL";

@@ -16,7 +16,7 @@
 enum m2m_event {
 	M2M_EVENT_OVERFLOW = 16, /* too many packets wait, or for too long */
 	M2M_EVENT_ACKED = 17,
-	M2M_EVENT_STRAY = 18, /* a packet waits that came when all had been let go */
+	M2M_EVENT_STRAY = 18, /* a packet has come out before its turn */
 };
 
 struct m2m_event_record {

@@ -136,8 +136,9 @@ class Attachments:
         self._pins.unpin(*(f"tc-{ifindex}-{what}" for what in ("out", "in", "made")))
 
 
-def attach_outgoing(pins: Pins, pin: str, program: Program, ifindex: int) -> None:
-    """Run *program* for what leaves by one interface of our own, and keep that under *pin*."""
+def attach_own(pins: Pins, ifindex: int, side: str, program: Program) -> None:
+    """Run *program* for what passes one side of a device that we have made."""
+    pin = f"own-{side}"
     path = pins.path(pin)
     try:
         Link.pinned(path).update(program)
@@ -146,11 +147,11 @@ def attach_outgoing(pins: Pins, pin: str, program: Program, ifindex: int) -> Non
     else:
         return
     try:
-        Link.create(program, ifindex, TCX_EGRESS).pin(path)
+        Link.create(program, ifindex, TCX_INGRESS if side == "in" else TCX_EGRESS).pin(path)
     except BpfError as error:
         if error.errno not in _NO_TCX:
             raise _not_served(ifindex, error) from error
-        tc_attach(program, ifindex, False, _TC_HANDLE, _TC_PRIORITY)
+        tc_attach(program, ifindex, side == "in", _TC_HANDLE, _TC_PRIORITY)
 
 
 def _name(ifindex: int) -> str:

@@ -34,7 +34,7 @@ from m2m.datapath import (
     layout,
 )
 from m2m.datapath._bpf import Map, Object, RingBuffer, wait_for_programs
-from m2m.datapath.attach import Attachments, attach_outgoing
+from m2m.datapath.attach import Attachments, attach_own
 from m2m.datapath.change import Changes
 from m2m.datapath.hold import HoldQueue
 from m2m.datapath.hold_device import HoldDevice
@@ -77,7 +77,8 @@ class EbpfDatapath(Datapath):
         self._sweeper = Sweeper(loaded.program("m2m_sweep"))
         self._ring = RingBuffer(loaded.map("events"))
         self._device = HoldDevice(name)
-        attach_outgoing(pins, "held", loaded.program("m2m_held"), self._device.ifindex)
+        for side, program in (("in", "m2m_let_go"), ("out", "m2m_held")):
+            attach_own(pins, self._device.ifindex, side, loaded.program(program))
         self._changes = Changes(loaded, self._device, limits)
         self._queue, self._hold_tables = self._open_queue(hold, name, limits.hold_packets)
         self._ticker = Ticker(_HEARTBEAT)

@@ -31,7 +31,7 @@ from m2m.datapath import (
 from m2m.datapath import change_tables as do
 from m2m.datapath._bpf import Object
 from m2m.datapath._core import seq_after
-from m2m.datapath.change_tables import ChangeTables
+from m2m.datapath.change_tables import ChangeTables, Found
 from m2m.datapath.hold_device import HoldDevice
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, Toward
@@ -39,8 +39,8 @@ from m2m.protocol.translation import Action, Entry, Hook, Toward
 __all__ = ["Changes"]
 
 _OLD = 1.0  # s after which no program still has what it found before
-# Not 1: a number that was given out waits at most until the program on another CPU goes on. Then
-# others need not wait for it, and then it was lost on its way (no memory for another queue).
+# A number that has been given out comes as soon as a program on another processor goes on. When it
+# does not, the others shall not wait for it any more; and then it was lost (no memory, perhaps).
 _PATIENCE, _LOST = 0.02, 0.04  # s
 _LIMIT_MOST = 8000  # packets; their numbers are compared modulo 2**15
 
@@ -252,7 +252,9 @@ class Changes:
                 self._tables.run(key, clear=do.SUBSTREAM)
                 record.checkpoint = None
             return
-        found = self._tables.run(key)
+        # Where packets have waited before, they would not do it again.
+        found = self._tables.run(key, do.QUEUE, queue=self._tables.address(key))
+        self._tables.give_up(found.queue)
         record.held_from = found.queued
         if substream and found.has_seq:
             put = do.HOLD | do.SUBSTREAM
@@ -267,41 +269,40 @@ class Changes:
         return Holding(self._tables.run(key).packets, self._records[key].checkpoint)
 
     def _drain(self, key: bytes) -> int:
-        """Let go what waits until nothing does; how many packets had been held."""
+        """Let go what waits; how many packets had been held."""
         record = self._records[key]
-        opened: list[bytes] = []
-        now = progress = time.monotonic()
-        last = -1
-        while True:
-            self._pass(key, opened)
-            found = self._tables.run(key)
-            if found.released == found.queued:
-                found = self._tables.run(key, do.SETTLE, clear=do.LET_GO)
-                if found.queued == found.settled:
-                    break
-            now = time.monotonic()
-            if found.released != last:
-                last, progress = found.released, now
-            elif now - progress > _LOST:
-                self._tables.run(key, do.LOST)
-            elif now - progress > _PATIENCE:
-                self._tables.run(key, put=do.LET_GO)
-        for address in opened:
-            self._device.forget(address)
         held_from, record.held_from = record.held_from, None
         record.checkpoint = None
-        record.stage, record.since = 0, now
-        return found.queued - (found.queued if held_from is None else held_from)
+        record.stage, record.since = 0, time.monotonic()
+        found = self._tables.run(key)
+        if found.state & do.HOLD or found.queued != found.settled:
+            place = self._tables.place(key)
+            self._device.let_go(place)
+            found = self._until_all_have_left(key)
+            self._device.forget(place)
+        return 0 if held_from is None else found.queued - held_from
 
-    def _pass(self, key: bytes, opened: list[bytes]) -> None:
-        """Have later packets wait elsewhere, and let go those that have waited so far."""
-        queue, late = self._tables.addresses(key)
-        clear = do.HOLD | do.SUBSTREAM | do.OVERFLOW
-        before = self._tables.run(key, do.QUEUE, clear=clear, queue=queue, late=late)
-        # Those that came out of turn are older than those that came since.
-        waited = before.late, before.queue
-        opened.extend(address for address in waited if self._device.let_go(address))
-        self._tables.give_up(*waited)
+    def _until_all_have_left(self, key: bytes) -> Found:
+        began, steps, put = time.monotonic(), do.SETTLE, 0
+        while True:
+            found = self._tables.run(key, steps, put=put)
+            if not found.state & do.HOLD and found.queued == found.settled:
+                return self._tables.run(key, clear=do.LET_GO)
+            waited = time.monotonic() - began
+            if waited > _LOST:
+                self._tables.run(key, clear=do.HOLD | do.SUBSTREAM)
+                steps |= do.SURELY | do.LOST
+            elif waited > _PATIENCE:
+                steps, put = steps | do.SURELY, do.LET_GO
+            if found.released != found.queued:
+                self._let_go_late(key)
+
+    def _let_go_late(self, key: bytes) -> None:
+        """Packets that came out before their turn may have it now."""
+        late = self._tables.run(key, do.LATE, late=self._tables.address(key)).late
+        self._device.let_go(late)
+        self._device.forget(late)
+        self._tables.give_up(late)
 
     # -- packets to be split ------------------------------------------------------------
 

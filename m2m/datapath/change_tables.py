@@ -12,9 +12,9 @@ from m2m.datapath._bpf import Map, Object
 HOLD, SUBSTREAM, WATCH, REDIRECT, OVERFLOW, LET_GO = 1, 2, 4, 8, 16, 32  # of a record's state
 ALL = HOLD | SUBSTREAM | WATCH | REDIRECT | OVERFLOW | LET_GO
 # What to do (m2m/bpf/agent_change.h).
-QUEUE, CHECKPOINT, MARK, SETTLE, LOST, FOLD, UNMARK = 1, 2, 4, 8, 16, 32, 64
+QUEUE, CHECKPOINT, MARK, SETTLE, LOST, FOLD, UNMARK, LATE, SURELY = 1, 2, 4, 8, 16, 32, 64, 128, 256
 
-_CHANGE = struct.Struct("=IIII4s4sQQQ")  # struct m2m_change
+_CHANGE = struct.Struct("=IIII4s4sIIQQQ")  # struct m2m_change
 _REQUEST = struct.Struct("=40sIIIII4s4sIIIIIQQQQQ")  # struct m2m_change_request
 _LIMIT, _IFINDEX = 4, 5  # in struct m2m_waiting, as 32-bit numbers
 _QUEUED, _RELEASED = 0, 1  # as 64-bit numbers
@@ -26,7 +26,7 @@ _FIRST_ADDRESS, _LAST_ADDRESS = 0xF0000001, 0xFEFFFFFF  # class E
 class Found(NamedTuple):
     """An entry and its record, as they were at one moment."""
 
-    queue: bytes  # where packets waited until then
+    queue: bytes  # where packets waited until then, if that is another place now
     late: bytes
     known: bool
     state: int
@@ -73,8 +73,8 @@ class ChangeTables:
 
     def add(self, key: bytes) -> None:
         """Make a record that does nothing yet, unless there is one."""
-        queue, late = self.addresses(key)
-        if not self._changes.add(key, _CHANGE.pack(0, 0, 0, 0, queue, late, 0, 0, 0)):
+        queue, late = self.address(key), self.address(key)
+        if not self._changes.add(key, _CHANGE.pack(0, 0, 0, 0, queue, late, 0, 0, 0, 0, 0)):
             self.give_up(queue, late)
 
     def recorded(self) -> list[bytes]:
@@ -89,17 +89,19 @@ class ChangeTables:
         self._changes.delete(key)
         self.redirects.delete(key)
 
-    def addresses(self, key: bytes) -> tuple[bytes, bytes]:
-        """Two places for packets of *key* to wait at, where none has waited before."""
-        return self._address(key), self._address(key)
-
-    def _address(self, key: bytes) -> bytes:
+    def address(self, key: bytes) -> bytes:
+        """A place for packets of *key* to wait at, where none has waited before."""
         span = _LAST_ADDRESS - _FIRST_ADDRESS + 1
         while True:
             self._next = (self._next + 1) % span
             address = struct.pack("!I", _FIRST_ADDRESS + self._next)
             if self._waiting_at.add(address, key):
                 return address
+
+    def place(self, key: bytes) -> bytes:
+        """Where packets of *key* wait now."""
+        found = self._changes.lookup(key)
+        return bytes(4) if found is None else bytes(_CHANGE.unpack(found)[4])
 
     def give_up(self, *addresses: bytes) -> None:
         """What comes to these places late must not wait there."""

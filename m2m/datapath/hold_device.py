@@ -1,8 +1,8 @@
 """The device behind which packets of changing sessions wait (``m2m/bpf/change.h``).
 
 A pair of virtual Ethernet interfaces without addresses. What is sent to an unknown neighbour there
-stays in the kernel's queue for that neighbour, in order, until :meth:`HoldDevice.let_go`. Nothing
-but what the agent wants to look at ever passes to the other end.
+stays in the kernel's queue for that neighbour, in order, until an ARP reply comes from the other
+end (:meth:`HoldDevice.let_go`). Nothing but what the agent wants to look at ever goes to that end.
 
 It stays when the agent goes, with what waits: ``m2m_held`` is attached, and lets that go.
 """
@@ -19,20 +19,22 @@ from m2m.errors import UnsupportedHost
 
 __all__ = ["HoldDevice"]
 
-_NEWLINK, _DELLINK, _SETLINK, _NEWNEIGH, _DELNEIGH, _SETNEIGHTBL = 16, 17, 19, 28, 29, 67
+_NEWLINK, _DELLINK, _SETLINK, _DELNEIGH, _SETNEIGHTBL = 16, 17, 19, 29, 67
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, mask of flags
 _NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _IFF_UP = 1
-_NUD_PERMANENT = 0x80
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_AF_SPEC = 1, 3, 4, 18, 26
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _NDTA_NAME, _NDTA_PARMS = 1, 6
 _NDTPA_IFINDEX, _NDTPA_RETRANS, _NDTPA_PROBES, _NDTPA_BYTES = 1, 5, 11, 16
-_NDA_DST, _NDA_LLADDR = 1, 2
+_NDA_DST = 1
 
 _MAC = bytes.fromhex("024d32040000")  # of kind 4: no other one has it (change.h)
 _ANY_MAC = bytes.fromhex("024d32030000")  # M2M_MAC_OTHER
+# An ARP reply (RFC 826) as far as the addresses: Ethernet header, kinds and sizes of addresses.
+_REPLY = _MAC + _ANY_MAC + bytes.fromhex("0806 0001 0800 06 04 0002")
+_NOBODY = bytes(4)  # asked: an address that announces itself may be disbelieved
 _MTU = 65535
 _ASK_AGAIN = 250  # ms; how soon m2m_held finds that the agent is away, or time over
 _FOR_EVER = 1 << 30  # times asked, before the kernel would throw away what waits
@@ -49,6 +51,8 @@ class HoldDevice:
         self._rtnl = Rtnl()
         try:
             self._make()
+            self._answers = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            self._answers.bind((self.peer, 0))
         except OSError as error:
             self._rtnl.close()
             raise UnsupportedHost(
@@ -104,28 +108,22 @@ class HoldDevice:
                 if error.errno not in (errno.EAFNOSUPPORT, errno.EOPNOTSUPP):  # no IPv6 at all
                     raise
 
-    def let_go(self, address: bytes) -> bool:
-        """Let all that waits at *address* go, in order, before this returns; whether there was
-        such a place, at which by then nothing waits any more."""
-        body = _NDMSG.pack(socket.AF_INET, self.ifindex, _NUD_PERMANENT, 0, 0)
-        body += attribute(_NDA_DST, address) + attribute(_NDA_LLADDR, _ANY_MAC)
-        return self._neighbour(_NEWNEIGH, body, REPLACE)
+    def let_go(self, address: bytes) -> None:
+        """Let all that waits at *address* go, in order. As a rule they have left when this returns,
+        but the kernel may do it a little later."""
+        self._answers.send(_REPLY + _ANY_MAC + address + _MAC + _NOBODY)
 
     def forget(self, address: bytes) -> None:
         """Have the kernel forget a place, which must be empty."""
         body = _NDMSG.pack(socket.AF_INET, self.ifindex, 0, 0, 0)
-        self._neighbour(_DELNEIGH, body + attribute(_NDA_DST, address))
-
-    def _neighbour(self, kind: int, body: bytes, flags: int = 0) -> bool:
         try:
-            self._rtnl.ask(kind, body, flags)
+            self._rtnl.ask(_DELNEIGH, body + attribute(_NDA_DST, address))
         except OSError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno != errno.ENOENT:  # nothing has waited there
                 raise
-            return False
-        return True
 
     def close(self, *, keep: bool) -> None:
+        self._answers.close()
         if not keep:
             try:
                 self._rtnl.ask(_DELLINK, _IFINFO.pack(0, 0, self.ifindex, 0, 0))
