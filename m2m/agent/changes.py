@@ -37,7 +37,7 @@ from m2m.protocol.commands import (
 from m2m.protocol.events import Counted, Event, Holding, HoldOverflow, Redirected, Resumed
 from m2m.protocol.flow import Address, format_address
 from m2m.protocol.node import Node
-from m2m.protocol.translation import Action, Entry, NextHop, Toward, sender
+from m2m.protocol.translation import Action, Entry, Hook, NextHop, Toward, receiver, sender
 
 __all__ = ["Changes", "Expected"]
 
@@ -115,6 +115,12 @@ class Changes:
         await self._datapath.install([self._with_hop(entry) for entry in command.entries])
 
     async def _withdraw(self, command: Withdraw) -> None:
+        view = self._node.view(command.session)
+        for entry in command.entries:
+            if view is not None and entry.hook is Hook.IN:
+                heir = receiver(view, entry.toward)
+                if heir != entry.key:
+                    await self._datapath.inherit(entry.key, heir)
         await self._datapath.remove([entry.key for entry in command.entries])
 
     async def _redirect(self, command: Redirect) -> Event:

@@ -126,4 +126,47 @@ int m2m_change(struct m2m_change_request *request)
 	return 0;
 }
 
+/* Context of the program; packed in Python (m2m.datapath.change_tables). */
+struct m2m_inheritance {
+	struct m2m_key from;
+	struct m2m_key to;
+};
+
+/* Raise a number that packets raise meanwhile, if it is less or none is there. */
+static __always_inline void m2m_raise(u32 *number, u32 at_least, int is_there)
+{
+	u32 seen = *number, found;
+	int tries;
+
+	for (tries = 0; tries < 4; tries++) {
+		if (is_there && !m2m_seq_after(at_least, seen))
+			return;
+		found = __sync_val_compare_and_swap(number, seen, at_least);
+		if (found == seen)
+			return;
+		seen = found;
+	}
+}
+
+/*
+ * A leg takes another's place: what has passed on the old one counts as seen on the new one. A
+ * mark that a packet sets at the same moment may be lost; the next packet sets it again.
+ */
+SEC("syscall")
+int m2m_inherit(struct m2m_inheritance *request)
+{
+	struct m2m_key from_key = request->from, to_key = request->to;
+	const struct m2m_entry *from = bpf_map_lookup_elem(&flows, &from_key);
+	struct m2m_entry *to = bpf_map_lookup_elem(&flows, &to_key);
+
+	if (!from || !to || from->session != to->session)
+		return 0;
+	if (from->flags & M2M_SEEN_SEQ)
+		m2m_raise(&to->max_seq, from->max_seq, to->flags & M2M_SEEN_SEQ);
+	if (from->flags & M2M_SEEN_ACK)
+		m2m_raise(&to->max_ack, from->max_ack, to->flags & M2M_SEEN_ACK);
+	to->flags |= from->flags & (M2M_SEEN_SEQ | M2M_SEEN_ACK);
+	return 0;
+}
+
 #endif /* M2M_BPF_AGENT_CHANGE_H */

@@ -236,6 +236,14 @@ class Datapath(ABC):
         """
 
     @abstractmethod
+    async def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
+        """What has passed under the key *old* counts as seen under the key *new*: the largest TCP
+        sequence and acknowledgement numbers, where they are larger.
+
+        For a leg that takes another's place. Nothing happens when either row is not there.
+        """
+
+    @abstractmethod
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         """The entries with these keys that are there, with their counters."""
 

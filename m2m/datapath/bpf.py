@@ -173,6 +173,10 @@ class EbpfDatapath(Datapath):
         await trio.lowlevel.checkpoint_if_cancelled()
         self._changes.watch_ack(keys, number)
 
+    async def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._changes.inherit(old, new)
+
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await trio.lowlevel.checkpoint_if_cancelled()
         return self._tables.rows(keys)

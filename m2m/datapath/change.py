@@ -47,6 +47,7 @@ _LIMIT_MOST = 8000  # packets; their numbers are compared modulo 2**15
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
 _ETH_P_ALL, _ETH_P_IP = 3, 0x0800
 _SO_RCVBUFFORCE = 33
+_SO_SNDBUFFORCE = 32
 _FRAME = 1 << 17
 
 
@@ -138,6 +139,9 @@ class Changes:
             if acked is not None and not seq_after(number, acked):
                 self._tables.run(key, clear=do.WATCH)
                 self._tell_acked(record)
+
+    def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
+        self._tables.inherit(layout.pack_key(*old), layout.pack_key(*new))
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """These entries are about to be replaced or taken out: what is held goes by them first."""
@@ -336,6 +340,8 @@ def _open_splitter(device: HoldDevice) -> socket.socket:
     splitter.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
     splitter.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
     splitter.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
+    # What is put back waits again, and counts until it goes: a burst for each session held.
+    splitter.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _LIMIT_MOST * _FRAME)
     splitter.bind((device.peer, _ETH_P_ALL))
     splitter.setblocking(False)
     return splitter

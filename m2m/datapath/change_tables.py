@@ -56,6 +56,7 @@ class ChangeTables:
         self._changes = loaded.map("changes")
         self._waiting_at = loaded.map("waiting_at")
         self._program = loaded.program("m2m_change")
+        self._inherit = loaded.program("m2m_inherit")
         self.redirects: Map = loaded.map("redirects")
         self.flows: Map = loaded.map("flows")
         self._memory = mmap.mmap(loaded.map("waiting").fd, mmap.PAGESIZE)
@@ -127,6 +128,10 @@ class ChangeTables:
         _, _, _, _, _, _, *found = _REQUEST.unpack(answer)
         queue, late, known, *rest = found
         return Found(queue, late, bool(known), *rest)
+
+    def inherit(self, old: bytes, new: bytes) -> None:
+        """What has passed under the key *old* counts as seen under *new*."""
+        self._inherit.run(ctx=old + new)
 
     def close(self) -> None:
         self._words.release()

@@ -365,6 +365,13 @@ class FakeKernel:
             if slot.has_acked(number):
                 self._tell_acked(slot)
 
+    def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
+        source, heir = self._slots.get(old), self._slots.get(new)
+        if source is None or heir is None or source.entry.session != heir.entry.session:
+            return
+        heir.max_seq = _larger(heir.max_seq, source.max_seq)
+        heir.max_ack = _larger(heir.max_ack, source.max_ack)
+
     def _known(self, keys: Iterable[tuple[Hook, Flow]]) -> list[_Slot]:
         found = []
         for hook, flow in keys:
@@ -523,6 +530,10 @@ class FakeDatapath(Datapath):
         await self._step()
         self.kernel.watch_ack(keys, number)
 
+    async def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
+        await self._step()
+        self.kernel.inherit(old, new)
+
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await self._step()
         return self.kernel.rows(keys)
@@ -563,3 +574,10 @@ class FakeDatapath(Datapath):
         self.kernel.wake()
         if not keep:
             self.kernel.clear()
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    """The later of two sequence numbers, of which either may be missing."""
+    if one is None or other is None:
+        return other if one is None else one
+    return other if seq_after(other, one) else one

@@ -452,6 +452,24 @@ async def test_what_has_been_acknowledged_is_told_at_once(rig: Rig, agent: Liste
     assert await agent.next() == Acked(left.session, Toward.LEFT)
 
 
+@pytest.mark.parametrize("later", [90, 104])
+async def test_a_leg_knows_what_passed_on_the_one_before(
+    rig: Rig, agent: Listener, later: int
+) -> None:
+    """An idle session has nothing in flight, also after its leg was replaced."""
+    right, left = await install(rig)
+    await packet(rig, right, b"data", seq=100)
+    await packet(rig, left, b"", ack=104)
+    new = left._replace(match=left.match._replace(sport=left.match.sport + 1))
+    await rig.datapath.install([new])
+    await packet(rig, new, b"", ack=later)
+    await rig.datapath.inherit(left.key, new.key)
+    await rig.datapath.inherit((Hook.IN, opening()), new.key)
+    await rig.datapath.remove([left.key])
+    await rig.datapath.watch_ack([new.key], 104)
+    assert await agent.next() == Acked(left.session, Toward.LEFT)
+
+
 async def test_held_packets_acknowledge_when_they_go(rig: Rig, agent: Listener) -> None:
     row = sent(await install(rig))
     await rig.datapath.hold([row.key])
