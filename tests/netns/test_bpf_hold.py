@@ -7,6 +7,7 @@ leads the session from one to the other.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 import struct
@@ -20,10 +21,13 @@ from typing import NamedTuple, Self
 import pytest
 import trio
 
-from m2m.datapath import Acked, Reason
+from m2m.datapath import Acked, Reason, layout
+from m2m.datapath._bpf import Map
+from m2m.datapath.pins import directory_of
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, Position, Toward
 from tests.support import line as on
+from tests.support import packets
 from tests.support.line import (
     CLIENT,
     CLIENT_PORT,
@@ -44,6 +48,7 @@ _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
 _CHUNK = bytes(range(251)) * 4177  # 1 MB, whose period is no power of two
 _PACKET_OUTGOING, _ETH_P_ALL = 4, 3
+_SOL_PACKET, _PACKET_VNET_HDR = 263, 15
 
 
 @asynccontextmanager
@@ -414,6 +419,97 @@ def check_substreams(seen: list[Segment], new_port: int, checkpoint: int) -> Non
             assert beyond < 1 << 31, f"{segment}: before {checkpoint}, on the new way"
         else:
             assert end == 0 or end >= 1 << 31, f"{segment}: beyond {checkpoint}, on the old way"
+
+
+def burst(way: Way, payload: bytes, seq: int, segment: int) -> bytes:
+    """A TCP burst as one frame that the middlebox gets, its checksum left to a device."""
+    row = way.entries[0]
+    packet = packets.tcp(row.match, payload=payload, seq=seq, ident=1)
+    pseudo = packet[12:20] + struct.pack("!BBH", 0, Proto.TCP, len(packet) - 20)
+    check = ~packets.checksum(pseudo) & 0xFFFF
+    packet = packet[:36] + struct.pack("!H", check) + packet[38:]
+    return struct.pack("=BBHHHH", 1, 1, 54, segment, 34, 16) + packet
+
+
+async def test_a_burst_across_the_checkpoint_is_split(netns: NamespaceFactory) -> None:
+    """Neither part loses a byte, its segments or its checksum's completion by the device."""
+    async with changing_line(netns) as there:
+        await there.steer(Proto.TCP, Position.TAP)
+        way = await two_ways(there.middle, there.server, Toward.RIGHT)
+        (shown,) = json.loads(there.middle.namespace.run("ip", "-j", "link", "show", "eth0").stdout)
+        link = bytes.fromhex(shown["address"].replace(":", ""))
+        frames = there.client.namespace.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        frames.setsockopt(_SOL_PACKET, _PACKET_VNET_HDR, 1)
+        with there.client.namespace.entered():
+            frames.bind(("eth0", 0))
+        on.offloads(there.middle, "off")  # bursts leave as they would by a wire
+        wire = leaving(way)
+
+        def send(seq: int, size: int) -> None:
+            data = burst(way, _CHUNK[seq : seq + size], seq, 1000)
+            frames.send(data[:10] + link + bytes(6) + b"\x08\x00" + data[10:])
+
+        async def left(size: int) -> tuple[set[int], int, bytes]:
+            """Source ports, first number and payload of what leaves, so many bytes of it."""
+            ports, first, payload = set(), None, b""
+            while len(payload) < size:
+                await trio.lowlevel.wait_readable(wire)
+                data, where = wire.recvfrom(1 << 16)
+                if where[2] == _PACKET_OUTGOING and where[1] == 0x0800 and data[9] == Proto.TCP:
+                    sport, _, seq = struct.unpack_from("!HHI", data, 20)
+                    first = seq if first is None else first
+                    assert seq == first + len(payload)
+                    ports.add(sport)
+                    payload += data[40:]
+            assert first is not None
+            return ports, first, payload
+
+        old, new = (entry.rewrite.sport for entry in way.entries)
+        watcher = Watcher(there.server)
+        with frames, wire, trio.fail_after(PATIENCE):
+            send(0, 4500)
+            assert await left(4500) == ({old}, 0, _CHUNK[:4500])
+            holding = await there.middle.datapath.hold([way.key], substream=True)
+            assert holding[0].checkpoint == 4500
+            send(1000, 9000)
+            assert await left(3500) == ({old}, 1000, _CHUNK[1000:4500])
+            await there.middle.datapath.redirect([way.entries[1]])
+            assert await there.middle.datapath.resume([way.key]) == [1]
+            assert await left(5500) == ({new}, 4500, _CHUNK[4500:10_000])
+        lengths = [segment.length for segment in watcher.seen() if segment.length]
+        watcher.close()
+        assert lengths == [1000] * 4 + [500] + [1000] * 3 + [500] + [1000] * 5 + [500]
+        assert on.bad_checksums(there.server) == 0
+
+
+async def test_a_lost_packet_holds_nobody_up(netns: NamespaceFactory) -> None:
+    """One that was given its number and never came: those behind it come out of turn."""
+    async with changing_line(netns) as there:
+        flow = await there.steer(Proto.UDP, Position.TAP)
+        way = await two_ways(there.middle, there.server, Toward.RIGHT)
+        client = udp_socket(there.client, CLIENT, flow.sport)
+        server = udp_socket(there.server, SERVER, flow.dport)
+        changes = Map.pinned(directory_of(there.middle.namespace.name) / "changes")
+        key = layout.pack_key(*way.key)
+        datapath = there.middle.datapath
+        with client, server, trio.fail_after(PATIENCE):
+            for _ in range(2):
+                await datapath.hold([way.key])
+                before = (await datapath.reasons())[Reason.HELD]
+                for number in range(6):
+                    if number == 3:
+                        await held(there.middle, before + 2)
+                        record = changes.lookup(key)
+                        assert record is not None
+                        (queued,) = struct.unpack_from("=Q", record, 32)
+                        changes.update(
+                            key, record[:32] + struct.pack("=Q", queued + 1) + record[40:]
+                        )
+                    await client.sendto(b"%d" % number, (SERVER, flow.dport))
+                await held(there.middle, before + 5)
+                assert await datapath.resume([way.key]) == [7]
+                assert [await server.recv(9) for _ in range(6)] == [b"%d" % n for n in range(6)]
+        changes.close()
 
 
 _HOLDER = """
