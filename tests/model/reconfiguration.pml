@@ -1,4 +1,4 @@
-/* The rules of docs/reconfiguration.md, on the chain
+/* The rules of docs/reconfiguration.md, mended as docs/model.md says, on the chain
  *
  *      C ── A ── B ── D ── S        C client, S server, A B D middleboxes (D only with LONG)
  *           N         M             N and M spares, in no chain yet
@@ -59,13 +59,13 @@ byte syn_seen[HOSTS]; /* by change: UPDATE-SYN came before LOCK */
 /* The network: who is on the way, by leg or by change. LOCK and ACK name leg and change. */
 byte syn, fin, finack, ack_0;
 byte lock_for[CHANGES], ack_for[CHANGES];
-byte synack, reject, request, say_done, say_refused;
+byte synack, reject, through, request, say_done, say_refused;
 byte say_moved[CHANGES]; /* by who says it */
 
 byte crashed; /* hosts, and the changes they forgot: what nobody can be blamed for */
 
 mtype = { UPDATE_SYN, LOCK, UPDATE_ACK, UPDATE_ACK_0, UPDATE_FIN, UPDATE_FINACK, UPDATE_SYNACK,
-          UPDATE_REJECT, REQUEST, DONE, REJECT, MOVED };
+          UPDATE_REJECT, UPDATE_THROUGH, REQUEST, DONE, REJECT, MOVED };
 mtype = { begin, give_up, finish_limit, repeat, repeat_fin, ask, ask_spare, crash, ask_again };
 
 /* The step under way; all are 0 between two steps. */
@@ -298,15 +298,20 @@ inline on_finack() {
 
 inline on_finish_limit() {
     c = lock[me] - 1;
+    if
+    :: phase[me] == r_new_in -> PUT(through, c)
+    :: else
+    fi;
     DROP(accepts[me], spare[me]);
     if
     :: phase[me] == new_in -> i = 1
+    :: phase[me] == old_in -> i = 2
     :: else -> i = 0
     fi;
     unlock();
     if
     :: c < CHANGES && i == 1 -> end(done)
-    :: c < CHANGES && i == 0 -> end(refused)
+    :: c < CHANGES && i == 2 -> end(refused)
     :: else
     fi
 }
@@ -411,6 +416,8 @@ inline handle() {
     :: what == UPDATE_ACK -> on_ack()
     :: what == UPDATE_ACK_0 && phase[me] == adopted && leg == left[me] -> unlock()
     :: what == UPDATE_FIN -> on_fin()
+    :: what == UPDATE_THROUGH && phase[me] == new_in && lock[me] == c + 1 ->
+        leg = spare[me]; on_finack()
     :: what == UPDATE_FINACK -> on_finack()
     :: what == finish_limit && phase[me] != leaving -> on_finish_limit()
     :: what == finish_limit && phase[me] == leaving -> go()

@@ -1,8 +1,8 @@
 """What spin is asked about the two models, and what it must find.
 
 ``algorithm1.pml`` is the paper's algorithm as printed: every variant fails, and shows why a rule
-of docs/reconfiguration.md is there. ``reconfiguration.pml`` is these rules: they hold, and each
-broken one fails. docs/model.md tells the traces.
+of docs/reconfiguration.md is there. ``reconfiguration.pml`` is these rules, mended where spin found
+a gap: they hold, and each broken one fails. docs/model.md tells the traces.
 """
 
 from __future__ import annotations

@@ -62,6 +62,7 @@ byte crashes = CRASHES;
 #define FOR_CHANGE(x) \
     :: TAKE_FOR(synack, x, UPDATE_SYNACK); me = from[NEW(x)] \
     :: TAKE_FOR(reject, x, UPDATE_REJECT); me = from[NEW(x)] \
+    :: TAKE_FOR(through, x, UPDATE_THROUGH); me = from[NEW(x)] \
     :: near[x] != NONE && !HAS_PART(near[x]) && phase[near[x]] != adopted && \
        TAKE_FOR(request, x, REQUEST); me = near[x] \
     :: TAKE_FOR(say_done, x, DONE); me = asker[x] \
@@ -89,7 +90,7 @@ byte crashes = CRASHES;
 #ifdef BROKEN_LIMIT
 #define MAY_END(h) (phase[h] == new_in || phase[h] == old_in)
 #else
-#define MAY_END(h) (phase[h] == old_in && lock[h] <= CHANGES)
+#define MAY_END(h) (phase[h] == old_in && lock[h] <= CHANGES || phase[h] == r_new_in)
 #endif
 #ifdef BROKEN_NO_ASKING
 #define ASKING false
@@ -151,6 +152,7 @@ inline put_back() {
     :: what == UPDATE_FINACK -> PUT(finack, leg)
     :: what == UPDATE_SYNACK -> PUT(synack, c)
     :: what == UPDATE_REJECT -> PUT(reject, c)
+    :: what == UPDATE_THROUGH -> PUT(through, c)
     :: what == REQUEST -> PUT(request, c)
     :: what == DONE -> PUT(say_done, c)
     :: what == REJECT -> PUT(say_refused, c)
