@@ -18,6 +18,7 @@ from m2m.lab.lab import open_lab, plain_errors
 from m2m.lab.netns import LabError
 from m2m.lab.topology import load
 
+_SCENARIOS = ("replace", "insert", "remove", "drain", "contend")
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
@@ -77,6 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
     demo.add_argument("--json", action="store_true", help="print the results as JSON")
     demo.set_defaults(run=_demo)
+
+    play = commands.add_parser(
+        "run", help="change the chains of live sessions under load, and count what it did to them"
+    )
+    play.add_argument("scenario", metavar="NAME", choices=_SCENARIOS, help=", ".join(_SCENARIOS))
+    play.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
+    play.add_argument("--json", action="store_true", help="print the results as JSON")
+    play.set_defaults(run=_play)
 
     commands.add_parser(
         "bench", help="measure against plain forwarding: bench [NAME...] [--json FILE] [--quick]"
@@ -180,6 +189,14 @@ def _demo(options: argparse.Namespace) -> int:
     from m2m.lab import demo
 
     return trio_run(lambda: demo.run(keep=options.keep, as_json=options.json))
+
+
+def _play(options: argparse.Namespace) -> int:
+    from m2m.lab import scenarios
+
+    return trio_run(
+        lambda: scenarios.run(options.scenario, keep=options.keep, as_json=options.json)
+    )
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def live(console: Console, report: Report) -> None:
 
 
 def _nfs(console: Console, report: Report) -> None:
-    table = _table("network function", "sees", ">packets", "of curl's connection, as")
+    table = plain_table("network function", "sees", ">packets", "of curl's connection, as")
     for nf in report.nfs:
         table.add_row(f"{nf.nf} ({nf.kind})", nf.sees, f"{nf.packets:,}", "\n".join(nf.flows))
     console.print(Padding(table, _INDENT))
@@ -107,7 +107,7 @@ def _nfs(console: Console, report: Report) -> None:
 def _links(console: Console, report: Report) -> None:
     console.print("  What tcpdump saw on each host's link to the router:")
     console.print()
-    table = _table("link of", "speaking there", ">pkts →", ">pkts ←", ">IP bytes", ">largest")
+    table = plain_table("link of", "speaking there", ">pkts →", ">pkts ←", ">IP bytes", ">largest")
     for link in report.links:
         for i, leg in enumerate(link.legs):
             table.add_row(
@@ -139,7 +139,7 @@ def setup(console: Console, report: Report) -> None:
 
 
 def _compared(console: Console, both: Compared, number: str) -> None:
-    table = _table("", ">median", ">lowest", ">highest", ">samples")
+    table = plain_table("", ">median", ">lowest", ">highest", ">samples")
     for name, samples in (("through the chain", both.ours), ("plain forwarding", both.plain)):
         values = (statistics.median(samples), min(samples), max(samples))
         shown = [f"{number.format(value)} {both.unit}" for value in values]
@@ -165,7 +165,7 @@ def summary(console: Console, report: Report, *, kept: str | None) -> None:
         )
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """A table without lines. A column whose name begins with ``>`` is set to the right."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for column in columns:

@@ -38,7 +38,12 @@ class Passage(msgspec.Struct):
     lost_acks: int = 0  # packets without data that did not leave
     duplicated: int = 0  # packets that left once more than they entered
     duplicated_units: int = 0
-    reordered: int = 0  # packets that left behind one that their sender had sent later
+    # Packets that left behind one that their sender had sent later: with data; without (mere
+    # acknowledgements of TCP) among each other; one kind behind the other. A machine with several
+    # processors lets a small packet pass a large one that another of them has, M2M or not.
+    reordered: int = 0
+    reordered_acks: int = 0
+    acks_ahead: int = 0
     repeated: int = 0  # packets that entered with nothing but units that had entered before
     pause: float = 0.0  # s, the longest time in which no data left
     ways: list[tuple[str, str]] = []  # links by which data entered and left, each time it changed
@@ -187,6 +192,7 @@ def _reversed(leg: bytes) -> bytes:
 def _passage(entered: Sequence[_Frame], left: Sequence[_Frame]) -> Passage:
     lost, duplicated = _differences(entered, left)
     data = [frame for frame in left if frame.seen.units]
+    of_data, of_acks = _late(data), _late(frame for frame in left if not frame.seen.units)
     acks_in = Counter(frame.seen.ack for frame in entered if not frame.seen.units)
     acks_out = Counter(frame.seen.ack for frame in left if not frame.seen.units)
     # Where ACK and data were parted on the way, more of them leave than entered.
@@ -198,7 +204,9 @@ def _passage(entered: Sequence[_Frame], left: Sequence[_Frame]) -> Passage:
         lost_acks=(acks_in - acks_out).total(),
         duplicated=duplicated.packets,
         duplicated_units=duplicated.units,
-        reordered=_late(left),
+        reordered=of_data,
+        reordered_acks=of_acks,
+        acks_ahead=max(0, _late(left) - of_data - of_acks),
         repeated=_repeated(entered),
         pause=max((b.seen.time - a.seen.time for a, b in pairwise(data)), default=0) / 1e9,
         ways=_ways(entered, left),

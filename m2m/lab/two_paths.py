@@ -44,9 +44,16 @@ def two_paths(
     """
     left = [CLIENT, *(f"l{i}" for i in range(1, before + 1))]
     right = [*(f"r{i}" for i in range(1, after + 1)), SERVER]
-    fork, join = left[-1], right[0]
+    last, first = left[-1], right[0]
     # In this order: others know a host by its address on its first link.
-    pairs = [*pairwise(left), (fork, OLD), (fork, NEW), (OLD, join), (NEW, join), *pairwise(right)]
+    pairs = [
+        *pairwise(left),
+        (last, OLD),
+        (last, NEW),
+        (OLD, first),
+        (NEW, first),
+        *pairwise(right),
+    ]
     links = [
         Link(pair, (f"10.0.{i}.1/24", f"10.0.{i}.2/24"), rate=rate)
         for i, pair in enumerate([*pairs, (OLD, NEW)], start=1)
@@ -66,3 +73,8 @@ def two_paths(
     ]
     served = PolicyServer(CLIENT, text="\n".join([*nfs, *rules]) + "\n")
     return checked(Topology(name, hosts, links, served), f"two_paths({before}, {after})")
+
+
+def fork(topology: Topology) -> str:
+    """The host on the left of both *b* and *c*: the one that leads when one replaces the other."""
+    return next(link.between[0] for link in topology.links if link.between[1] == OLD)

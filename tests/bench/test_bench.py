@@ -12,10 +12,10 @@ from m2m.lab.bench.report import Result
 BENCH = Path(sys.executable).with_name("m2m-lab")
 
 
-async def run(tmp_path: Path, name: str) -> list[Result]:
+async def run(tmp_path: Path, name: str, *options: str | Path) -> list[Result]:
     file = tmp_path / f"{name}.json"
     done = await trio.run_process(
-        [BENCH, "bench", name, "--quick", "--json", file],
+        [BENCH, "bench", name, "--quick", "--json", file, *options],
         capture_stdout=True,
         capture_stderr=True,
         check=False,
@@ -52,6 +52,33 @@ async def test_setup_compares_steered_with_plain_connects(tmp_path):
     median = rows[0]
     assert median.ours > 0, "setting a chain up takes time"
     assert median.ratio == pytest.approx(median.ours / median.peer)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.needs("root", "netns", "bpf", "bpffs", "nfqueue", "iptables", "iperf3", "tcpdump")
+async def test_changes_are_timed_and_counted(tmp_path):
+    rows = await run(tmp_path, "migrate", "--figures", tmp_path / "figures")
+    timed = {row.name: row for row in rows if row.name.startswith("replace")}
+    situations = ("full load", "100 flows", "7 hosts")
+    names = {f"replace, {mode}, {where}" for mode in ("lf", "op", "ss+op") for where in situations}
+    names.add("replace, ss+op, with reordering")
+    assert set(timed) == {f"{name}, {rank}" for name in names for rank in ("p50", "p99")}
+    assert all(row.ours > 0 and row.unit == "ms" for row in timed.values())
+    assert {row.name: row.paper for row in rows if row.paper} == {
+        "replace, lf, full load, p50": 0.5,
+        "replace, op, full load, p50": 2.7,
+        "replace, ss+op, full load, p50": 3.6,
+    }
+    counted = {row.name: row for row in rows if "every 100 ms" in row.name}
+    for load in ("tcp, lf", "tcp, op", "tcp, ss+op", "udp, lf", "udp, op"):
+        changes = counted[f"{load}, every 100 ms: changes"]
+        refused = counted[f"{load}, every 100 ms: refused"]
+        assert (changes.ours + refused.ours, changes.peer) == (5, 0)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "figure12.csv",
+        "figure12.png",
+        "table2.csv",
+    }
 
 
 async def test_an_unknown_name_is_told():

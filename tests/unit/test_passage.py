@@ -136,6 +136,26 @@ def test_an_overtaken_packet() -> None:
         line.leave(seen)
     up = line.found().up
     assert (up.reordered, up.lost, up.duplicated, up.repeated) == (1, 0, 0, 0)
+    assert up.acks_ahead == 0
+
+
+def test_data_overtaken_by_an_acknowledgement_alone() -> None:
+    line = Line()
+    line.through(line.segment(0))
+    data, ack = line.enter(line.segment(100)), line.enter(line.segment(200, 0))
+    line.leave(ack)
+    line.leave(data)
+    assert (line.found().up.reordered, line.found().up.acks_ahead) == (0, 1)
+
+
+def test_an_acknowledgement_overtaken_by_another() -> None:
+    line = Line()
+    line.through(line.segment(0))
+    first, second = line.enter(line.segment(100, 0)), line.enter(line.segment(100, 0, ack=7))
+    line.leave(second)
+    line.leave(first)
+    up = line.found().up
+    assert (up.reordered, up.reordered_acks, up.acks_ahead) == (0, 1, 0)
 
 
 def test_a_packet_that_is_overtaken_before_the_first_place_counts_too() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from m2m.lab import routing
 from m2m.lab.topology import Topology, load
-from m2m.lab.two_paths import two_paths
+from m2m.lab.two_paths import fork, two_paths
 from m2m.policy.compile import compile_policy
 from m2m.policy.language import parse
 
@@ -66,3 +66,8 @@ def test_the_policy_leads_every_port_through_the_whole_chain(kind: str) -> None:
 def test_every_link_has_the_rate() -> None:
     assert {link.rate for link in two_paths(rate="200mbit").links} == {"200mbit"}
     assert {link.rate for link in two_paths(rate=None).links} == {None}
+
+
+@pytest.mark.parametrize(("before", "leader"), [(0, "a"), (1, "l1"), (2, "l2")])
+def test_the_paths_fork_behind_the_last_host_on_the_left(before: int, leader: str) -> None:
+    assert fork(two_paths(before=before, after=1)) == leader

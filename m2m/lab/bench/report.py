@@ -26,6 +26,7 @@ class Plan(msgspec.Struct, frozen=True):
     """How thorough a run is. Quick figures show the order of magnitude, not more."""
 
     quick: bool
+    figures: Path = Path("bench-results")  # the directory that drawings and tables go into
 
     def pick(self, full: T, quick: T) -> T:
         """One of two settings."""
@@ -73,6 +74,12 @@ class Result(msgspec.Struct, frozen=True):
             turns = [(ours, peer)]
         ratio = statistics.median(mine / theirs if theirs else 0.0 for mine, theirs in turns)
         return cls(name, unit, ours, peer, peer_name, ratio, samples, paper)
+
+
+def percentile(values: Sequence[float], rank: float) -> float:
+    """The value below which a share of *rank* of them lies (nearest rank)."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(rank * len(ordered)))]
 
 
 async def interleave(ours: Measure, peer: Measure, rounds: int) -> Samples:

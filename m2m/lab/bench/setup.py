@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from m2m.lab.bench.labs import pair
-from m2m.lab.bench.report import Plan, Result, Samples, Say
+from m2m.lab.bench.report import Plan, Result, Samples, Say, percentile
 from m2m.lab.lab import Lab
 from m2m.lab.topology import Nginx
 
@@ -31,8 +31,8 @@ async def run(plan: Plan, say: Say) -> list[Result]:
                 through += await _connects(steered, connects)
                 direct += await _connects(plain, connects)
         for label, rank in (("p50", 0.50), ("p99", 0.99)):
-            base = _percentile(direct, rank)
-            added = _percentile(through, rank) - base
+            base = percentile(direct, rank)
+            added = percentile(through, rank) - base
             plural = "middlebox" if middleboxes == 1 else "middleboxes"
             results.append(
                 Result(
@@ -56,9 +56,3 @@ async def _connects(lab: Lab, count: int) -> list[float]:
         lab.address("server"), str(count), str(_PORT),
     )  # fmt: skip
     return msgspec.json.decode(done.out, type=dict[int, list[float]])[_PORT]
-
-
-def _percentile(values: list[float], rank: float) -> float:
-    """The value below which a share of *rank* of them lies (nearest rank)."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(rank * len(ordered)))]

@@ -48,7 +48,7 @@ class Way(msgspec.Struct):
         self.out_of_order += other.out_of_order
 
 
-class Report(msgspec.Struct):
+class Report(msgspec.Struct, tag="bulk"):
     """One run of ``send``. A direction that was not asked for is None."""
 
     flows: int

@@ -44,7 +44,7 @@ _ANSWER = 0x8000  # in a flow's number: answer each datagram
 Address = tuple[str, int]
 
 
-class Report(msgspec.Struct):
+class Report(msgspec.Struct, tag="datagrams"):
     """One run of ``send``. *down* is None when the server did not answer."""
 
     flows: int

@@ -1,0 +1,128 @@
+"""One load, the changes made under it, and what the ends and the wire say became of its packets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from m2m.agent.api import ChangeReport, SessionInfo
+from m2m.lab import load
+from m2m.lab.demo_results import Check
+from m2m.lab.lab import Lab
+from m2m.lab.passage import Crossing, Passage, crossings, total
+from m2m.lab.sightings import watch
+from m2m.lab.traffic import bulk, datagrams
+from m2m.lab.two_paths import CLIENT, SERVER
+from m2m.policy.endpoint import POLICY_PORT
+from m2m.policy.rules import ChangeMode
+
+UDP_RATE = 300e6  # bit/s, and as much back
+
+Changes = Callable[[Sequence[SessionInfo]], Awaitable[list[ChangeReport]]]
+"""Changes the chains of these sessions; the reports of all changes."""
+
+
+class Trial(msgspec.Struct):
+    """What was found. *sent*: what the load's two ends say; *wire*: what passed both of them."""
+
+    proto: str
+    mode: str
+    flows: int
+    reports: list[ChangeReport]
+    sent: bulk.Report | datagrams.Report
+    wire: Passage  # both directions of all flows
+    stretches: list[int]  # per flow and direction: runs of the stream that went by one way
+
+    @property
+    def done(self) -> list[ChangeReport]:
+        """The changes that were made."""
+        return [report for report in self.reports if report.error is None]
+
+    @property
+    def held(self) -> int:
+        return sum(report.held for report in self.reports)
+
+
+async def run(lab: Lab, changes: Changes, *, proto: str, mode: ChangeMode, flows: int = 1) -> Trial:
+    """Load the chain in both directions, make *changes*, and count."""
+    before = await load.sessions(lab)
+    async with watch(lab, [CLIENT, SERVER], f"(tcp and not port {POLICY_PORT}) or udp") as watches:
+        if proto == "tcp":
+            async with load.bulk_load(lab, flows=flows, ways="both") as sending:
+                live = await load.new_sessions(lab, load.BULK, flows, before)
+                reports = await changes(live)
+            sent: bulk.Report | datagrams.Report = sending.report
+        else:
+            async with load.datagram_load(lab, rate=UDP_RATE, flows=flows) as numbered:
+                live = await load.new_sessions(lab, load.DATAGRAMS, flows, before)
+                reports = await changes(live)
+            sent = numbered.report
+    # What else there is: the last packets of earlier loads.
+    found = sorted(
+        crossings(watches[CLIENT].seen(), watches[SERVER].seen()),
+        key=lambda crossing: crossing.up.units + crossing.down.units,
+    )[-flows:]
+    return Trial(proto, mode, flows, reports, sent, total(found), list(_stretches(found)))
+
+
+def _stretches(found: Iterable[Crossing]) -> Iterator[int]:
+    for crossing in found:
+        yield len(crossing.up.ways)
+        yield len(crossing.down.ways)
+
+
+def checks(trial: Trial, promised: int) -> list[Check]:
+    """What must hold after *promised* changes under load at least, by the mode chosen."""
+    refused = [report for report in trial.reports if report.error is not None]
+    found = [
+        Check(
+            "every change was made",
+            not refused and len(trial.done) >= promised,
+            f"{refused[0].error} ({refused[0].by})" if refused
+            else f"{len(trial.done)} of {promised}",
+        ),
+        Check(
+            "no packet was lost or doubled between client and server, by the wire",
+            trial.wire.unharmed,
+            f"{trial.wire.packets:,} packets, {trial.wire.lost + trial.wire.lost_acks} lost,"
+            f" {trial.wire.duplicated} doubled",
+        ),
+        _intact(trial.sent),
+    ]  # fmt: skip
+    if trial.mode != ChangeMode.LF:
+        # In ss+op, acknowledgements are parted from data that waits, and go ahead.
+        acks = trial.wire.reordered_acks if trial.mode == ChangeMode.OP else 0
+        found.append(
+            Check(
+                "no packet overtook another, by the wire",
+                not trial.wire.reordered and not acks,
+                f"{trial.wire.reordered + acks} overtaken, {trial.held} held",
+            )
+        )
+    if trial.mode == ChangeMode.SS_OP:
+        each = max(Counter(report.session for report in trial.reports).values(), default=0)
+        found.append(
+            Check(
+                "the stream was parted at one byte per change and direction",
+                all(number <= each + 1 for number in trial.stretches),
+                f"at most {max(trial.stretches, default=0)} stretches after {each} changes",
+            )
+        )
+    return found
+
+
+def _intact(sent: bulk.Report | datagrams.Report) -> Check:
+    """That the applications got what was sent."""
+    if isinstance(sent, bulk.Report):
+        ways = [way for way in (sent.up, sent.down) if way is not None]
+        wrong = sum(way.wrong for way in ways)
+        size = sum(way.bytes for way in ways)
+        return Check("every byte is right at the other end", not wrong and size > 0,
+                     f"{size:,} bytes, {wrong} wrong")  # fmt: skip
+    accounts = [one for one in (sent.up, sent.down) if one is not None]
+    harm = sum(one.lost + one.duplicated + one.corrupted for one in accounts)
+    arrived = sum(one.arrived for one in accounts)
+    return Check("every datagram arrived once and unchanged", not harm and arrived > 0,
+                 f"{arrived:,} arrived, {sum(one.lost for one in accounts)} lost")  # fmt: skip
