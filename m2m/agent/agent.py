@@ -35,6 +35,7 @@ from m2m.agent.transport import Transport
 from m2m.agent.watch import Network
 from m2m.auth import DomainKey
 from m2m.datapath import Datapath, DatapathError
+from m2m.datapath.hold_device import is_hold_device
 from m2m.datapath.pins import directory_of
 from m2m.errors import ConfigError
 from m2m.policy.exempt import Service
@@ -273,7 +274,7 @@ class Agent:
 
     def _served(self, *, at_start: bool = False) -> dict[int, str]:
         """The interfaces to translate on: index -> name."""
-        links = self._network.links.values()
+        links = [one for one in self._network.links.values() if not is_hold_device(one.name)]
         wanted = self._config.interfaces
         if not wanted:
             return {link.ifindex: link.name for link in links if link.ethernet}

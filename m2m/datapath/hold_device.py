@@ -10,6 +10,7 @@ It stays when the agent goes, with what waits: ``m2m_held`` is attached, and let
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import struct
 import zlib
@@ -17,7 +18,7 @@ import zlib
 from m2m.datapath.rtnl import CREATE, EXCLUSIVE, NESTED, REPLACE, Rtnl, attribute
 from m2m.errors import UnsupportedHost
 
-__all__ = ["HoldDevice"]
+__all__ = ["HoldDevice", "is_hold_device"]
 
 _NEWLINK, _DELLINK, _SETLINK, _DELNEIGH, _SETNEIGHTBL = 16, 17, 19, 29, 67
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, mask of flags
@@ -30,6 +31,7 @@ _NDTA_NAME, _NDTA_PARMS = 1, 6
 _NDTPA_IFINDEX, _NDTPA_RETRANS, _NDTPA_PROBES, _NDTPA_BYTES = 1, 5, 11, 16
 _NDA_DST = 1
 
+_NAME = re.compile(r"m2m[hp][0-9a-f]{8}")
 _MAC = bytes.fromhex("024d32040000")  # of kind 4: no other one has it (change.h)
 _ANY_MAC = bytes.fromhex("024d32030000")  # M2M_MAC_OTHER
 # An ARP reply (RFC 826) as far as the addresses: Ethernet header, kinds and sizes of addresses.
@@ -39,6 +41,11 @@ _MTU = 65535
 _ASK_AGAIN = 250  # ms; how soon m2m_held finds that the agent is away, or time over
 _FOR_EVER = 1 << 30  # times asked, before the kernel would throw away what waits
 _BYTES = (1 << 31) - 1  # in one queue; what bounds it is the number of packets
+
+
+def is_hold_device(name: str) -> bool:
+    """Whether an interface of this name is an end of such a pair, of whatever agent."""
+    return _NAME.fullmatch(name) is not None
 
 
 class HoldDevice:

@@ -99,6 +99,7 @@ class Settings(NamedTuple):
 
 
 _PATIENCE_SHARE = 0.9  # of what the left neighbour waits
+_ADOPTED_APART = 0.001  # s, about, between questions of a restarted agent
 _HEADERS_V4 = 40  # IP and TCP headers without options: MTU - MSS
 _HEADERS_V6 = 60
 
@@ -328,8 +329,9 @@ class Node:
         if session.right is not None:
             self.ports.adopt(session.right)
         # The client's last ACK may have died with the agent; others may have been taken out of
-        # the chain while there was none. Spread: there may be 100 000 of these.
-        session.delay = self._rng.uniform(0.0, self.settings.probe) + 1e-3
+        # the chain while there was none. Soon, but spread: there may be 100 000 of these.
+        spread = self.settings.update.ask + len(self.sessions) * _ADOPTED_APART
+        session.delay = self._rng.uniform(0.0, min(spread, self.settings.probe)) + 1e-3
         out.append(SetTimer(session.id, session.delay))
         if event.spare is not None:
             self._migration.adopted(out, session, event.spare)
