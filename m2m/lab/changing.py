@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 import trio
 
-from m2m.agent.api import ChangeReport, PathInfo, SessionInfo
-from m2m.agent.dialogue import Change, ChangedItem
+from m2m.agent.api import ChangeReport, SessionInfo
+from m2m.agent.dialogue import AskPath, Change, ChangedItem, PathItem
 from m2m.agent.order import Do
-from m2m.cli.query import ask
+from m2m.cli.query import ask, one
 from m2m.lab.lab import Lab
 from m2m.lab.two_paths import CLIENT, NEW, NF, OLD, fork
 from m2m.policy.rules import ChangeMode
@@ -28,8 +27,9 @@ async def change(lab: Lab, request: Change, host: str = CLIENT) -> list[ChangeRe
 
 async def chain_of(lab: Lab, session: str) -> tuple[str, ...]:
     """What is between client and server now, as reports name it: ``("proxy/b",)``."""
-    path = msgspec.convert(await lab.ctl(CLIENT, "session", session), PathInfo)
-    return tuple(hop.nf or hop.address for hop in path.hops[1:-1])
+    socket = lab.control_socket(CLIENT)
+    found = await trio.to_thread.run_sync(lambda: one(socket, AskPath(session), PathItem))
+    return tuple(hop.nf or hop.address for hop in found.path.hops[1:-1])
 
 
 def instance(host: str) -> str:

@@ -71,8 +71,9 @@ async def build(topology: Topology, lab: str) -> None:
         for host in topology.hosts:
             command = ["ip", "-n", namespace(lab, host)]
             nursery.start_soon(_batch, command, list(_addressing(topology, host)))
-    for host in topology.hosts:
+    for place, host in enumerate(topology.hosts):
         await _batch(["tc", "-n", namespace(lab, host)], _shaping(topology, host))
+        await _keep_in_order(topology, lab, host, place % (os.cpu_count() or 1))
 
 
 async def delete(lab: str) -> None:
@@ -106,6 +107,32 @@ def _shaping(topology: Topology, host: str) -> Iterable[str]:
                 f"qdisc add dev {link.other(host)} root tbf rate {link.rate}"
                 " burst 256kb latency 20ms"
             )
+
+
+async def _keep_in_order(topology: Topology, lab: str, host: str, processor: int) -> None:
+    """Have one processor take what comes to *host* over links that have a rate.
+
+    A wire keeps packets in order. Between namespaces each processor hands on what it has sent, so
+    a packet can pass the one before it; where a rate is wanted, so is a wire.
+    """
+    queues = [
+        f"/sys/class/net/{link.other(host)}/queues/rx-0/rps_cpus"
+        for link in topology.links_of(host)
+        if link.rate is not None
+    ]
+    if not queues or (os.cpu_count() or 1) == 1:
+        return
+    # Of all that is done to namespaces only this needs their own view of /sys.
+    command = ["ip", "netns", "exec", namespace(lab, host), "tee", *queues]
+    mask = f"{1 << processor:x}"
+    # 32 processors in each group of digits.
+    groups = [mask[max(0, end - 8) : end] for end in range(len(mask), 0, -8)][::-1]
+    done = await trio.run_process(
+        command, stdin=",".join(groups).encode(), capture_stdout=True, capture_stderr=True,
+        check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise LabError(f"{' '.join(command)}: {done.stderr.decode().strip()}")
 
 
 async def _batch(command: list[str], lines: Iterable[str]) -> None:

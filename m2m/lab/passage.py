@@ -39,8 +39,7 @@ class Passage(msgspec.Struct):
     duplicated: int = 0  # packets that left once more than they entered
     duplicated_units: int = 0
     # Packets that left behind one that their sender had sent later: with data; without (mere
-    # acknowledgements of TCP) among each other; one kind behind the other. A machine with several
-    # processors lets a small packet pass a large one that another of them has, M2M or not.
+    # acknowledgements of TCP) among each other; one kind behind the other.
     reordered: int = 0
     reordered_acks: int = 0
     acks_ahead: int = 0

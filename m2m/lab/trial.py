@@ -93,7 +93,9 @@ def checks(trial: Trial, promised: int) -> list[Check]:
     ]  # fmt: skip
     if trial.mode != ChangeMode.LF:
         # In ss+op, acknowledgements are parted from data that waits, and go ahead.
-        acks = trial.wire.reordered_acks if trial.mode == ChangeMode.OP else 0
+        acks = trial.wire.reordered_acks + trial.wire.acks_ahead
+        if trial.mode == ChangeMode.SS_OP:
+            acks = 0
         found.append(
             Check(
                 "no packet overtook another, by the wire",

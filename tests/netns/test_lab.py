@@ -89,6 +89,19 @@ async def test_links_have_their_rate_and_mtu_and_offloads_stay_on() -> None:
     assert "tcp-segmentation-offload: on" in offloads.out
 
 
+async def test_one_processor_takes_what_comes_over_a_link_with_a_rate() -> None:
+    async with open_lab(topology()):
+        masks = {}
+        for host, link in (("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")):
+            shown = await trio.run_process(
+                ["ip", "netns", "exec", netns.namespace(LAB, host), "cat",
+                 f"/sys/class/net/{link}/queues/rx-0/rps_cpus"], capture_stdout=True,
+            )  # fmt: skip
+            masks[host, link] = int(shown.stdout.replace(b",", b""), 16).bit_count()
+    one = int((os.cpu_count() or 1) > 1)
+    assert masks == {("a", "b"): 0, ("b", "a"): 0, ("b", "c"): one, ("c", "b"): one}
+
+
 async def test_ipv6_is_silent_and_no_filter_asks_for_the_reverse_path() -> None:
     async with open_lab(topology()) as lab:
         for path, value in (("ipv6/conf/b/disable_ipv6", "1"), ("ipv4/conf/b/rp_filter", "0")):
