@@ -29,9 +29,10 @@ from m2m.agent.following import Following
 from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
 from m2m.agent.policy_client import PolicyClient
-from m2m.agent.sessions import Sessions, Turn
+from m2m.agent.sessions import Sessions
 from m2m.agent.source import Answers
 from m2m.agent.transport import Transport
+from m2m.agent.turn import Turn
 from m2m.agent.watch import Network
 from m2m.auth import DomainKey
 from m2m.datapath import Datapath, DatapathError

@@ -8,11 +8,8 @@ changed by either is up to their policy.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
-import socket
-import stat
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -53,7 +50,8 @@ from m2m.agent.dialogue import (
     order_of,
 )
 from m2m.agent.order import Order
-from m2m.errors import ConfigError, M2MError
+from m2m.agent.unix import listen
+from m2m.errors import M2MError
 
 __all__ = ["serve", "serve_nfs"]
 
@@ -91,7 +89,7 @@ async def serve_nfs(
 async def _serve(
     path: Path, source: ControlSource, requests: Any, task_status: trio.TaskStatus[None]
 ) -> None:
-    listener = await _listen(path)
+    listener = await listen(path)
     made = os.stat(path).st_ino
 
     async def talk(stream: trio.SocketStream) -> None:
@@ -115,45 +113,6 @@ class _Discard:
 
     def started(self, value: object = None) -> None:
         self._task_status.started()
-
-
-async def _listen(path: Path) -> trio.SocketListener:
-    try:
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        _clear(path)
-        unix = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            await unix.bind(os.fspath(path))
-            os.chmod(path, 0o660)
-            unix.listen(16)
-        except BaseException:
-            unix.close()
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make the control socket {path}: {error.strerror or error}; choose another "
-            "directory with --run-dir"
-        ) from error
-    return trio.SocketListener(unix)
-
-
-def _clear(path: Path) -> None:
-    """Remove what an agent that was killed has left. Raises :exc:`ConfigError` when alive."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(
-                f"{path} is in the way of the control socket and is no socket: remove it"
-            )
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        failed = probe.connect_ex(os.fspath(path))
-    if failed in (0, errno.EAGAIN):  # EAGAIN: alive, with a full queue
-        raise ConfigError(
-            f"an agent answers on {path} already: stop it, or give this one another --name"
-        )
-    path.unlink(missing_ok=True)
 
 
 @asynccontextmanager

@@ -19,7 +19,6 @@ from collections.abc import (
     Sequence,
 )
 from time import perf_counter
-from types import TracebackType
 
 import structlog
 import trio
@@ -28,8 +27,10 @@ from m2m import datapath
 from m2m.agent.api import EventKind, SessionState, format_session
 from m2m.agent.changes import Changes
 from m2m.agent.journal import Journal
+from m2m.agent.next_hops import NextHops, move
 from m2m.agent.states import States, open_conntrack
 from m2m.agent.timers import Timers
+from m2m.agent.turn import Turn
 from m2m.agent.watch import Network, NoRoute
 from m2m.datapath import Datapath, DatapathError, EndReason, Row, Verdict
 from m2m.datapath._core import RuleTable
@@ -66,19 +67,16 @@ from m2m.protocol.flow import Address, Flow, format_address
 from m2m.protocol.node import Node
 from m2m.protocol.session import Session, State
 from m2m.protocol.translation import (
-    Action,
     Entry,
-    NextHop,
     Position,
     SessionView,
     entries_for,
-    spare_entries,
     view_and_spare,
 )
 from m2m.protocol.wire import Hop, Message, next_host
 from nf_adapters.state import StateAdapter
 
-__all__ = ["Sessions", "Turn"]
+__all__ = ["Sessions"]
 
 _log = structlog.get_logger()
 
@@ -94,33 +92,6 @@ _STATES = {
     State.GONE: SessionState.CLOSING,
 }
 _POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
-
-
-class Turn:
-    """A lock, first come first served, that is taken at once while nobody else wants it."""
-
-    __slots__ = ("_taken", "_waiting")
-
-    def __init__(self) -> None:
-        self._taken = False
-        self._waiting = trio.lowlevel.ParkingLot()
-
-    async def __aenter__(self) -> None:
-        if self._taken:
-            await self._waiting.park()  # whoever wakes us leaves it taken
-        else:
-            self._taken = True
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._waiting:
-            self._waiting.unpark()
-        else:
-            self._taken = False
 
 
 class Sessions:
@@ -159,10 +130,10 @@ class Sessions:
         self._holds = holds
         self._timers = Timers()
         self.states = States(open_state, self.feed)
-        self.changes = Changes(node, datapath, self.states, journal, self._hop_to)
+        self._next_hops = NextHops(network)
+        self.changes = Changes(node, datapath, self.states, journal, self._next_hops.to)
         self._rules = RuleTable(EMPTY)
         self._policies: dict[int, Policy] = {}
-        self._hops: dict[Address, NextHop] = {}  # in use, by neighbour
         self._avoid: dict[Address, float] = {}  # hosts that did not answer -> until when
         self._held: dict[Flow, float] = {}  # since when
 
@@ -271,7 +242,7 @@ class Sessions:
                     await self.datapath.remove(entry.key for entry in entries)
                 self.journal.counts["incomplete"] += 1
             else:
-                self._note_hops(entries)
+                self._next_hops.note(entries)
                 await self.feed(Adopted(view, spare))
                 self.journal.counts["adopted"] += 1
         if found:
@@ -279,40 +250,17 @@ class Sessions:
 
     async def follow_routes(self) -> None:
         """The ways to other hosts may have changed: give the datapath the new ones."""
-        moved = {}
-        for neighbour, before in self._hops.items():
-            try:
-                hop = self._network.way_to(neighbour).hop
-            except NoRoute:
-                continue  # the old way is as good as none, and may come back
-            if hop != before:
-                moved[neighbour] = hop
+        moved = self._next_hops.moved()
         if not moved:
             return
         count = 0
         for sessions in self._chunks():
             async with self.turn:
                 for session in sessions:
-                    if not _is_installed(session):
-                        continue
-                    entries = [
-                        entry for entry in _all_entries(session, moved.get) if entry.hop is not None
-                    ]
-                    if entries:
-                        await self._move(entries)
-                        count += 1
+                    count += await move(session, moved, self.datapath)
             await trio.lowlevel.checkpoint()
-        in_use = {flow.dst for session in self.node.sessions.values() for flow in _outward(session)}
-        self._hops = {host: hop for host, hop in (self._hops | moved).items() if host in in_use}
+        self._next_hops.have_moved(moved, self.node.sessions.values())
         _log.info("next hops changed", neighbours=len(moved), sessions=count)
-
-    async def _move(self, entries: list[Entry]) -> None:
-        """Send elsewhere from now on; counters and what is held live on where there is room."""
-        try:
-            await self.datapath.redirect(entries)
-        except DatapathError as error:
-            _log.debug("not redirected", why=str(error))
-            await self.datapath.install(entries)
 
     # -- what is asked ------------------------------------------------------------------
 
@@ -411,23 +359,13 @@ class Sessions:
                 "this host runs an inline network function but does not forward packets: run "
                 "sysctl -w net.ipv4.ip_forward=1"
             )
-        entries = entries_for(view, self._hop_to)
-        await self.datapath.install(entries)
-        self._note_hops(entries)
+        await self.datapath.install(entries_for(view, self._next_hops.to))
 
     def _chunks(self) -> Iterator[list[Session]]:
         """All sessions, a bounded number at a time."""
         sessions = list(self.node.sessions.values())
         for start in range(0, len(sessions), _CHUNK):
             yield sessions[start : start + _CHUNK]
-
-    def _hop_to(self, neighbour: Address) -> NextHop:
-        return self._network.way_to(neighbour).hop
-
-    def _note_hops(self, entries: Sequence[Entry]) -> None:
-        for entry in entries:
-            if entry.hop is not None:
-                self._hops[entry.rewrite.dst] = entry.hop
 
     def _released(self, flow: Flow) -> None:
         since = self._held.pop(flow, None)
@@ -459,36 +397,5 @@ class Sessions:
         self.journal.tell(EventKind.REFUSED, f"{why}{who}; its packets are {fate}", None, flow)
 
 
-def _is_installed(session: Session) -> bool:
-    """Whether its entries are in the datapath: at a client they are since the SYNACK only."""
-    if session.state in (State.CLOSING, State.GONE):
-        return False
-    return session.left is not None or session.state is not State.OPENING
-
-
-def _all_entries(
-    session: Session, hop_to: Callable[[Address], NextHop | None]
-) -> tuple[Entry, ...]:
-    """A session's entries, those of a second leg included."""
-    view, spare = session.view, None if session.change is None else session.change.spare
-    entries = entries_for(view, hop_to)
-    if spare is not None:
-        left = view.left is not None and spare.dst == view.left.dst
-        beside = view._replace(left=spare) if left else view._replace(right=spare)
-        entries += tuple(
-            entry._replace(hop=hop_to(entry.rewrite.dst)) if entry.action is Action.SEND else entry
-            for entry in spare_entries(view, beside)
-        )
-    return entries
-
-
 def _session_of(command: Install | Accept | Redirect) -> int:
     return command.view.session if isinstance(command, Install) else command.session
-
-
-def _outward(session: Session) -> Iterator[Flow]:
-    """The subsessions of a session, as they leave this host."""
-    if session.left is not None:
-        yield session.left.reverse()
-    if session.right is not None:
-        yield session.right

@@ -14,7 +14,8 @@ from m2m.agent.api import Role
 from m2m.agent.asking import Asking
 from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
-from m2m.agent.sessions import Sessions, Turn
+from m2m.agent.sessions import Sessions
+from m2m.agent.turn import Turn
 from m2m.agent.watch import NoRoute, Way
 from m2m.datapath.fake import FakeDatapath, FakeKernel, Fate, Outcome, Tcp
 from m2m.policy.compile import compile_policy

@@ -167,3 +167,19 @@ async def test_changed_routes_reach_the_second_leg_too(autojump_clock: MockClock
         assert len(rows) == 3
         assert {row.entry.hop.ifindex for row in rows if row.entry.hop} == {7}
         assert {row.entry.key: row.counters.packets for row in rows} == before
+
+
+async def test_the_way_to_a_new_neighbour_is_followed_from_then_on(
+    autojump_clock: MockClock,
+) -> None:
+    async with a_live_session() as chain:
+        expected = expect(chain, chain.firewall)
+        await chain.firewall.sessions.feed(replace_ids(chain))
+        with trio.fail_after(5):
+            await expected.wait()
+        chain.firewall.routes.ifindex = 7
+        await chain.firewall.sessions.follow_routes()
+        hops = {row.entry.rewrite.dst: row.entry.hop for row in chain.firewall.kernel.rows()
+                if row.entry.hop is not None}  # fmt: skip
+        assert {hop.ifindex for hop in hops.values()} == {7}
+        assert parse_address(OTHER) in hops

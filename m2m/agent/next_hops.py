@@ -1,0 +1,102 @@
+"""The ways to neighbours that entries in the kernel hold, and their change when routes do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import structlog
+
+from m2m.agent.watch import Network, NoRoute
+from m2m.datapath import Datapath, DatapathError
+from m2m.protocol.flow import Address, Flow
+from m2m.protocol.session import Session, State
+from m2m.protocol.translation import Action, Entry, NextHop, entries_for, spare_entries
+
+__all__ = ["NextHops", "move"]
+
+_log = structlog.get_logger()
+
+
+class NextHops:
+    """The next hops in use, by neighbour."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._in_use: dict[Address, NextHop] = {}
+
+    def to(self, neighbour: Address) -> NextHop:
+        """The way to *neighbour*, for an entry. Raises :exc:`~m2m.agent.watch.NoRoute`."""
+        hop = self._in_use[neighbour] = self._network.way_to(neighbour).hop
+        return hop
+
+    def note(self, entries: Iterable[Entry]) -> None:
+        """These entries are in the kernel already."""
+        for entry in entries:
+            if entry.hop is not None:
+                self._in_use[entry.rewrite.dst] = entry.hop
+
+    def moved(self) -> dict[Address, NextHop]:
+        """The neighbours to which the way is another one than entries have."""
+        found = {}
+        for neighbour, before in self._in_use.items():
+            try:
+                hop = self._network.way_to(neighbour).hop
+            except NoRoute:
+                continue  # the old way is as good as none, and may come back
+            if hop != before:
+                found[neighbour] = hop
+        return found
+
+    def have_moved(self, moved: dict[Address, NextHop], sessions: Iterable[Session]) -> None:
+        """All entries of *sessions*, and there are no others, go the new ways."""
+        in_use = {flow.dst for session in sessions for flow in _outward(session)}
+        self._in_use = {host: hop for host, hop in (self._in_use | moved).items() if host in in_use}
+
+
+async def move(session: Session, moved: dict[Address, NextHop], datapath: Datapath) -> bool:
+    """Send a session's packets by the new ways; whether any of its entries needed that.
+
+    Counters and what is held live on where there is room for a redirection.
+    """
+    if not _is_installed(session):
+        return False
+    entries = [entry for entry in _all_entries(session, moved.get) if entry.hop is not None]
+    if not entries:
+        return False
+    try:
+        await datapath.redirect(entries)
+    except DatapathError as error:
+        _log.debug("not redirected", why=str(error))
+        await datapath.install(entries)
+    return True
+
+
+def _is_installed(session: Session) -> bool:
+    """Whether its entries are in the datapath: at a client they are since the SYNACK only."""
+    if session.state in (State.CLOSING, State.GONE):
+        return False
+    return session.left is not None or session.state is not State.OPENING
+
+
+def _all_entries(
+    session: Session, hop_to: Callable[[Address], NextHop | None]
+) -> tuple[Entry, ...]:
+    """A session's entries, those of a second leg included."""
+    view, spare = session.view, None if session.change is None else session.change.spare
+    entries = entries_for(view, hop_to)
+    if spare is not None:
+        left = view.left is not None and spare.dst == view.left.dst
+        beside = view._replace(left=spare) if left else view._replace(right=spare)
+        entries += tuple(
+            entry._replace(hop=hop_to(entry.rewrite.dst)) if entry.action is Action.SEND else entry
+            for entry in spare_entries(view, beside)
+        )
+    return entries
+
+
+def _outward(session: Session) -> Iterator[Flow]:
+    """The subsessions of a session, as they leave this host."""
+    if session.left is not None:
+        yield session.left.reverse()
+    if session.right is not None:
+        yield session.right
