@@ -71,7 +71,8 @@ async def test_an_agent_that_hangs_is_decided_over_and_changes_nothing_when_it_w
     try:
         with trio.fail_after(DECIDED):
             why, connected = await chain.refusal(CLOSED)
-        assert not connected and chain.ids.address in why
+        # Whom it names depends on who gives up first, for which a busy machine leaves little time.
+        assert not connected and "does not answer" in why
     finally:
         chain.ids.agent.process.send_signal(signal.SIGCONT)  # SYNs and their RSTs wait there
     await nothing_is_left(*chain.hosts.values())
