@@ -36,7 +36,7 @@ class UpdateSettings(NamedTuple):
 
     patience: float = 1.0  # L waits this long for UPDATE-SYNACK
     hold_limit: float = 0.5  # packets are held at most this long
-    finish_limit: float = 5.0  # L, and a host that leaves, for UPDATE-FINACK
+    finish_limit: float = 5.0  # for UPDATE-FINACK, before it is worth another look
     retry: float = 0.02  # before a message is sent again; doubles each time
     retry_max: float = 1.0
     ask: float = 0.3  # before a host without news asks; doubles
@@ -85,9 +85,9 @@ class Change:
     """
 
     __slots__ = (
-        "acked", "count", "delay", "emptying", "exported", "fin", "held", "holding", "hops", "id",
-        "imported", "incoming", "leader", "mode", "mtu", "outgoing", "own_acked", "part", "phase",
-        "requester", "right", "settling", "spare", "steps", "waited", "why", "wish",
+        "acked", "count", "delay", "emptying", "exported", "far", "fin", "held", "holding", "hops",
+        "id", "imported", "incoming", "leader", "mode", "mtu", "outgoing", "own_acked", "part",
+        "phase", "requester", "right", "settling", "spare", "steps", "waited", "why", "wish",
     )  # fmt: skip
 
     def __init__(self, id: int, part: Part, mode: Mode, phase: Phase, leader: Address) -> None:  # noqa: A002
@@ -102,9 +102,10 @@ class Change:
         self.right: Address = b""
         self.mtu = 0  # L: of the first link of the new path; R: of all of it
         self.requester: Address | None = None  # L: who asked; None: somebody here
-        self.wish = 0  # L: the number that this change has for who asked
+        self.wish = 0  # L: the number that this change has for who asked; 0: nobody waits for it
         self.why: Why | None = None  # L: why it is undone
         self.fin: UpdateFin | None = None  # R: came before it was due
+        self.far: Flow | None = None  # R's old leg, when R and L speak of it without those between
         self.count: int | None = None  # what this host says has gone by the leg that is out
         self.held = 0
         self.holding = False
@@ -150,6 +151,19 @@ class Tools:
         """Come back to send again; at the latest when the phase may last no longer."""
         settings = self.settings
         self._arm(out, session, settings.retry, settings.retry_max, limit)
+
+    def persist(self, out: Commands, session: Session) -> None:
+        """Come back to send again, for ever; at *finish_limit* exactly, and from then on rarely."""
+        change, settings = session.change, self.settings
+        assert change is not None
+        if self.late(change):
+            self._arm(out, session, settings.retry, settings.ask_max, float("inf"))
+        else:
+            self.repeat(out, session, settings.finish_limit)
+
+    def late(self, change: Change) -> bool:
+        """Whether a phase lasts so long that nobody should wait for its end."""
+        return change.waited >= self.settings.finish_limit - 1e-6
 
     def watch(self, out: Commands, session: Session, limit: float = float("inf")) -> None:
         """Come back to ask for news."""

@@ -43,6 +43,7 @@ from m2m.protocol.update import (
     Mode,
     Reject,
     UpdateAck,
+    UpdateAsk,
     UpdateDrain,
     UpdateDrained,
     UpdateFin,
@@ -251,7 +252,7 @@ class Leading:
     def _finish(self, out: Commands, session: Session) -> None:
         self._tools.enter(session, Phase.FINISHING)
         self._announce(out, session)
-        self._tools.repeat(out, session, self._tools.settings.finish_limit)
+        self._tools.persist(out, session)
 
     def _announce(self, out: Commands, session: Session) -> None:
         change = session.change
@@ -261,6 +262,17 @@ class Leading:
             hops = len(change.steps if change.why is not None else change.hops)
             out.append(Send(in_leg.dst, UpdateAck(session.id, in_leg, change.id, hops)))
         out.append(Send(out_leg.dst, UpdateFin(session.id, out_leg, change.id, change.count)))
+        if change.far is not None:
+            out.append(Send(change.right, UpdateFin(session.id, change.far, change.id, None)))
+
+    def asked_directly(self, session: Session, peer: Address, message: UpdateAsk) -> None:
+        """R, which has gone over, asks about its old leg: the old path does not tell it."""
+        change = session.change
+        assert change is not None
+        leg = message.subsession
+        ours = change.id == message.change and peer == change.right
+        if ours and decided(change) and change.why is None and leg not in _legs(session):
+            change.far = leg
 
     def finack(self, out: Commands, session: Session, count: int | None, held: int) -> None:
         """The leg that is out is gone at the other end; what it sent may be on its way still."""
@@ -294,14 +306,15 @@ class Leading:
         tools.end(out, session)
 
     def _tell(self, out: Commands, session: Session, change: Change) -> None:
-        if not change.wish:
-            return  # nobody of this agent's life has wanted it
+        wish, change.wish = change.wish, 0
+        if not wish:
+            return  # nobody of this agent's life has wanted it, or they know
         if change.why is not None:
-            self.refuse(out, session.id, change.wish, change.requester, change.why)
+            self.refuse(out, session.id, wish, change.requester, change.why)
         elif change.requester is None:
-            out.append(ChangeDone(session.id, change.wish, change.held))
+            out.append(ChangeDone(session.id, wish, change.held))
         else:
-            message = Done(session.id, change.wish, change.held)
+            message = Done(session.id, wish, change.held)
             self._remember(message)
             out.append(Send(change.requester, message))
 
@@ -326,16 +339,15 @@ class Leading:
         """Send again, or give up."""
         change, settings = session.change, self._tools.settings
         assert change is not None and session.right is not None
+        if change.phase is Phase.FINISHING:
+            self._go_on(out, session, change)
+            return
         limit = {
             Phase.MAKING: settings.patience,
-            Phase.FINISHING: settings.finish_limit,
             Phase.EMPTYING: float("inf"),
         }.get(change.phase, settings.hold_limit)
         if change.waited >= limit - 1e-6:
-            if change.phase is Phase.FINISHING:
-                self._over(out, session, None)
-            else:
-                self.undo(out, session, _silent(change, limit))
+            self.undo(out, session, _silent(change, limit))
             return
         match change.phase:
             case Phase.MAKING:
@@ -345,9 +357,17 @@ class Leading:
             case Phase.DRAINING:
                 drain = UpdateDrain(session.id, session.right, change.id, change.count)
                 out.append(Send(session.right.dst, drain))
-            case Phase.FINISHING:
-                self._announce(out, session)
         self._tools.repeat(out, session, limit)
+
+    def _go_on(self, out: Commands, session: Session, change: Change) -> None:
+        """No UPDATE-FINACK yet. R's kernel may send by the old leg until R's agent has heard."""
+        if self._tools.late(change):
+            if change.why is not None:
+                self._over(out, session, None)  # nobody has ever sent by the new one
+                return
+            self._tell(out, session, change)
+        self._announce(out, session)
+        self._tools.persist(out, session)
 
     def rejected(self, out: Commands, session: Session, message: UpdateReject) -> None:
         """Another host cannot."""
@@ -411,6 +431,11 @@ def _objection(session: Session, wanted: ChangeWanted) -> Why | None:
             return Why(Cause.LOOP, text, hop.address)
         seen.add(hop.address)
     return None
+
+
+def _legs(session: Session) -> tuple[Flow | None, ...]:
+    assert session.change is not None
+    return session.left, session.right, session.change.spare
 
 
 def _silent(change: Change, limit: float) -> Why:

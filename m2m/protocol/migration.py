@@ -132,10 +132,14 @@ class Migration:
             return
         change = session.change
         under_way = change is not None and change.wish == wanted.change
-        if change is not None and not under_way and not self._wait(session, wish):
-            why = Why(Cause.BUSY, "too many changes of this session wait here", None)
-            self._left.refuse(out, wanted.session, wanted.change, requester, why)
-            return
+        if change is not None and not under_way:
+            if self._tools.late(change):
+                self._turn_away(out, session, wish)
+                return
+            if not self._wait(session, wish):
+                why = Why(Cause.BUSY, "too many changes of this session wait here", None)
+                self._left.refuse(out, wanted.session, wanted.change, requester, why)
+                return
         if requester is not None:
             out.append(Send(requester, Approve(wanted.session, wanted.change)))
         if change is None:
@@ -170,9 +174,22 @@ class Migration:
         if gone:
             self._paths.over(out, session)
 
+    def _no_longer(self, out: Commands, session: Session) -> None:
+        """The present change takes long: who wants another is told so, and need not wait."""
+        waiting = session.waiting or []
+        session.waiting = [one for one in waiting if isinstance(one, Lock)] or None
+        for one in waiting:
+            if not isinstance(one, Lock):
+                self._turn_away(out, session, one)
+
     def _turn_away(self, out: Commands, session: Session, one: Waiting) -> None:
-        own = own_address(session)
-        why = Why(Cause.MOVED, f"{format_address(own)} has left the session's chain", own)
+        own, change = own_address(session), session.change
+        here = format_address(own)
+        if change is None or (change.part is Part.OLD and change.phase >= Phase.FINISHING):
+            why = Why(Cause.MOVED, f"{here} has left the session's chain", own)
+        else:
+            text = f"an earlier change of the session is not over at {here}: try again later"
+            why = Why(Cause.BUSY, text, own)
         if isinstance(one, Lock):
             self._paths.reject(out, one, why)
         else:
@@ -287,6 +304,8 @@ class Migration:
             self._right.tick(out, session)
         else:
             self._hop.tick(out, session)
+        if session.change is change and self._tools.late(change):
+            self._no_longer(out, session)
         return out
 
     # -- the session itself -------------------------------------------------------------
@@ -339,6 +358,8 @@ class Migration:
         if change.part is Part.OLD and change.phase >= Phase.FINISHING:
             if leg == session.right:
                 self._hop.right_gone(out, session)
+            else:
+                self._hop.left_gone(out, session)
             return True
         return False
 

@@ -190,6 +190,10 @@ class Passing:
         assert change is not None and session.right is not None
         self.finack(out, session, UpdateFinAck(session.id, session.right, change.id, None, 0))
 
+    def left_gone(self, out: Commands, session: Session) -> None:
+        """The left neighbour has closed the session: nothing gets through any more."""
+        self._gone(out, session, None)
+
     def _pass_fin(self, out: Commands, session: Session, change: Change) -> None:
         right = session.right
         assert right is not None
@@ -268,20 +272,17 @@ class Passing:
                 tools.enter(session, Phase.LEAVING)
                 change.count = sent(seen, session.sent_right)
                 self._pass_fin(out, session, change)
-                tools.repeat(out, session, tools.settings.finish_limit)
+                tools.persist(out, session)
             case Phase.EMPTYING:
                 self._gone(out, session, sent(seen, session.sent_left))
 
     def tick(self, out: Commands, session: Session) -> None:
-        """Send again, ask, or give up."""
+        """Send again, or ask."""
         change, tools = session.change, self._tools
         assert change is not None
         if change.phase is Phase.LEAVING:
-            if change.waited >= tools.settings.finish_limit - 1e-6:
-                self._gone(out, session, None)
-                return
             self._pass_fin(out, session, change)
-            tools.repeat(out, session, tools.settings.finish_limit)
+            tools.persist(out, session)
         elif change.phase is Phase.MOVING and change.outgoing is not None:
             if change.waited < tools.settings.hold_limit:
                 self._send_state(out, session, change)

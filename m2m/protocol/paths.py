@@ -312,6 +312,8 @@ class Paths:
             return
         if change.part is Part.LEFT and message.subsession == change.spare:
             self._left.finack(out, session, message.count, message.held)
+        elif change.part is Part.LEFT and message.subsession == change.far:
+            self._left.finack(out, session, None, message.held)  # it counts another leg
         elif change.part is Part.OLD and message.subsession == session.right:
             self._hop.finack(out, session, message)
 
@@ -331,6 +333,8 @@ class Paths:
             out.append(Send(event.peer, UpdateAck(session.id, leg, message.change, 0)))
         elif answer is False:
             change = session.change
+            if change is not None and change.part is Part.LEFT:
+                self._left.asked_directly(session, event.peer, message)
             count = change.count if change is not None and leg == change.spare else None
             out.append(Send(event.peer, UpdateFin(session.id, leg, message.change, count)))
 

@@ -22,6 +22,7 @@ from m2m.protocol.translation import (
 )
 from m2m.protocol.update import (
     Lock,
+    UpdateAsk,
     UpdateDrain,
     UpdateDrained,
     UpdateFin,
@@ -192,7 +193,7 @@ class Receiving:
         if fin is not None:
             self.spare_out(out, session, fin.count)
         else:
-            tools.watch(out, session)
+            tools.watch(out, session, tools.settings.finish_limit)
 
     def spare_out(self, out: Commands, session: Session, count: int | None) -> None:
         """The spare leg is out: the new one, and all is as before; or the old one."""
@@ -236,18 +237,28 @@ class Receiving:
         self._forget_spare(session, change)
         message = UpdateFinAck(session.id, leg, change.id, change.count, change.held)
         out.append(Send(leg.src, message))
+        if change.far is not None:
+            out.append(Send(change.leader, message))
         self._tools.end(out, session)
 
     # -- time, and others ---------------------------------------------------------------
 
     def tick(self, out: Commands, session: Session) -> None:
         """No news: ask."""
-        change = session.change
+        change, tools = session.change, self._tools
         assert change is not None
-        if change.waited >= 2 * self._tools.settings.hold_limit:
-            self._tools.resume(out, session)  # nobody leads this any more
-        self._tools.ask(out, session)
-        self._tools.watch(out, session)
+        if change.waited >= 2 * tools.settings.hold_limit:
+            tools.resume(out, session)  # nobody leads this any more
+        tools.ask(out, session)
+        limit = float("inf")
+        if change.phase is Phase.FINISHING:
+            if not tools.late(change):
+                limit = tools.settings.finish_limit
+            elif change.spare is not None and change.spare.src != change.leader:
+                # A host of the old path is gone, perhaps for ever; but L knows as well.
+                change.far = change.spare
+                out.append(Send(change.leader, UpdateAsk(session.id, change.far, change.id)))
+        tools.watch(out, session, limit)
 
     def spare_gone(self, out: Commands, session: Session) -> None:
         """The neighbour on the spare leg has closed it."""

@@ -13,8 +13,6 @@ Restart    from ``at`` to ``until`` s, host ``host`` has no agent; its kernel go
 A scene ends well when everybody who asked has been answered, the path is one of ``paths``, whole
 and agreed on, nobody is in a change, and no packet was lost (``tests/model/test_scenarios.py``).
 ``variant`` names what of :mod:`tests.model.variants` it replays.
-
-``SCENARIOS`` the code meets. ``OPEN`` it does not: docs/model.md says what it lacks.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 
 from m2m.protocol.update import Lock, UpdateAck, UpdateFin, UpdateSynAck
 
-__all__ = ["OPEN", "SCENARIOS", "Ask", "Fault", "Lead", "Restart", "Scenario"]
+__all__ = ["SCENARIOS", "Ask", "Fault", "Lead", "Restart", "Scenario"]
 
 EVER = float("inf")
 
@@ -99,9 +97,6 @@ SCENARIOS = [
              (Fault(Lock, 1, 2, until=0.01, late=1.2), Fault(Lock, 1, 2, 0.01, 1.04),
               Fault(UpdateFin, 1, 2, 1.04, 3), Fault(UpdateAck, 1, 3, 1.04, 3),
               Restart(2, 1.1, 1.15)), ((0, 1, 3),)),
-]  # fmt: skip
-
-OPEN = [
     # 3 has no agent for longer than finish_limit, and sends leftward by the old leg.
     Scenario("time ends all", (Lead(0, 1, (2,), 3, (4,)),),
              (Fault(UpdateAck, 4, 3, until=0.1), Fault(UpdateFin, 1, 2, until=0.1),

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from m2m.protocol.commands import ChangeDone, ChangeRefused
+from m2m.protocol.commands import ChangeDone, ChangeRefused, Switched
 from m2m.protocol.events import Ended
 from m2m.protocol.update import Mode
 from m2m.protocol.wire import Cause
@@ -396,6 +396,53 @@ def test_hosts_go_down_and_come_back(
         world.check_whole()
     else:
         for host in world.everybody():
+            assert not host.node.sessions
+            assert not host.kernel.entries
+            assert not host.ports.in_use
+
+
+def committed(world: BusyWorld, *change: object) -> int:
+    """Run until L has decided."""
+    number = world.change(*change)  # type: ignore[arg-type]
+    while not any(isinstance(one, Switched) and one.change == number for one in world.client.told):
+        world.run(0.0005)
+    return number
+
+
+def test_a_host_of_the_old_path_is_gone_for_ever() -> None:
+    """R asks L itself; and the next change need not wait for a host that will never answer."""
+    world = BusyWorld(3, random.Random(1), others=2)
+    world.talk(SPARSE)
+    number = committed(world, 0, [1, 2], 3, [5])
+    world.host(1).power_off()
+    world.run(CALM)
+    assert isinstance(world.outcomes()[number], ChangeDone)
+    number = world.change(0, [5], 3, [6])
+    world.run(CALM)
+    assert isinstance(world.outcomes()[number], ChangeDone)
+    world.idle_out()  # 2 has not heard; nothing comes by it
+    world.talking = False
+    world.host(1).start()  # too late to matter
+    world.run(CALM)
+    assert world.check_whole() == [0, 6, 3, 4]
+
+
+@pytest.mark.parametrize("right_is_back", [False, True])
+def test_a_session_that_ends_while_its_old_leg_is_kept(right_is_back: bool) -> None:
+    world = BusyWorld(2, random.Random(1))
+    world.talk(SPARSE)
+    committed(world, 0, [1], 2, [4])
+    world.host(2).kill_agent()
+    world.run(CALM)
+    assert world.client.node.sessions[world.session].change is not None
+    assert world.host(1).kernel.entries
+    world.talking = False
+    world.client.feed(Ended(world.session, "fin"))
+    if right_is_back:
+        world.host(2).start()
+    world.run(CALM)
+    for host in world.everybody():
+        if right_is_back or host.index in (0, 1, 4):
             assert not host.node.sessions
             assert not host.kernel.entries
             assert not host.ports.in_use

@@ -9,7 +9,7 @@ import pytest
 
 from m2m.protocol.association import Association
 from m2m.protocol.wire import Message
-from tests.model.scenarios import OPEN, SCENARIOS, Ask, Fault, Restart, Scenario, Wish
+from tests.model.scenarios import SCENARIOS, Ask, Fault, Restart, Scenario, Wish
 from tests.model.variants import BROKEN, PRINTED
 from tests.support import simulation
 from tests.support.simulation import Host
@@ -87,4 +87,4 @@ def test_scene(scene: Scenario, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_scene_is_one_that_spin_has_found() -> None:
     found = {variant.name for variant in (*PRINTED, *BROKEN)}
-    assert {scene.variant for scene in (*SCENARIOS, *OPEN)} <= found
+    assert {scene.variant for scene in SCENARIOS} <= found

@@ -9,6 +9,7 @@ from m2m.protocol.commands import (
     CancelTimer,
     ChangeDone,
     ChangeRefused,
+    Command,
     Count,
     Hold,
     Redirect,
@@ -59,6 +60,7 @@ from tests.support.changes import (
     NEW,
     NEW_LEFT,
     OLD_LEFT,
+    OLD_RIGHT,
     SUPER,
     TURN_RIGHT,
     lock,
@@ -224,6 +226,77 @@ def test_who_asks_is_told_what_is_decided() -> None:
     play >> Received(FW, UpdateAsk(ID, OLD_LEFT, CHANGE))
     play << Send(FW, UpdateFin(ID, OLD_LEFT, CHANGE, 10))
     play.ends()
+
+
+def committed() -> Play:
+    play = making() >> Received(IDS, UpdateSynAck(ID, CHANGE, 1400))
+    play << Redirect(ID, CHANGE, TURN_RIGHT)
+    return finishing(play >> Redirected(ID, CHANGE, 10))
+
+
+def ticked(play: Play, times: int) -> list[Command]:
+    """All that was done meanwhile; the last is the timer that is set."""
+    done = []
+    for _ in range(times):
+        play >> TICK
+        done += skip(play)
+    return done
+
+
+def test_the_old_leg_is_kept_until_the_other_end_has_heard() -> None:
+    play = committed()
+    done = ticked(play, 30)
+    assert done.count(ChangeDone(ID, CHANGE, 0)) == 1  # who asked need not wait for that
+    assert not any(isinstance(one, Withdraw) for one in done)
+    assert done[-2:] == [Send(FW, UpdateFin(ID, OLD_LEFT, CHANGE, 10)), timer(5.0)]
+    assert play.ports.in_use == 2
+    play >> Received(FW, UpdateFinAck(ID, OLD_LEFT, CHANGE, 12, 3)) << Count(ID, CHANGE, BACK_OLD)
+    play >> Counted(ID, CHANGE, BACK_OLD, 12)
+    (withdraw, off) = skip(play)
+    assert {entry.key for entry in withdraw.entries} == {BACK_OLD}
+    assert off == CancelTimer(ID, Timer.CHANGE)
+    assert play.ports.in_use == 1
+
+
+def test_a_new_leg_that_is_out_is_not_kept() -> None:
+    play = making() >> Received(IDS, UpdateReject(ID, CHANGE, Cause.NO_PORTS, "none left", IDS))
+    skip(play)
+    for _ in range(20):
+        play >> TICK
+        if Withdraw(ID, AT_CLIENT_TOO) in skip(play):
+            break
+    assert play.ports.in_use == 1
+
+
+def test_the_other_end_says_itself_that_it_is_through() -> None:
+    play = committed() >> Received(IDS, UpdateAsk(ID, OLD_RIGHT, CHANGE))
+    play << Send(IDS, UpdateFin(ID, OLD_RIGHT, CHANGE, None))
+    assert Send(IDS, UpdateFin(ID, OLD_RIGHT, CHANGE, None)) in ticked(play, 1)  # if it was lost
+    play >> Received(IDS, UpdateFinAck(ID, OLD_RIGHT, CHANGE, 12, 3))
+    play << Count(ID, CHANGE, BACK_OLD) >> Counted(ID, CHANGE, BACK_OLD, 4) << timer(0.001)
+    for _ in range(20):
+        play >> TICK << Count(ID, CHANGE, BACK_OLD) >> Counted(ID, CHANGE, BACK_OLD, 4)
+        if ChangeDone(ID, CHANGE, 3) in skip(play):
+            break
+    assert play.ports.in_use == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_not_about_another_change_nor_before_it_is_decided(late: bool) -> None:
+    play = committed() if late else making()
+    number = CHANGE + 1 if late else CHANGE
+    play >> Received(IDS, UpdateAsk(ID, OLD_RIGHT, number))
+    skip(play)
+    play >> Received(IDS, UpdateFinAck(ID, OLD_RIGHT, number, 12, 3))
+    play.ends()
+
+
+def test_a_restarted_agent_does_not_know_whether_it_may_stop() -> None:
+    play = Play() >> Adopted(AT_CLIENT, NEW_LEFT)
+    skip(play)
+    again = Send(NEW, UpdateFin(ID, NEW_LEFT, 0, None))
+    assert ticked(play, 30)[-2:] == [again, timer(5.0)]
+    assert play.ports.in_use == 2
 
 
 def test_a_restarted_agent_finishes_by_what_its_kernel_does() -> None:

@@ -104,6 +104,23 @@ def test_a_wish_waits_for_its_turn() -> None:
     assert {one.peer for one in skip(play) if isinstance(one, Send)} == {SERVER, IDS}
 
 
+def test_nobody_waits_for_a_host_that_cannot_be_reached() -> None:
+    """R has been told nothing for long: L keeps the old leg, but no next change waits for that."""
+    play = standing(AT_CLIENT) >> wanted()
+    skip(play)
+    session = play.node.sessions[ID]
+    session.change.phase = Phase.FINISHING
+    play >> wanted()._replace(change=7)
+    play.ends()
+    session.change.waited, session.change.delay = 4.0, 1.0
+    play >> TimerFired(ID, Timer.CHANGE)
+    (refused,) = refusals(play)
+    assert (refused.change, refused.cause, refused.blame) == (7, Cause.BUSY, CLIENT)
+    play >> Received(FW, Request(ID, 8, Mode.LF, (STEP,), IDS, (HOP,)), ROUTE)
+    (send,) = skip(play)
+    assert (send.peer, send.message.change, send.message.cause) == (FW, 8, Cause.BUSY)
+
+
 def test_what_waits_at_a_host_that_leaves_or_ends() -> None:
     for last in (UpdateFin(ID, OLD_LEFT, CHANGE, 0), None):
         play = standing(AT_FW) >> Received(CLIENT, lock())

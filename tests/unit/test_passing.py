@@ -42,7 +42,7 @@ from m2m.protocol.update import (
     UpdateFinAck,
     UpdateReject,
 )
-from m2m.protocol.wire import Cause
+from m2m.protocol.wire import Cause, Fin, Rst
 from tests.support.changes import (
     AT_FW,
     AT_NEW,
@@ -112,14 +112,24 @@ def test_it_goes_even_if_it_has_forgotten_the_lock() -> None:
     play.ends()
 
 
-def test_it_goes_alone_when_its_right_neighbour_is_gone() -> None:
+def test_it_stays_while_its_right_neighbour_may_send_by_it() -> None:
     play = locked() >> Received(CLIENT, UpdateFin(ID, OLD_LEFT, CHANGE, 8)) << CancelTimer(ID)
     leaving(play)
-    for _ in range(20):
-        play >> TICK
-        if Remove(AT_FW) in skip(play):
-            return
-    pytest.fail("it stays for ever")
+    for _ in range(30):
+        play >> TICK << Send(IDS, UpdateFin(ID, OLD_RIGHT, CHANGE, 7))
+        (again,) = skip(play)
+    assert again == SetTimer(ID, 5.0, Timer.CHANGE)  # ever more rarely
+    play >> Received(IDS, UpdateFinAck(ID, OLD_RIGHT, CHANGE, 8, 44))
+    gone(passed_through(play, FROM_RIGHT, TO_LEFT, 6)).ends()
+
+
+@pytest.mark.parametrize("over", [Fin(ID, OLD_LEFT), Rst(ID, OLD_LEFT, Cause.TIMEOUT, "gone")])
+def test_it_goes_when_the_session_ends_on_its_left(over: Fin | Rst) -> None:
+    play = locked() >> Received(CLIENT, UpdateFin(ID, OLD_LEFT, CHANGE, 8)) << CancelTimer(ID)
+    leaving(play) >> Received(CLIENT, over)
+    assert Remove(AT_FW) in skip(play)
+    assert play.state() is None
+    assert play.ports.in_use == 0
 
 
 def test_a_lock_of_another_chain() -> None:

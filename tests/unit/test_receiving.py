@@ -101,6 +101,27 @@ def test_the_new_leg_is_in() -> None:
     emptied(switched() >> Received(FW, UpdateFin(ID, OLD_RIGHT, CHANGE, 8))).ends()
 
 
+def test_it_asks_l_itself_when_the_old_path_is_dead() -> None:
+    play = switched()
+    asked = Send(CLIENT, UpdateAsk(ID, OLD_RIGHT, CHANGE))
+    waited, done = 0.0, []
+    while asked not in done:
+        waited += 0.3 if not done else done[-1].delay
+        play >> TimerFired(ID, Timer.CHANGE)
+        done = skip(play)
+    assert waited == pytest.approx(5.0)
+    play >> Received(CLIENT, UpdateFin(ID, OLD_RIGHT, CHANGE, None)) << Count(ID, CHANGE, FROM_OLD)
+    play >> Counted(ID, CHANGE, FROM_OLD, 8)
+    while not play.todo or not isinstance(play.todo[0], Withdraw):
+        skip(play)
+        play >> TimerFired(ID, Timer.CHANGE) << Count(ID, CHANGE, FROM_OLD)
+        play >> Counted(ID, CHANGE, FROM_OLD, 8)
+    play << Withdraw(ID, spare_entries(IDS_AFTER, AT_IDS))
+    through = UpdateFinAck(ID, OLD_RIGHT, CHANGE, 20, 0)
+    play << Send(FW, through) << Send(CLIENT, through) << OFF
+    play.ends()
+
+
 def test_the_old_leg_is_out() -> None:
     """UPDATE-ACK was lost; a restarted L does not know the change's number any more."""
     play = locked() >> Received(FW, UpdateFin(ID, OLD_RIGHT, 0, 8))
