@@ -242,7 +242,7 @@ class ChangeReport(msgspec.Struct, frozen=True):
     # From the beginning until packets to the server take the new path, at the host that leads;
     # until that says that all is done, where another host was asked. None: it was not changed.
     duration: float | None = None
-    total: float | None = None  # until nothing of the old path is left
+    total: float | None = None  # until nothing of the old path is left; None: there is, still
     held: int = 0  # packets that waited, at both ends of what changed
     # TCP segments that the sockets at both ends repeated meanwhile; None: they cannot be asked.
     retransmissions: int | None = None

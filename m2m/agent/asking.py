@@ -212,7 +212,7 @@ class Asking:
         return replace(
             report,
             duration=round(expected.switched or expected.ended, 6),
-            total=round(expected.ended, 6),
+            total=round(expected.ended, 6) if expected.result.gone else None,
             held=expected.result.held,
         )
 

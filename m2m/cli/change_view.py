@@ -69,9 +69,9 @@ def _one(report: ChangeReport) -> Sequence[Text]:
         head.append("not changed", "red")
         who = Text(f"  refused by {report.by}: {report.error}")
         return head, who, Text(f"  path   {' -> '.join(report.after) or 'not known'}")
+    old = "not gone yet" if report.total is None else f"gone after {_ms(report.total)}"
     head.append("changed", "green").append(
-        f" ({report.mode}) in {_ms(report.duration)}, old path gone after {_ms(report.total)}",
-        "not bold",
+        f" ({report.mode}) in {_ms(report.duration)}, old path {old}", "not bold"
     )
     return head, before, after, Text(f"  {_costs(report.held, report.retransmissions)}")
 

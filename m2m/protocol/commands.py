@@ -173,11 +173,13 @@ class Switched(NamedTuple):
 
 
 class ChangeDone(NamedTuple):
-    """A change that was wanted of this host, or asked for by it, is done. *held*: packets."""
+    """A change that was wanted of this host, or asked for by it, is done. *held*: packets that
+    waited. *gone*: nothing of the old path is left."""
 
     session: int
     change: int
     held: int
+    gone: bool
 
 
 class ChangeRefused(NamedTuple):

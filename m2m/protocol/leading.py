@@ -302,19 +302,19 @@ class Leading:
             session.sent_left = (session.sent_left or 0) - (seen or 0) if known else None
         out.append(Withdraw(session.id, self._spare_entries(session)))
         tools.ports.release(change.spare)
-        self._tell(out, session, change)
+        self._tell(out, session, change, gone=True)
         tools.end(out, session)
 
-    def _tell(self, out: Commands, session: Session, change: Change) -> None:
+    def _tell(self, out: Commands, session: Session, change: Change, *, gone: bool) -> None:
         wish, change.wish = change.wish, 0
         if not wish:
             return  # nobody of this agent's life has wanted it, or they know
         if change.why is not None:
             self.refuse(out, session.id, wish, change.requester, change.why)
         elif change.requester is None:
-            out.append(ChangeDone(session.id, wish, change.held))
+            out.append(ChangeDone(session.id, wish, change.held, gone))
         else:
-            message = Done(session.id, wish, change.held)
+            message = Done(session.id, wish, change.held, gone)
             self._remember(message)
             out.append(Send(change.requester, message))
 
@@ -324,7 +324,7 @@ class Leading:
         assert change is not None
         if not decided(change):
             change.why = why
-        self._tell(out, session, change)
+        self._tell(out, session, change, gone=False)
 
     def held_too_long(self, change: Change) -> bool:
         """Packets wait at L while the old path does not become empty."""
@@ -365,7 +365,7 @@ class Leading:
             if change.why is not None:
                 self._over(out, session, None)  # nobody has ever sent by the new one
                 return
-            self._tell(out, session, change)
+            self._tell(out, session, change, gone=False)
         self._announce(out, session)
         self._tools.persist(out, session)
 

@@ -100,9 +100,9 @@ class Requesting:
         match message:
             case Approve():
                 asking.approved = True
-            case Done(held=held):
+            case Done(held=held, gone=gone):
                 self._close(out, wanted)
-                out.append(ChangeDone(wanted.session, wanted.change, held))
+                out.append(ChangeDone(wanted.session, wanted.change, held, gone))
             case Reject(cause=cause, text=text, blame=blame):
                 again = cause is Cause.MOVED and wanted.left is None
                 if again and self._address(asking, self._rng.getrandbits(64) or 1) is None:

@@ -225,11 +225,13 @@ class Reject(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """The session goes by the new path. *held*: packets that waited, at both ends."""
+    """The session goes by the new path. *held*: packets that waited, at both ends. *gone*: nothing
+    of the old path is left; else R has not been heard of yet."""
 
     session: int
     change: int
     held: int
+    gone: bool
 
 
 Update: TypeAlias = (
@@ -282,6 +284,12 @@ def _one_of(kind: type[IntEnum]) -> Callable[[int], IntEnum]:
         return kind(value)
 
     return into
+
+
+def _yes_or_no(value: int) -> bool:
+    if value > 1:
+        raise WireError(Malformed.VALUE, f"{value} is neither yes nor no")
+    return bool(value)
 
 
 def _mtu(value: int) -> int:
@@ -386,6 +394,7 @@ _PROGRESS = _fixed("!B", _one_of(Progress), int)
 _MTU = _fixed("!H", _mtu, _mtu)
 _U8 = _fixed("!B", _same, _same)
 _U32 = _fixed("!I", _same, _same)
+_YES_OR_NO = _fixed("!B", _yes_or_no, int)
 _TEXT = _Part(_pack_text, _read_text)
 _DATA = _Part(_pack_data, _read_data)
 _HOPS = _run(_pack_middlebox, _read_middlebox)
@@ -409,7 +418,7 @@ _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[_Part, ...]], ...]] = (
     (30, Request, (_CHANGE, _MODE, _STEPS, _ADDRESS, _HOPS)),
     (31, Approve, (_CHANGE,)),
     (32, Reject, (_CHANGE, _CAUSE, _TEXT, _BLAME)),
-    (33, Done, (_CHANGE, _U32)),
+    (33, Done, (_CHANGE, _U32, _YES_OR_NO)),
 )
 
 

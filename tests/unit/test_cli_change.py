@@ -129,6 +129,15 @@ async def test_a_report_tells_what_it_cost_and_both_paths(
     )
 
 
+async def test_a_report_tells_when_the_old_path_is_not_gone(
+    tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    async with an_agent(tmp_path, msgspec.structs.replace(DONE, total=None)):
+        ran = await in_thread(run, "replace", "ids1", "ids2", ID)
+    assert ran.status == 0
+    assert ran.out.startswith(f"session {ID}: changed (op) in 1.23 ms, old path not gone yet\n")
+
+
 async def test_a_refusal_says_by_whom_and_why_and_is_an_error(
     tmp_path: Path, run: Callable[..., Ran]
 ) -> None:

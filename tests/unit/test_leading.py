@@ -110,7 +110,7 @@ def test_a_change() -> None:
     (withdraw,) = [one for one in play.todo if isinstance(one, Withdraw)]
     assert {entry.key for entry in withdraw.entries} == {BACK_OLD}
     play.todo.remove(withdraw)
-    play << ChangeDone(ID, CHANGE, 0) << CancelTimer(ID, Timer.CHANGE)
+    play << ChangeDone(ID, CHANGE, 0, True) << CancelTimer(ID, Timer.CHANGE)
     play.ends()
     assert play.ports.in_use == 1
 
@@ -183,7 +183,7 @@ def test_op_holds_until_the_old_path_is_empty() -> None:
     finishing(play << Resume(ID, CHANGE, OUT)) >> Resumed(ID, CHANGE, 33)
     play >> Received(FW, UpdateFinAck(ID, OLD_LEFT, CHANGE, 5, 44)) << Count(ID, CHANGE, BACK_OLD)
     play >> Counted(ID, CHANGE, BACK_OLD, 5)
-    assert ChangeDone(ID, CHANGE, 77) in skip(play)
+    assert ChangeDone(ID, CHANGE, 77, True) in skip(play)
 
 
 def test_op_lets_go_when_it_takes_too_long() -> None:
@@ -246,7 +246,7 @@ def ticked(play: Play, times: int) -> list[Command]:
 def test_the_old_leg_is_kept_until_the_other_end_has_heard() -> None:
     play = committed()
     done = ticked(play, 30)
-    assert done.count(ChangeDone(ID, CHANGE, 0)) == 1  # who asked need not wait for that
+    assert done.count(ChangeDone(ID, CHANGE, 0, False)) == 1  # who asked need not wait for that
     assert not any(isinstance(one, Withdraw) for one in done)
     assert done[-2:] == [Send(FW, UpdateFin(ID, OLD_LEFT, CHANGE, 10)), timer(5.0)]
     assert play.ports.in_use == 2
@@ -276,7 +276,7 @@ def test_the_other_end_says_itself_that_it_is_through() -> None:
     play << Count(ID, CHANGE, BACK_OLD) >> Counted(ID, CHANGE, BACK_OLD, 4) << timer(0.001)
     for _ in range(20):
         play >> TICK << Count(ID, CHANGE, BACK_OLD) >> Counted(ID, CHANGE, BACK_OLD, 4)
-        if ChangeDone(ID, CHANGE, 3) in skip(play):
+        if ChangeDone(ID, CHANGE, 3, True) in skip(play):
             break
     assert play.ports.in_use == 1
 

@@ -43,9 +43,10 @@ def test_asked_until_it_is_done() -> None:
     play >> TICK << Send(CLIENT, REQUEST) << timer(0.04)
     play >> Received(CLIENT, Approve(ID, CHANGE))
     play >> TICK << Send(CLIENT, REQUEST) << timer(0.5)
-    play >> Received(CLIENT, Done(ID, 0xBEEF, 1))  # of another one
-    play >> Received(CLIENT, Done(ID, CHANGE, 33)) << OFF << ChangeDone(ID, CHANGE, 33)
-    play >> Received(CLIENT, Done(ID, CHANGE, 33))
+    play >> Received(CLIENT, Done(ID, 0xBEEF, 1, True))  # of another one
+    play >> Received(CLIENT, Done(ID, CHANGE, 33, False)) << OFF
+    play << ChangeDone(ID, CHANGE, 33, False)
+    play >> Received(CLIENT, Done(ID, CHANGE, 33, False))
     play.ends()
 
 
@@ -60,8 +61,8 @@ def test_asked_anew_when_neighbours_have_changed() -> None:
     play.node.sessions[ID].right = NEW_NEIGHBOUR
     play >> Received(CLIENT, Reject(ID, CHANGE, Cause.MOVED, "followed by another"))
     play >> TICK << Send(CLIENT, Request(ID, ID, Mode.OP, (STEP,), NEW, (HOP,))) << timer(0.02)
-    play >> Received(CLIENT, Done(ID, CHANGE, 1))  # an answer to the first
-    play >> Received(CLIENT, Done(ID, ID, 2)) << OFF << ChangeDone(ID, CHANGE, 2)
+    play >> Received(CLIENT, Done(ID, CHANGE, 1, True))  # an answer to the first
+    play >> Received(CLIENT, Done(ID, ID, 2, True)) << OFF << ChangeDone(ID, CHANGE, 2, True)
 
 
 NEW_NEIGHBOUR = AT_FW.right._replace(dst=NEW) if AT_FW.right is not None else OLD_LEFT
@@ -71,7 +72,7 @@ def test_told_though_it_has_left_the_chain() -> None:
     play = asking() >> Received(CLIENT, UpdateFin(ID, OLD_LEFT, CHANGE, 0))
     skip(play)
     play >> TICK << Send(CLIENT, REQUEST) << timer(0.02)
-    play >> Received(CLIENT, Done(ID, CHANGE, 3)) << OFF << ChangeDone(ID, CHANGE, 3)
+    play >> Received(CLIENT, Done(ID, CHANGE, 3, True)) << OFF << ChangeDone(ID, CHANGE, 3, True)
 
 
 def test_nobody_answers() -> None:

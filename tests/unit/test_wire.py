@@ -101,7 +101,7 @@ updates = st.one_of(
     st.builds(update.Request, nonzero, nonzero, modes, step_runs, addresses, runs),
     st.builds(update.Approve, nonzero, nonzero),
     st.builds(update.Reject, nonzero, nonzero, *reasons),
-    st.builds(update.Done, nonzero, nonzero, u32),
+    st.builds(update.Done, nonzero, nonzero, u32, st.booleans()),
 )  # fmt: skip
 messages = updates | st.one_of(
     st.builds(
@@ -237,6 +237,7 @@ def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
             patched(update.StateAck(1, 2, 0, update.Progress.FAILED), 40 + 9, b"\x03"),
             Malformed.VALUE,
         ),
+        (patched(update.Done(1, 2, 0, True), 40 + 12, b"\x02"), Malformed.VALUE),  # yes or no?
     ],
 )
 def test_refusals(data: bytes, reason: Malformed) -> None:
@@ -271,7 +272,7 @@ def test_a_report_has_a_bound() -> None:
         update.Reject(1, 2, Cause.BUSY, "x" * 201),
         update.StatePart(1, 2, 0, 1, bytes(961)),
         update.StatePart(1, 2, 0, 65, b""),
-        update.Done(1, 2, 2**32),
+        update.Done(1, 2, 2**32, True),
     ],
     ids=[
         "empty", "no server", "17 hops", "long name", "long text", "long report", "nine hosts",
