@@ -6,7 +6,17 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from m2m.lab.bench.report import Plan, Result, Samples, figure, interleave, joined, show, write_json
+from m2m.lab.bench.report import (
+    Plan,
+    Result,
+    Samples,
+    figure,
+    interleave,
+    joined,
+    percentile,
+    show,
+    write_json,
+)
 
 
 def result(name="tap", paper=None):
@@ -23,6 +33,11 @@ def test_turns_are_compared_with_their_own_moment():
     slow = Samples((10.0, 5.0, 5.0), (10.0, 10.0, 5.0))
     row = Result.of("tap", "Gbit/s", slow, "plain")
     assert (row.ours, row.peer, row.ratio) == (5.0, 10.0, 1.0)
+
+
+def test_percentiles_are_values_that_were_measured():
+    values = [5.0, 1.0, 4.0, 2.0, 3.0]
+    assert [percentile(values, rank) for rank in (0.0, 0.5, 0.99, 1.0)] == [1.0, 3.0, 5.0, 5.0]
 
 
 def test_the_samples_of_several_runs_are_one_row():
