@@ -24,6 +24,7 @@ from tests.support.namespaces import NamespaceFactory
 pytestmark = [pytest.mark.needs("netns", "bpffs", "nfqueue"), pytest.mark.timeout(180)]
 
 MODES = ("lf", "op", "ss+op")
+_TRIES, _BUSY = 5, ("timeout", "overflow")
 RATE = ("rate", "200mbit", "burst", "64k", "latency", "20ms")  # two CPUs carry it with ease
 NFS = """
 nf firewall inline { fw1 = 10.9.2.2, fw2 = 10.9.5.2 }
@@ -73,6 +74,18 @@ async def _only_session(host: LiveHost) -> str:
     return session.id
 
 
+async def _change(asked: LiveHost, session: str, **wish: object) -> ChangeReport:
+    """Have a chain changed. On a busy machine that may take longer than packets are held for:
+    then it is undone, and asked for again."""
+    for _ in range(_TRIES):
+        report = await asked.change(sessions=(session,), **wish)
+        if report.cause not in _BUSY:
+            break
+        assert report.after == report.before
+    assert report.error is None, report
+    return report
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_what_is_between_the_ends_changes_under_a_running_transfer(
     chain: Six, mode: str
@@ -85,8 +98,7 @@ async def test_what_is_between_the_ends_changes_under_a_running_transfer(
 
         async def change(asked: LiveHost, then: tuple[str, ...], **wish: object) -> None:
             nonlocal now
-            report = await asked.change(sessions=(session,), mode=mode, **wish)
-            assert report.error is None, report
+            report = await _change(asked, session, mode=mode, **wish)
             assert (report.before, report.after) == (_way(chain, *now), _way(chain, *then))
             assert (report.mode, report.retransmissions is not None) == (mode, True)
             await echo.goes_on()
@@ -133,8 +145,11 @@ async def test_operators_and_network_functions_ask_by_their_commands(chain: Six)
         await chain.load_policy(LARGER)
 
         async def run(host: LiveHost, module: str, *words: str) -> dict[str, object]:
-            (told,) = await trio.to_thread.run_sync(_m2m, host, module, *words)
-            await echo.goes_on()
+            for _ in range(_TRIES):
+                (told,) = await trio.to_thread.run_sync(_m2m, host, module, *words)
+                await echo.goes_on()
+                if told["cause"] not in _BUSY:
+                    break
             return told
 
         told = await run(chain.client, "m2m.cli.ctl", "replace", "ids", "ids2", session)
@@ -184,8 +199,14 @@ async def test_many_sessions_are_drained_side_by_side(chain: Six) -> None:
         for _ in range(8):
             await nursery.start(open_one)
         await chain.load_policy(LARGER)
-        told = await trio.to_thread.run_sync(_m2m, chain.ids, "m2m.cli.ctl", "drain", "ids1")
-        assert [line["error"] for line in told] == [None] * 8
+        drained: list[dict[str, object]] = []
+        for _ in range(_TRIES):
+            told = await trio.to_thread.run_sync(_m2m, chain.ids, "m2m.cli.ctl", "drain", "ids1")
+            drained += [line for line in told if line["error"] is None]
+            if len(drained) == len(streams):
+                break
+            assert {line["cause"] for line in told} <= {None, *_BUSY}, told
+        assert len(drained) == len(streams)
         assert chain.ids.entries() == 0
         for echo in streams:
             await echo.goes_on(1 << 18)
@@ -230,15 +251,11 @@ async def test_a_stateful_firewall_hands_its_sessions_over(chain: Six, mode: str
         session = await _only_session(chain.client)
         await chain.load_policy(LARGER)
         for new in ("fw2", "fw1"):
-            report: ChangeReport = await chain.client.change(
-                do="replace", old=("firewall",), new=(new,), sessions=(session,), mode=mode
-            )
-            assert report.error is None, report
+            wish = {"do": "replace", "old": ("firewall",), "new": (new,), "mode": mode}
+            await _change(chain.client, session, **wish)
             await echo.goes_on()
-        report = await chain.client.change(
-            do="replace", old=("firewall",), new=("fw2",), sessions=(session,), mode="lf"
-        )
-        assert report.error is None, report  # but its state has not moved along
+        wish = {"do": "replace", "old": ("firewall",), "new": ("fw2",), "mode": "lf"}
+        await _change(chain.client, session, **wish)  # but its state does not move along
         with trio.move_on_after(1.0) as scope:
             await echo.goes_on()
         assert scope.cancelled_caught
