@@ -415,8 +415,9 @@ class Node:
         self._displace(out, session)
         self._register.list(session)
         session.mtu = min(syn.mtu, route.mtu)
-        self._migration.joined(out, session, syn)
+        # First of all: R answers L and not this host, so packets may come as soon as R knows.
         out.append(Install(session.view))
+        self._migration.joined(out, session, syn)
 
     def _displace(self, out: Commands, session: Session) -> None:
         """End what cannot be beside this session."""

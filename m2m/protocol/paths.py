@@ -206,7 +206,7 @@ class Paths:
             self.reject(out, syn, Why(Cause.LOOP, text, own))
 
     def joined(self, out: Commands, session: Session, syn: UpdateSyn) -> None:
-        """The node has made this new hop; the message is passed on before it is installed."""
+        """The node has made this new hop, and has said so to the datapath."""
         session.change = Change(syn.change, Part.NEW, syn.mode, Phase.JOINED, syn.leader)
         assert session.right is not None
         out.append(Send(session.right.dst, onward(syn, session.right, session.mtu)))

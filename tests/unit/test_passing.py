@@ -225,7 +225,7 @@ def test_an_heir_that_is_not_there() -> None:
 
 def joined(mode: Mode = Mode.LF) -> Play:
     play = Play() >> Received(CLIENT, syn(mode), Route(NEW, 1400))
-    return play << Send(IDS, syn_to_r(mode)) << WATCH << Install(AT_NEW)
+    return play << Install(AT_NEW) << Send(IDS, syn_to_r(mode)) << WATCH
 
 
 def test_a_new_hop_joins() -> None:
