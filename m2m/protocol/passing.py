@@ -212,6 +212,7 @@ class Passing:
         finack = UpdateFinAck(session.id, session.left, change.id, count, change.held)
         out.append(Send(session.left.src, finack))
         out.append(CancelTimer(session.id, Timer.CHANGE))
+        out.append(CancelTimer(session.id))  # of one that was adopted and has not been confirmed
         out.append(Closed(session.view, "its chain does not lead here any more"))
         session.change = None
         tools.over(out, session)
