@@ -8,7 +8,7 @@
 /* Whether a comes after b. At a distance of exactly 2^31 the order is undefined: false. */
 m2m_inline int m2m_seq_after(u32 a, u32 b)
 {
-	return a != b && (u32)(a - b) < 0x80000000u;
+	return (s32)(a - b) > 0;
 }
 
 /*

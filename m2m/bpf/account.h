@@ -50,7 +50,8 @@ static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2
 		}
 		if (tcp & M2M_TCP_ACK) {
 			marks |= M2M_SEEN_ACK;
-			if (m2m_seq_after(headers->ack, entry->max_ack) || !(flags & M2M_SEEN_ACK))
+			if (!(flags & M2M_SEEN_ACK) ||
+			    m2m_seq_after(headers->ack, entry->max_ack))
 				entry->max_ack = headers->ack;
 		}
 		if (entry->flags != (flags | marks))

@@ -24,6 +24,7 @@ struct m2m_change_request {
 	u32 clear;
 	u32 ack;   /* with M2M_CHANGE_WATCH */
 	u32 until; /* with M2M_CHANGE_HOLD */
+	u32 serial; /* with either: 31 bits */
 	__be32 queue; /* in: new addresses; out: the ones before */
 	__be32 late;
 	/* out: */
@@ -32,6 +33,7 @@ struct m2m_change_request {
 	u32 checkpoint;
 	u32 flags; /* of the entry */
 	u32 max_ack;
+	u32 zero;
 	u64 packets;	/* of the entry */
 	u64 redirected; /* of the redirect */
 	u64 queued;
@@ -39,7 +41,7 @@ struct m2m_change_request {
 	u64 settled;
 };
 
-_Static_assert(sizeof(struct m2m_change_request) == 128, "packed in Python");
+_Static_assert(sizeof(struct m2m_change_request) == 136, "packed in Python");
 
 static __always_inline void m2m_fold(struct m2m_entry *entry, const struct m2m_redirect *to)
 {
@@ -80,10 +82,14 @@ int m2m_change(struct m2m_change_request *request)
 		change->late = request->late;
 		request->late = before;
 	}
-	if (request->set & M2M_CHANGE_HOLD)
+	if (request->set & M2M_CHANGE_HOLD) {
 		change->until = request->until;
-	if (request->set & M2M_CHANGE_WATCH)
+		change->hold_serial = request->serial;
+	}
+	if (request->set & M2M_CHANGE_WATCH) {
 		change->ack = request->ack;
+		change->watch_serial = request->serial;
+	}
 	if (entry && steps & M2M_STEP_CHECKPOINT)
 		change->checkpoint = entry->max_seq;
 	if (request->set)
@@ -102,6 +108,8 @@ int m2m_change(struct m2m_change_request *request)
 	    (steps & M2M_STEP_SURELY || change->drainer == bpf_get_smp_processor_id() + 1)) {
 		change->settled = change->released;
 		change->drainer = 0;
+	} else if (steps & M2M_STEP_SETTLE && change->settled == change->queued) {
+		change->drainer = 0; /* packets must not wait for it for nothing */
 	}
 	if (entry && to && steps & M2M_STEP_FOLD && change->state & M2M_CHANGE_REDIRECT)
 		m2m_fold(entry, to);

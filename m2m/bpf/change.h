@@ -47,6 +47,9 @@ struct m2m_change {
 	__be32 late;   /* at which those wait again that came out before their turn */
 	u32 drainer;   /* 1 + the processor that lets packets go; 0: none does */
 	u32 zero;
+	/* What the agent is told is of these; it may have asked for something else meanwhile. */
+	u32 hold_serial;
+	u32 watch_serial;
 	u64 queued;    /* packets that have been given a number */
 	u64 released;  /* that have come out, each in its turn */
 	u64 settled;   /* that have left the host, and not only come out */
@@ -78,7 +81,7 @@ struct m2m_redirect {
 	struct m2m_addr dst;
 	struct m2m_addr next_hop;
 	u64 packets; /* that have gone this way, as entry->packets counts */
-	u32 zero;
+	u32 tag; /* m2m_key_tag() of its key */
 	u32 again;
 };
 
@@ -147,7 +150,8 @@ static __always_inline struct m2m_waiting *m2m_get_waiting(void)
 }
 
 /* False when there is no room: then it was not told. */
-static __always_inline int m2m_tell(const struct m2m_entry *entry, enum m2m_event kind)
+static __always_inline int m2m_tell(const struct m2m_entry *entry, enum m2m_event kind,
+				    u32 serial)
 {
 	struct m2m_event_record *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 
@@ -155,7 +159,7 @@ static __always_inline int m2m_tell(const struct m2m_entry *entry, enum m2m_even
 		return 0;
 	event->session = entry->session;
 	event->kind = kind;
-	event->toward = M2M_ROLE_TOWARD(entry->role);
+	event->toward = M2M_ROLE_TOWARD(entry->role) | serial << 1;
 	bpf_ringbuf_submit(event, 0);
 	return 1;
 }
@@ -258,7 +262,7 @@ static __always_inline int m2m_wait(struct __sk_buff *skb, struct m2m_change *ch
 	there = all->queued - all->released;
 	if (!(change->state & M2M_CHANGE_OVERFLOW) && change->state & M2M_CHANGE_HOLD &&
 	    (there >= all->limit || (s32)(now - change->until) >= 0) &&
-	    m2m_tell(entry, M2M_EVENT_OVERFLOW))
+	    m2m_tell(entry, M2M_EVENT_OVERFLOW, change->hold_serial))
 		__sync_fetch_and_or(&change->state, M2M_CHANGE_OVERFLOW);
 	if (there >= 2 * (__s64)all->limit) {
 		m2m_count(M2M_HOLD_OVERFLOW, 1);
@@ -296,7 +300,7 @@ static __always_inline void m2m_take_redirect(const struct m2m_key *key, struct 
 		edit->mss = to->mss;
 		edit->mtu = to->mtu;
 		edit->ifindex = to->ifindex;
-		if (*(const volatile u32 *)&to->again == serial)
+		if (*(const volatile u32 *)&to->again == serial && to->tag == m2m_key_tag(key))
 			return;
 	}
 }
@@ -306,7 +310,7 @@ static __always_inline void m2m_take_redirect(const struct m2m_key *key, struct 
  * one now. Else it is taken care of, and this is what the program returns.
  */
 static __noinline int m2m_meet_change(struct __sk_buff *skb, const struct m2m_key *key,
-				      const struct m2m_headers *headers, struct m2m_entry *entry,
+				      struct m2m_headers *headers, struct m2m_entry *entry,
 				      struct m2m_edit *edit)
 {
 	struct m2m_change *change;
@@ -317,9 +321,9 @@ static __noinline int m2m_meet_change(struct __sk_buff *skb, const struct m2m_ke
 	change = bpf_map_lookup_elem(&changes, key);
 	if (!change)
 		return M2M_GO_ON;
-	state = change->state;
 	if (skb->tc_index != M2M_RELEASED && change->drainer)
 		m2m_see_them_off(change);
+	state = *(const volatile u32 *)&change->state; /* the agent may be far ahead by now */
 	if (skb->tc_index != M2M_RELEASED &&
 	    (state & M2M_CHANGE_HOLD || change->queued != change->settled)) {
 		const struct m2m_config *config = m2m_get_config();
@@ -342,11 +346,15 @@ static __noinline int m2m_meet_change(struct __sk_buff *skb, const struct m2m_ke
 		}
 		if (part != M2M_PART_OLD)
 			return m2m_wait(skb, change, entry, key, headers, m2m_now(config));
+		/* A pure acknowledgement numbered behind what waits: that has not passed with it. */
+		if (state & M2M_CHANGE_SUBSTREAM && !m2m_payload(headers) &&
+		    m2m_seq_after(headers->seq, change->checkpoint))
+			headers->seq = change->checkpoint;
 	}
 	if (state & M2M_CHANGE_WATCH && headers->tcp_flags & M2M_TCP_ACK &&
 	    !m2m_seq_after(change->ack, headers->ack) &&
 	    __sync_fetch_and_and(&change->state, ~M2M_CHANGE_WATCH) & M2M_CHANGE_WATCH &&
-	    !m2m_tell(entry, M2M_EVENT_ACKED))
+	    !m2m_tell(entry, M2M_EVENT_ACKED, change->watch_serial))
 		__sync_fetch_and_or(&change->state, M2M_CHANGE_WATCH); /* by the next one */
 	if (state & M2M_CHANGE_REDIRECT)
 		m2m_take_redirect(key, edit);

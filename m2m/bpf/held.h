@@ -82,10 +82,10 @@ static __noinline int m2m_asked(struct __sk_buff *skb)
 		if (!entry)
 			return TC_ACT_SHOT;
 		if (target == change->late)
-			m2m_tell(entry, M2M_EVENT_STRAY);
+			m2m_tell(entry, M2M_EVENT_STRAY, 0);
 		else if ((s32)(m2m_now(config) - change->until) >= 0 &&
 			 !(change->state & M2M_CHANGE_OVERFLOW) &&
-			 m2m_tell(entry, M2M_EVENT_OVERFLOW))
+			 m2m_tell(entry, M2M_EVENT_OVERFLOW, change->hold_serial))
 			__sync_fetch_and_or(&change->state, M2M_CHANGE_OVERFLOW);
 		return TC_ACT_SHOT;
 	}

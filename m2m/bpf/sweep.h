@@ -22,7 +22,7 @@ enum m2m_event {
 struct m2m_event_record {
 	u64 session;
 	u32 kind;   /* enum m2m_end or m2m_event */
-	u32 toward; /* enum m2m_toward; of an m2m_event */
+	u32 toward; /* of an m2m_event: enum m2m_toward, and above it which of the agent's wishes */
 };
 
 struct {

@@ -222,12 +222,12 @@ class EbpfDatapath(Datapath):
     def _told(self) -> Iterator[Ended]:
         """The sessions that are over; what else the programs say is acted upon."""
         for record in self._ring.consume():
-            session, kind, toward = layout.unpack_event(record)
+            session, kind, toward, serial = layout.unpack_event(record)
             reason = layout.end_reason(kind)
             if reason is not None:
                 yield Ended(session, reason)
             else:
-                self._changes.event(kind, session, toward)
+                self._changes.event(kind, session, toward, serial)
 
     def _beat(self) -> None:
         """Say that an agent is here; look after what needs it about once a second."""

@@ -54,7 +54,10 @@ _FRAME = 1 << 17
 class _Record:
     """What is known of an entry that changes."""
 
-    __slots__ = ("checkpoint", "held_from", "session", "since", "stage", "toward", "watched")
+    __slots__ = (
+        "checkpoint", "held_from", "hold_serial", "session", "since", "stage", "toward",
+        "watch_serial", "watched",
+    )  # fmt: skip
 
     def __init__(self, session: int, toward: Toward) -> None:
         self.session = session
@@ -62,6 +65,8 @@ class _Record:
         self.held_from: int | None = None  # how many had been held before; None: nothing is
         self.checkpoint: int | None = None
         self.watched = False
+        self.hold_serial = 0  # of the last hold, and of the last watch: what is told names it
+        self.watch_serial = 0
         self.since = time.monotonic()  # of the last change, or of this stage
         self.stage = 0  # towards having no record
 
@@ -74,7 +79,7 @@ class Changes:
         self._hold_time = layout.ticks(limits.hold_time)
         self._tables = ChangeTables(loaded)
         self._records: dict[bytes, _Record] = {}
-        self._serial = secrets.randbits(32)
+        self._serial = secrets.randbits(31)
         self._splitter = _open_splitter(device)
         self._events: deque[Event] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -101,8 +106,8 @@ class Changes:
             check_redirect(layout.unpack_row(layout.pack_key(*entry.key), value, 0).entry, entry)
         for key, entry in zip(values, entries, strict=True):
             self._record(key, values[key])
-            self._serial = (self._serial + 1) & 0xFFFFFFFF
-            self._tables.redirects.update(key, layout.pack_redirect(entry, self._serial))
+            redirect = layout.pack_redirect(entry, self._next_serial())
+            self._tables.redirects.update(key, redirect)
             self._tables.run(key, do.MARK, put=do.REDIRECT)
         # A packet that met the entry before it was marked has been counted by now.
         found = [self._tables.run(key) for key in values]
@@ -133,7 +138,8 @@ class Changes:
         for key, value in self._entries(keys).items():
             record = self._record(key, value)
             record.watched = True
-            self._tables.run(key, do.MARK, put=do.WATCH, ack=number)
+            record.watch_serial = serial = self._next_serial()
+            self._tables.run(key, do.MARK, put=do.WATCH, ack=number, serial=serial)
             # One that met the entry before it was marked has been noted by now.
             acked = self._tables.run(key).acked
             if acked is not None and not seq_after(number, acked):
@@ -173,16 +179,20 @@ class Changes:
         self._events.clear()
         return told
 
-    def event(self, kind: int, session: int, toward: int) -> None:
-        """What a program has to say, from the ring buffer."""
+    def event(self, kind: int, session: int, toward: int, serial: int) -> None:
+        """What a program has to say, from the ring buffer; of the hold or watch *serial*."""
         for key, record in list(self._records.items()):
             if (record.session, record.toward) != (session, toward):
                 continue
-            if kind == layout.EVENT_ACKED:
+            if kind == layout.EVENT_ACKED and serial == record.watch_serial:
                 self._tell_acked(record)
             elif kind == layout.EVENT_STRAY and record.held_from is None:
                 self._drain(key)
-            elif kind == layout.EVENT_OVERFLOW and record.held_from is not None:
+            elif (
+                kind == layout.EVENT_OVERFLOW
+                and serial == record.hold_serial
+                and record.held_from is not None
+            ):
                 self._split()
                 self._drain(key)
                 self._tell(HoldOverflow(session, record.toward))
@@ -235,6 +245,10 @@ class Changes:
             values[key] = value
         return values
 
+    def _next_serial(self) -> int:
+        self._serial = (self._serial + 1) & 0x7FFFFFFF
+        return self._serial
+
     def _record(self, key: bytes, value: bytes) -> _Record:
         record = self._records.get(key)
         entry = layout.unpack_row(key, value, 0).entry
@@ -260,14 +274,21 @@ class Changes:
         found = self._tables.run(key, do.QUEUE, queue=self._tables.address(key))
         self._tables.give_up(found.queue)
         record.held_from = found.queued
-        if substream and found.has_seq:
-            put = do.HOLD | do.SUBSTREAM
-            self._tables.run(key, do.CHECKPOINT | do.MARK, put=put, until=until)
-            # What met the entry before it was marked has been counted by now, and went on.
-            record.checkpoint = self._tables.run(key, do.CHECKPOINT).checkpoint
+        record.hold_serial = serial = self._next_serial()
+        if not substream or not found.has_seq:
+            put, clear = do.HOLD, do.SUBSTREAM
+            self._tables.run(key, do.MARK, put=put, clear=clear, until=until, serial=serial)
+            return
+        put, steps = do.HOLD | do.SUBSTREAM, do.CHECKPOINT | do.MARK
+        first = self._tables.run(key, steps, put=put, until=until, serial=serial)
+        # What met the entry before it was marked has been counted by now, and went on.
+        found = self._tables.run(key, do.CHECKPOINT)
+        if found.checkpoint != first.checkpoint and found.queued != record.held_from:
+            # And something waits that may be before it: it came late.
+            self._drain(key)
+            self._begin(record, key, substream=True)
         else:
-            self._tables.run(key, do.MARK, put=do.HOLD, clear=do.SUBSTREAM, until=until)
-            record.checkpoint = None
+            record.checkpoint = found.checkpoint
 
     def _holding(self, key: bytes) -> Holding:
         return Holding(self._tables.run(key).packets, self._records[key].checkpoint)
@@ -327,7 +348,7 @@ class Changes:
         record = self._records.get(frame.key)
         checkpoint = None if record is None else record.checkpoint
         if frame.is_copy:
-            made = None if checkpoint is None else split.acknowledgement(frame, checkpoint)
+            made = None if checkpoint is None else split.acknowledgement(frame)
             return () if made is None else (made,)
         if checkpoint is None or not split.lies_across(frame, checkpoint):
             return (frame,)  # nothing is to be split any more

@@ -218,7 +218,8 @@ class FakeKernel:
     def _wait(self, packet: Packet, slot: _Slot, waiting: Waiting) -> Outcome:
         goes, waits = waiting.sort(packet, slot.max_ack)
         if waits is None:
-            return self._translate(packet, slot)
+            assert goes is not None
+            return self._translate(goes, slot)
         if goes is not None:
             self.released.append(self._translate(goes, slot))
         waiting.packets.append(waits)

@@ -87,8 +87,10 @@ class Waiting:
         been acknowledged in this direction."""
         if self.checkpoint is None:
             return None, packet
-        if packet.only_acknowledges or not seq_after(packet.end, self.checkpoint):
+        if not seq_after(packet.end, self.checkpoint):
             return packet, None
+        if packet.only_acknowledges:  # what is before its number does not pass with it
+            return packet._replace(seq=self.checkpoint), None
         if seq_after(self.checkpoint, packet.seq):
             return packet.before(self.checkpoint), packet.from_(self.checkpoint)
         news = packet.flags & Tcp.ACK and (acked is None or seq_after(packet.ack, acked))

@@ -15,7 +15,7 @@ from m2m.policy.rules import Fail, PolicySet
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 
-VERSION = 3  # M2M_LAYOUT_VERSION
+VERSION = 4  # M2M_LAYOUT_VERSION
 MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
 
 KEY_SIZE = 40
@@ -35,7 +35,7 @@ _RULE = struct.Struct("=16s16s16s16sHHHHBBBBI")
 RULE_SIZE = _RULE.size
 
 # struct m2m_redirect of m2m/bpf/change.h: serial ifindex mss mtu addr_diff chain, ports,
-# generation, addresses, next hop, packets zero again
+# generation, addresses, next hop, packets tag again
 _REDIRECT = struct.Struct("=IIHHHH4sI32s16sQII")
 _CHANGING = 0x40  # M2M_ROLE_CHANGING
 
@@ -178,10 +178,11 @@ def pack_rules(policy: PolicySet) -> bytes:
     return b"".join(rows)
 
 
-def unpack_event(record: bytes) -> tuple[int, int, int]:
-    """What a program has to say: about which session, what, and in which direction of it."""
+def unpack_event(record: bytes) -> tuple[int, int, int, int]:
+    """What a program has to say: about which session, what, in which direction of it, and about
+    which of the agent's wishes."""
     session, kind, toward = _EVENT.unpack(record)
-    return session, kind, toward
+    return session, kind, toward & 1, toward >> 1
 
 
 def end_reason(kind: int) -> EndReason | None:
@@ -202,12 +203,12 @@ def is_changing(value: bytes) -> bool:
 def pack_redirect(entry: Entry, serial: int) -> bytes:
     """``struct m2m_redirect`` (88 bytes)."""
     (
-        _, chain, ifindex, _, _, mss, mtu, difference, ports, _, _, _, new, gateway,
+        tag, chain, ifindex, _, _, mss, mtu, difference, ports, _, _, _, new, gateway,
         _, _, _, generation, _, _,
     ) = _ENTRY.unpack(pack_entry(entry, 0)[1])  # fmt: skip
     return _REDIRECT.pack(
         serial, ifindex, mss, mtu, difference, chain, ports, generation, new, gateway,
-        0, 0, serial,
+        0, tag, serial,
     )  # fmt: skip
 
 

@@ -98,10 +98,14 @@ def split(frame: Frame, number: int) -> tuple[Frame, Frame] | None:
     )  # fmt: skip
 
 
-def acknowledgement(frame: Frame, number: int) -> Frame | None:
-    """What *frame* acknowledges, without its payload, as if sent at sequence *number*."""
+def acknowledgement(frame: Frame) -> Frame | None:
+    """What *frame* acknowledges, without its payload.
+
+    At its own sequence number, beyond what the receiver has got: were it the next one, the
+    receiver would take over its timestamp, and discard what waits and is older (RFC 7323 §5.3).
+    """
     flags = _ACK | frame.tcp[_FLAGS] & _ECE
-    return _made(frame, b"", flags=flags, seq=number) if _is_whole(frame) else None
+    return _made(frame, b"", flags=flags) if _is_whole(frame) else None
 
 
 def lies_across(frame: Frame, number: int) -> bool:

@@ -501,9 +501,9 @@ async def test_a_lost_packet_holds_nobody_up(netns: NamespaceFactory) -> None:
                         await held(there.middle, before + 2)
                         record = changes.lookup(key)
                         assert record is not None
-                        (queued,) = struct.unpack_from("=Q", record, 32)
+                        (queued,) = struct.unpack_from("=Q", record, 40)
                         changes.update(
-                            key, record[:32] + struct.pack("=Q", queued + 1) + record[40:]
+                            key, record[:40] + struct.pack("=Q", queued + 1) + record[48:]
                         )
                     await client.sendto(b"%d" % number, (SERVER, flow.dport))
                 await held(there.middle, before + 5)

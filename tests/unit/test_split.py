@@ -153,9 +153,9 @@ def test_an_acknowledgement_by_itself(summed: int) -> None:
     whole = parsed(
         frame(b"payload", flags=ACK | FIN | 0x48, summed=summed, segment=3, options=OPTIONS)
     )
-    found = split.acknowledgement(whole, 990)
+    found = split.acknowledgement(whole)
     assert found is not None
-    assert (found.payload, numbers(found)) == (b"", (990, 77, ACK | 0x40))  # ECE stays, PSH not
+    assert (found.payload, numbers(found)) == (b"", (1000, 77, ACK | 0x40))  # ECE stays, PSH not
     assert found.tcp[20:] == OPTIONS
     assert packets.has_right_checksums(completed(found))
 
@@ -165,4 +165,4 @@ def test_damage_stays_visible() -> None:
     data = frame(b"payload")
     damaged = parsed(data[:-1] + b"!")
     assert split.split(damaged, 1003) is None
-    assert split.acknowledgement(damaged, 1000) is None
+    assert split.acknowledgement(damaged) is None
