@@ -208,11 +208,12 @@ class Passing:
         tools.register.unlist(session)
         tools.register.forget(session)
         tools.ports.release(session.right)
+        if session.state is not State.ESTABLISHED:
+            out.append(CancelTimer(session.id))  # it was still waiting to be confirmed
         session.state = State.GONE
         finack = UpdateFinAck(session.id, session.left, change.id, count, change.held)
         out.append(Send(session.left.src, finack))
         out.append(CancelTimer(session.id, Timer.CHANGE))
-        out.append(CancelTimer(session.id))  # of one that was adopted and has not been confirmed
         out.append(Closed(session.view, "its chain does not lead here any more"))
         session.change = None
         tools.over(out, session)

@@ -315,7 +315,7 @@ class Host:
         assert len(rights) == len(set(rights)) == self.ports.in_use
         for session in live:
             waiting = session.state in (State.OPENING, State.CONFIRMING, State.CLOSING)
-            # One that leaves goes on telling its neighbour, by the change's timer, until it is gone.
+            # One that leaves tells its neighbour again and again, by the change's timer.
             leaving = session.change is not None and session.change.phase >= Phase.FINISHING
             assert session.id in self.timers or leaving or not waiting, (
                 "nothing would ever end this state"
