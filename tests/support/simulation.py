@@ -316,7 +316,13 @@ class Host:
         for session in live:
             waiting = session.state in (State.OPENING, State.CONFIRMING, State.CLOSING)
             # One that leaves tells its neighbour again and again, by the change's timer.
-            leaving = session.change is not None and session.change.phase >= Phase.FINISHING
+            change = session.change
+            leaving = (
+                change is not None
+                and change.part is Part.OLD
+                and change.phase >= Phase.FINISHING
+                and (session.id, Timer.CHANGE) in self.other_timers
+            )
             assert session.id in self.timers or leaving or not waiting, (
                 "nothing would ever end this state"
             )
