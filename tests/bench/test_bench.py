@@ -54,6 +54,19 @@ async def test_setup_compares_steered_with_plain_connects(tmp_path):
     assert median.ratio == pytest.approx(median.ours / median.peer)
 
 
+@pytest.mark.timeout(200)
+@pytest.mark.needs("root", "netns", "bpf", "bpffs", "nfqueue", "iptables", "iperf3", "ethtool")
+async def test_throughput_is_compared_turn_by_turn(tmp_path):
+    rows = await run(tmp_path, "throughput")
+    assert {row.name for row in rows} == {
+        f"{name}, offloads {offloads}"
+        for name in ("tap, 1 flow", "tap, 16 flows", "unsteered, 1 flow")
+        for offloads in ("on", "off")
+    }
+    assert all(len(row.samples.ours) == len(row.samples.peer) == 5 for row in rows)
+    assert all(min(row.samples.ours + row.samples.peer) > 0 for row in rows)
+
+
 @pytest.mark.timeout(400)
 @pytest.mark.needs("root", "netns", "bpf", "bpffs", "nfqueue", "iptables", "iperf3", "tcpdump")
 async def test_changes_are_timed_and_counted(tmp_path):
