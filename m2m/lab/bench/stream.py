@@ -20,6 +20,9 @@ __all__ = ["Stream", "stream"]
 # Client and server on a processor of their own, in both labs: left to the scheduler, the same run
 # gives half or all of the rate as it happens to place them.
 _APART = ("-A", "0,1") if (os.cpu_count() or 1) > 1 else ()
+# Of every flow, at both ends. Left to grow, windows overrun the queue between two namespaces (1000
+# packets); how often, and how cold the data are when they are read, is luck, and 10 % of the rate.
+_WINDOW = "200K"
 _LONGEST = 60  # s that a stream is kept up
 _TURN = 0.1  # s: short beside the spells in which a shared machine is slower
 _WITHIN = 0.02  # s from halted to full speed
@@ -81,7 +84,7 @@ async def stream(lab: Lab, port: int, flows: int) -> AsyncIterator[Stream]:
     """
     argv = [
         "iperf3", "-c", lab.address("server"), "-p", str(port), "-P", str(flows),
-        "-t", str(_LONGEST), *_APART,
+        "-t", str(_LONGEST), "-w", _WINDOW, *_APART,
     ]  # fmt: skip
     log = lab.log("client", f"stream-{port}")
     # The server of the transfer before can be slower to end than its client.
