@@ -32,6 +32,7 @@ from m2m.protocol.commands import (
     Resume,
     Switched,
     WatchAck,
+    WatchCount,
     Withdraw,
 )
 from m2m.protocol.events import Counted, Event, Holding, HoldOverflow, Redirected, Resumed
@@ -155,6 +156,12 @@ class Changes:
         except DatapathError as error:  # the session ends: the change will, too
             _log.debug("not watched", session=format_session(command.session), why=str(error))
 
+    async def _watch_count(self, command: WatchCount) -> None:
+        try:
+            await self._datapath.watch_count([command.key], command.number)
+        except DatapathError as error:  # the leg is gone: it is looked at soon
+            _log.debug("not watched", session=format_session(command.session), why=str(error))
+
     def _with_hop(self, entry: Entry) -> Entry:
         if entry.action is not Action.SEND:
             return entry
@@ -206,6 +213,7 @@ _ACTS: Final[dict[type, Act]] = {
     Hold: Changes._hold,
     Resume: Changes._resume,
     WatchAck: Changes._watch_ack,
+    WatchCount: Changes._watch_count,
     ExportState: Changes._state,
     ImportState: Changes._state,
     ReleaseState: Changes._state,

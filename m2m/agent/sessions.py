@@ -59,6 +59,7 @@ from m2m.protocol.events import (
     HoldOverflow,
     InstallFailed,
     Opened,
+    Reached,
     Received,
     Route,
     TimerFired,
@@ -165,6 +166,8 @@ class Sessions:
                 await self.ended(session, reason)
             case datapath.Acked(session, toward):
                 await self.feed(Acked(session, toward))
+            case datapath.Reached(session, toward):
+                await self.feed(Reached(session, toward))
             case datapath.HoldOverflow(session, toward):
                 self.journal.counts["hold overflow"] += 1
                 await self.feed(HoldOverflow(session, toward))

@@ -24,9 +24,10 @@ struct m2m_change_request {
 	u32 clear;
 	u32 ack;   /* with M2M_CHANGE_WATCH */
 	u32 until; /* with M2M_CHANGE_HOLD */
-	u32 serial; /* with either: 31 bits */
+	u32 serial; /* with either, and M2M_CHANGE_COUNT: 31 bits */
 	__be32 queue; /* in: new addresses; out: the ones before */
 	__be32 late;
+	u64 count; /* with M2M_CHANGE_COUNT */
 	/* out: */
 	u32 known; /* 0: there is no entry or no record, and nothing was done */
 	u32 state;
@@ -41,7 +42,7 @@ struct m2m_change_request {
 	u64 settled;
 };
 
-_Static_assert(sizeof(struct m2m_change_request) == 136, "packed in Python");
+_Static_assert(sizeof(struct m2m_change_request) == 144, "packed in Python");
 
 static __always_inline void m2m_fold(struct m2m_entry *entry, const struct m2m_redirect *to)
 {
@@ -89,6 +90,10 @@ int m2m_change(struct m2m_change_request *request)
 	if (request->set & M2M_CHANGE_WATCH) {
 		change->ack = request->ack;
 		change->watch_serial = request->serial;
+	}
+	if (request->set & M2M_CHANGE_COUNT) {
+		change->count = request->count;
+		change->count_serial = request->serial;
 	}
 	if (entry && steps & M2M_STEP_CHECKPOINT)
 		change->checkpoint = entry->max_seq;

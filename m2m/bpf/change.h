@@ -37,6 +37,7 @@
 #define M2M_CHANGE_REDIRECT 0x08  /* the rewrite is the one in `redirects` */
 #define M2M_CHANGE_OVERFLOW 0x10  /* the agent has been told that too many wait, or too long */
 #define M2M_CHANGE_LET_GO 0x20	  /* none waits for those before it any more: some were lost */
+#define M2M_CHANGE_COUNT 0x40	  /* that so many packets have passed is to be told */
 
 struct m2m_change {
 	u32 state;
@@ -46,13 +47,14 @@ struct m2m_change {
 	__be32 queue;  /* the address at which packets wait */
 	__be32 late;   /* at which those wait again that came out before their turn */
 	u32 drainer;   /* 1 + the processor that lets packets go; 0: none does */
-	u32 zero;
+	u32 count_serial;
 	/* What the agent is told is of these; it may have asked for something else meanwhile. */
 	u32 hold_serial;
 	u32 watch_serial;
 	u64 queued;    /* packets that have been given a number */
 	u64 released;  /* that have come out, each in its turn */
 	u64 settled;   /* that have left the host, and not only come out */
+	u64 count;     /* as entry->packets */
 };
 
 struct {
@@ -362,12 +364,19 @@ static __noinline int m2m_meet_change(struct __sk_buff *skb, const struct m2m_ke
 }
 
 /* It has been counted by its entry: count it for the rewrite it has got, too. */
-static __noinline int m2m_count_change(const struct m2m_key *key, u32 packets)
+static __noinline int m2m_count_change(const struct m2m_key *key, struct m2m_entry *entry,
+				       u32 packets)
 {
+	struct m2m_change *change;
 	struct m2m_redirect *to;
 
-	if (!key)
+	if (!key || !entry)
 		return 0;
+	change = bpf_map_lookup_elem(&changes, key);
+	if (change && change->state & M2M_CHANGE_COUNT &&
+	    *(const volatile u64 *)&entry->packets >= change->count &&
+	    __sync_fetch_and_and(&change->state, ~M2M_CHANGE_COUNT) & M2M_CHANGE_COUNT)
+		m2m_tell(entry, M2M_EVENT_COUNTED, change->count_serial);
 	to = bpf_map_lookup_elem(&redirects, key);
 	if (to)
 		__sync_fetch_and_add(&to->packets, packets);

@@ -84,12 +84,12 @@ static __always_inline int m2m_unknown(const struct m2m_config *config,
 /* What few packets need once they have been counted; one test finds out for all others. */
 #define M2M_CHANGING 2 /* beside headers->first_fragment */
 
-static __always_inline void m2m_seldom(const struct m2m_key *key,
+static __always_inline void m2m_seldom(const struct m2m_key *key, struct m2m_entry *entry,
 				       const struct m2m_headers *headers,
 				       const struct m2m_wire *wire, u32 now)
 {
 	if (headers->first_fragment & M2M_CHANGING)
-		m2m_count_change(key, wire->packets);
+		m2m_count_change(key, entry, wire->packets);
 	if (headers->first_fragment & ~M2M_CHANGING)
 		m2m_note_fragment(key, headers->ip_id, now);
 }
@@ -153,7 +153,7 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	redirect = verdict == M2M_VERDICT_SEND &&
 		   (hook == M2M_HOOK_IN || !m2m_leads_to(skb, &edit, now));
 	if (headers.first_fragment)
-		m2m_seldom(&key, &headers, &wire, now);
+		m2m_seldom(&key, entry, &headers, &wire, now);
 	if (edit.mss && headers.tcp_flags & M2M_TCP_SYN &&
 	    m2m_clamp_mss(skb, headers.l4, headers.l4_len, edit.mss))
 		return m2m_drop(M2M_TRUNCATED, 1);

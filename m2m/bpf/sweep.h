@@ -17,6 +17,7 @@ enum m2m_event {
 	M2M_EVENT_OVERFLOW = 16, /* too many packets wait, or for too long */
 	M2M_EVENT_ACKED = 17,
 	M2M_EVENT_STRAY = 18, /* a packet has come out before its turn */
+	M2M_EVENT_COUNTED = 19,
 };
 
 struct m2m_event_record {

@@ -21,7 +21,8 @@ from m2m.protocol.translation import Entry, Hook, Toward
 
 __all__ = [
     "Acked", "Counters", "Datapath", "DatapathError", "DatapathFull", "Ended", "EndReason", "Event",
-    "Held", "HoldOverflow", "Holding", "Limits", "Reason", "Row", "Verdict", "check_redirect",
+    "Held", "HoldOverflow", "Holding", "Limits", "Reached", "Reason", "Row", "Verdict",
+    "check_redirect",
 ]  # fmt: skip
 
 
@@ -130,7 +131,14 @@ class Acked(NamedTuple):
     toward: Toward
 
 
-Event: TypeAlias = Held | Ended | HoldOverflow | Acked
+class Reached(NamedTuple):
+    """As many packets towards *toward* have passed as :meth:`Datapath.watch_count` asked about."""
+
+    session: int
+    toward: Toward
+
+
+Event: TypeAlias = Held | Ended | HoldOverflow | Acked | Reached
 
 
 def check_redirect(old: Entry, new: Entry) -> None:
@@ -233,6 +241,14 @@ class Datapath(ABC):
         It is told when the packet has been translated and is on its way. One number at a time for
         each key: a later call replaces the earlier one. Raises :exc:`DatapathError` when a row is
         not there.
+        """
+
+    @abstractmethod
+    async def watch_count(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        """Tell once, by :class:`Reached`, when one of these rows has counted *number* packets
+        (:attr:`Counters.packets`); at once when it already has.
+
+        Otherwise as :meth:`watch_ack`.
         """
 
     @abstractmethod

@@ -173,6 +173,10 @@ class EbpfDatapath(Datapath):
         await trio.lowlevel.checkpoint_if_cancelled()
         self._changes.watch_ack(keys, number)
 
+    async def watch_count(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._changes.watch_count(keys, number)
+
     async def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._changes.inherit(old, new)

@@ -24,6 +24,7 @@ from m2m.datapath import (
     Holding,
     HoldOverflow,
     Limits,
+    Reached,
     check_redirect,
     layout,
     split,
@@ -55,8 +56,8 @@ class _Record:
     """What is known of an entry that changes."""
 
     __slots__ = (
-        "checkpoint", "held_from", "hold_serial", "session", "since", "stage", "toward",
-        "watch_serial", "watched",
+        "awaited", "checkpoint", "count_serial", "held_from", "hold_serial", "session", "since",
+        "stage", "toward", "watch_serial", "watched",
     )  # fmt: skip
 
     def __init__(self, session: int, toward: Toward) -> None:
@@ -65,8 +66,9 @@ class _Record:
         self.held_from: int | None = None  # how many had been held before; None: nothing is
         self.checkpoint: int | None = None
         self.watched = False
-        self.hold_serial = 0  # of the last hold, and of the last watch: what is told names it
-        self.watch_serial = 0
+        self.awaited = False  # a number of packets
+        # Of the last hold, and of the last watches: what is told names it.
+        self.hold_serial = self.watch_serial = self.count_serial = 0
         self.since = time.monotonic()  # of the last change, or of this stage
         self.stage = 0  # towards having no record
 
@@ -146,6 +148,17 @@ class Changes:
                 self._tables.run(key, clear=do.WATCH)
                 self._tell_acked(record)
 
+    def watch_count(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        for key, value in self._entries(keys).items():
+            record = self._record(key, value)
+            record.awaited = True
+            record.count_serial = serial = self._next_serial()
+            self._tables.run(key, do.MARK, put=do.COUNT, count=number, serial=serial)
+            # One that met the entry before it was marked has been counted by now.
+            if self._tables.run(key).packets >= number:
+                self._tables.run(key, clear=do.COUNT)
+                self._tell_reached(record)
+
     def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
         self._tables.inherit(layout.pack_key(*old), layout.pack_key(*new))
 
@@ -186,6 +199,8 @@ class Changes:
                 continue
             if kind == layout.EVENT_ACKED and serial == record.watch_serial:
                 self._tell_acked(record)
+            elif kind == layout.EVENT_COUNTED and serial == record.count_serial:
+                self._tell_reached(record)
             elif kind == layout.EVENT_STRAY and record.held_from is None:
                 self._drain(key)
             elif (
@@ -202,6 +217,11 @@ class Changes:
             record.watched = False
             self._tell(Acked(record.session, record.toward))
 
+    def _tell_reached(self, record: _Record) -> None:
+        if record.awaited:
+            record.awaited = False
+            self._tell(Reached(record.session, record.toward))
+
     def _tell(self, event: Event) -> None:
         self._events.append(event)
         os.eventfd_write(self._bell, 1)
@@ -210,7 +230,7 @@ class Changes:
         """To be called about once a second: take away records that are not needed any more."""
         now = time.monotonic()
         for key, record in list(self._records.items()):
-            busy = record.held_from is not None or record.watched
+            busy = record.held_from is not None or record.watched or record.awaited
             if busy or now - record.since < _OLD:
                 continue
             if record.stage == 0:

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from m2m.datapath._bpf import Map, Object
 
-HOLD, SUBSTREAM, WATCH, REDIRECT, OVERFLOW, LET_GO = 1, 2, 4, 8, 16, 32  # of a record's state
-ALL = HOLD | SUBSTREAM | WATCH | REDIRECT | OVERFLOW | LET_GO
+# Of a record's state.
+HOLD, SUBSTREAM, WATCH, REDIRECT, OVERFLOW, LET_GO, COUNT = 1, 2, 4, 8, 16, 32, 64
+ALL = HOLD | SUBSTREAM | WATCH | REDIRECT | OVERFLOW | LET_GO | COUNT
 # What to do (m2m/bpf/agent_change.h).
 QUEUE, CHECKPOINT, MARK, SETTLE, LOST, FOLD, UNMARK, LATE, SURELY = 1, 2, 4, 8, 16, 32, 64, 128, 256
 
-_CHANGE = struct.Struct("=IIII4s4sIIIIQQQ")  # struct m2m_change
-_REQUEST = struct.Struct("=40sIIIIII4s4sIIIIIIQQQQQ")  # struct m2m_change_request
+_CHANGE = struct.Struct("=IIII4s4sIIIIQQQQ")  # struct m2m_change
+_REQUEST = struct.Struct("=40sIIIIII4s4sQIIIIIIQQQQQ")  # struct m2m_change_request
 _LIMIT, _IFINDEX = 4, 5  # in struct m2m_waiting, as 32-bit numbers
 _QUEUED, _RELEASED = 0, 1  # as 64-bit numbers
 _SEEN_ACK, _SEEN_SEQ = 8, 4
@@ -75,7 +76,9 @@ class ChangeTables:
     def add(self, key: bytes) -> None:
         """Make a record that does nothing yet, unless there is one."""
         queue, late = self.address(key), self.address(key)
-        if not self._changes.add(key, _CHANGE.pack(0, 0, 0, 0, queue, late, 0, 0, 0, 0, 0, 0, 0)):
+        if not self._changes.add(
+            key, _CHANGE.pack(0, 0, 0, 0, queue, late, 0, 0, 0, 0, 0, 0, 0, 0)
+        ):
             self.give_up(queue, late)
 
     def recorded(self) -> list[bytes]:
@@ -118,14 +121,16 @@ class ChangeTables:
     def run(
         self, key: bytes, steps: int = 0, *, put: int = 0, clear: int = 0, ack: int = 0,
         until: int = 0, serial: int = 0, queue: bytes = bytes(4), late: bytes = bytes(4),
+        count: int = 0,
     ) -> Found:  # fmt: skip
         """Set and clear bits of the record's state, take *steps*, and look at it afterwards."""
         request = _REQUEST.pack(
-            key, steps, put, clear, ack, until, serial, queue, late, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
-        )
+            key, steps, put, clear, ack, until, serial, queue, late, count,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        )  # fmt: skip
         answer = self._program.run(ctx=request)[2]
         assert answer is not None
-        _, _, _, _, _, _, _, queue, late, known, *rest = _REQUEST.unpack(answer)
+        _, _, _, _, _, _, _, queue, late, _, known, *rest = _REQUEST.unpack(answer)
         state, checkpoint, flags, max_ack, _, *counts = rest
         return Found(queue, late, bool(known), state, checkpoint, flags, max_ack, *counts)
 

@@ -33,6 +33,7 @@ from m2m.datapath import (
     Holding,
     HoldOverflow,
     Limits,
+    Reached,
     Reason,
     Row,
     Verdict,
@@ -83,6 +84,7 @@ class _Slot:
         self.flags = Tcp(0)
         self.waiting: Waiting | None = None
         self.watched: int | None = None  # the acknowledgement to tell of
+        self.awaited: int | None = None  # the number of packets to tell of
 
     def count(self, packet: Packet, now: float) -> None:
         self.packets += 1
@@ -212,6 +214,8 @@ class FakeKernel:
             self._watch(entry.session)
         if slot.watched is not None and slot.has_acked(slot.watched):
             self._tell_acked(slot)
+        if slot.awaited is not None and slot.packets >= slot.awaited:
+            self._tell_reached(slot)
         fate = Fate.SENT if entry.action is Action.SEND else Fate.DELIVERED
         return Outcome(fate, entry.rewrite, entry.hop, payload=packet.payload)
 
@@ -246,6 +250,11 @@ class FakeKernel:
     def _tell_acked(self, slot: _Slot) -> None:
         slot.watched = None
         self._news.append(Acked(slot.entry.session, slot.entry.toward))
+        self.wake()
+
+    def _tell_reached(self, slot: _Slot) -> None:
+        slot.awaited = None
+        self._news.append(Reached(slot.entry.session, slot.entry.toward))
         self.wake()
 
     def _unsteered(self, packet: Packet) -> Outcome:
@@ -365,6 +374,12 @@ class FakeKernel:
             slot.watched = number
             if slot.has_acked(number):
                 self._tell_acked(slot)
+
+    def watch_count(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        for slot in self._known(keys):
+            slot.awaited = number
+            if slot.packets >= number:
+                self._tell_reached(slot)
 
     def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
         source, heir = self._slots.get(old), self._slots.get(new)
@@ -530,6 +545,10 @@ class FakeDatapath(Datapath):
     async def watch_ack(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
         await self._step()
         self.kernel.watch_ack(keys, number)
+
+    async def watch_count(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
+        await self._step()
+        self.kernel.watch_count(keys, number)
 
     async def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
         await self._step()

@@ -15,7 +15,7 @@ from m2m.policy.rules import Fail, PolicySet
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 
-VERSION = 4  # M2M_LAYOUT_VERSION
+VERSION = 5  # M2M_LAYOUT_VERSION
 MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
 
 KEY_SIZE = 40
@@ -40,7 +40,7 @@ _REDIRECT = struct.Struct("=IIHHHH4sI32s16sQII")
 _CHANGING = 0x40  # M2M_ROLE_CHANGING
 
 _EVENT = struct.Struct("=QII")  # struct m2m_event_record of m2m/bpf/sweep.h
-EVENT_OVERFLOW, EVENT_ACKED, EVENT_STRAY = 16, 17, 18
+EVENT_OVERFLOW, EVENT_ACKED, EVENT_STRAY, EVENT_COUNTED = 16, 17, 18, 19
 _END_REASONS = {1: EndReason.FIN, 2: EndReason.RST, 3: EndReason.IDLE}
 
 _TICK_SHIFT = 20

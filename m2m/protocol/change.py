@@ -11,7 +11,15 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
-from m2m.protocol.commands import CancelTimer, Command, Count, Resume, Send, SetTimer
+from m2m.protocol.commands import (
+    CancelTimer,
+    Command,
+    Count,
+    Resume,
+    Send,
+    SetTimer,
+    WatchCount,
+)
 from m2m.protocol.events import Timer
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.ordering import Emptying, Incoming, Outgoing
@@ -19,7 +27,7 @@ from m2m.protocol.ports import PortAllocator
 from m2m.protocol.reasons import Why
 from m2m.protocol.register import Register
 from m2m.protocol.session import Session
-from m2m.protocol.translation import Hook, Position, SessionView, Toward, sender
+from m2m.protocol.translation import Position, SessionView, Toward, receiver, sender
 from m2m.protocol.update import Mode, Step, UpdateAsk, UpdateFin
 from m2m.protocol.wire import Hop
 
@@ -86,8 +94,9 @@ class Change:
 
     __slots__ = (
         "acked", "count", "delay", "emptying", "exported", "far", "fin", "held", "holding", "hops",
-        "id", "imported", "incoming", "leader", "mode", "mtu", "outgoing", "own_acked", "part",
-        "phase", "requester", "right", "settling", "spare", "steps", "waited", "why", "wish",
+        "id", "imported", "incoming", "leader", "mode", "more", "mtu", "outgoing", "own_acked",
+        "part", "phase", "requester", "right", "settling", "spare", "steps", "waited", "why",
+        "wish",
     )  # fmt: skip
 
     def __init__(self, id: int, part: Part, mode: Mode, phase: Phase, leader: Address) -> None:  # noqa: A002
@@ -107,6 +116,7 @@ class Change:
         self.fin: UpdateFin | None = None  # R: came before it was due
         self.far: Flow | None = None  # R's old leg, when R and L speak of it without those between
         self.count: int | None = None  # what this host says has gone by the leg that is out
+        self.more = False  # as Session.more_left, of the spare leg when it had been in use
         self.held = 0
         self.holding = False
         self.own_acked = False  # L, R: all up to the own checkpoint
@@ -189,13 +199,19 @@ class Tools:
     # -- legs ---------------------------------------------------------------------------
 
     def empty(
-        self, out: Commands, session: Session, key: tuple[Hook, Flow], count: int | None
-    ) -> None:
-        """Look at the entry with this key until *count* packets have come, or nothing comes."""
+        self, out: Commands, session: Session, toward: Toward, count: int | None,
+        *, spare: SessionView | None = None,
+    ) -> None:  # fmt: skip
+        """Look until *count* packets have come that travel *toward*, or nothing comes any more.
+
+        By the spare leg, which *spare* has in its place, or by the one in use.
+        """
         change = session.change
         assert change is not None
-        if session.split and session.position is Position.TAP:
+        more = session.more_left if toward is Toward.RIGHT else session.more_right
+        if change.more if spare is not None else more:
             count = None
+        key = receiver(session.view if spare is None else spare, toward)
         change.emptying = Emptying(key, count, self.settings.drain_quiet)
         change.settling = False
         out.append(Count(session.id, change.id, key))
@@ -210,9 +226,15 @@ class Tools:
         assert change is not None
         emptying = change.emptying
         assert emptying is not None
+        first = emptying.seen is None
         if not emptying.look(packets, settings.drain_limit):
+            first_pause = settings.poll
+            if emptying.target is not None:  # the kernel tells; else only if some were lost
+                first_pause = settings.poll_max
+                if first:
+                    out.append(WatchCount(session.id, change.id, emptying.key, emptying.target))
             change.delay = emptying.delay = min(
-                max(emptying.waited, settings.poll), settings.poll_max
+                max(emptying.waited, first_pause), settings.poll_max
             )
             out.append(SetTimer(session.id, change.delay, Timer.CHANGE))
             return False

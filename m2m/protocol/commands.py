@@ -143,6 +143,16 @@ class WatchAck(NamedTuple):
     number: int
 
 
+class WatchCount(NamedTuple):
+    """Tell, by Reached, when this entry has seen *number* wire packets; at once when it has
+    already. Replaces an earlier watch of the same entry."""
+
+    session: int
+    change: int
+    key: tuple[Hook, Flow]
+    number: int
+
+
 class ExportState(NamedTuple):
     """Quiet the NF for this session and tell its state, by StateExported."""
 
@@ -194,6 +204,6 @@ class ChangeRefused(NamedTuple):
 
 Command: TypeAlias = (
     Send | Install | Remove | Steer | Refuse | SetTimer | CancelTimer | Established | Closed
-    | Accept | Withdraw | Redirect | Count | Hold | Resume | WatchAck
+    | Accept | Withdraw | Redirect | Count | Hold | Resume | WatchAck | WatchCount
     | ExportState | ImportState | ReleaseState | Switched | ChangeDone | ChangeRefused
 )  # fmt: skip

@@ -164,6 +164,13 @@ class Acked(NamedTuple):
     toward: Toward  # which way that acknowledgement travels
 
 
+class Reached(NamedTuple):
+    """As many packets have passed as WatchCount waits for: worth another look."""
+
+    session: int
+    toward: Toward  # which way they travel
+
+
 class StateExported(NamedTuple):
     """The NF is quiet and this is its state of the session; None: it could not be had."""
 
@@ -183,5 +190,5 @@ class StateImported(NamedTuple):
 Event: TypeAlias = (
     Opened | Received | TimerFired | InstallFailed | Ended | Adopted
     | ChangeWanted | RequestWanted | Redirected | Counted | Holding | Resumed | HoldOverflow
-    | Acked | StateExported | StateImported
+    | Acked | Reached | StateExported | StateImported
 )  # fmt: skip

@@ -28,7 +28,6 @@ from m2m.protocol.reasons import Why, describe_hop, own_address
 from m2m.protocol.session import Role, Session
 from m2m.protocol.translation import (
     Entry,
-    Hook,
     Position,
     SessionView,
     Toward,
@@ -160,7 +159,7 @@ class Leading:
     def _hold(self, out: Commands, session: Session, phase: Phase) -> None:
         change = self._tools.enter(session, phase)
         change.holding = True
-        session.split |= phase is Phase.SPLITTING
+        session.more_left |= phase is Phase.SPLITTING and session.position is Position.TAP
         key = sender(session.view, Toward.RIGHT)
         out.append(Hold(session.id, change.id, key, phase is Phase.SPLITTING))
 
@@ -204,8 +203,7 @@ class Leading:
         assert change is not None
         if change.phase is Phase.DRAINING and message.subsession == session.right:
             self._tools.enter(session, Phase.DRAINED)
-            key = receiver(session.view, Toward.LEFT)
-            self._tools.empty(out, session, key, message.count)
+            self._tools.empty(out, session, Toward.LEFT, message.count)
 
     # -- the decision -------------------------------------------------------------------
 
@@ -223,6 +221,7 @@ class Leading:
             return
         change.count = sent(packets, session.sent_right)
         session.sent_right = packets
+        change.more, session.more_right = session.more_right, False
         assert change.spare is not None
         session.right, change.spare = change.spare, session.right
         self._tools.resume(out, session)
@@ -282,7 +281,8 @@ class Leading:
             return
         change.held += held
         self._tools.enter(session, Phase.EMPTYING)
-        self._tools.empty(out, session, self._spare_key(session), count)
+        spare = self._spare_view(session)
+        self._tools.empty(out, session, Toward.LEFT, count, spare=spare)
 
     def emptied(self, out: Commands, session: Session) -> None:
         """Nothing more comes by the leg that was looked at."""
@@ -397,9 +397,6 @@ class Leading:
 
     def _spare_entries(self, session: Session) -> tuple[Entry, ...]:
         return spare_entries(session.view, self._spare_view(session))
-
-    def _spare_key(self, session: Session) -> tuple[Hook, Flow]:
-        return receiver(self._spare_view(session), Toward.LEFT)
 
     def _remember(self, message: Done | Reject) -> None:
         self._outcomes[message.session, message.change] = message

@@ -20,6 +20,7 @@ from m2m.protocol.events import (
     Counted,
     Holding,
     HoldOverflow,
+    Reached,
     Received,
     Redirected,
     RequestWanted,
@@ -40,7 +41,7 @@ from m2m.protocol.receiving import Receiving
 from m2m.protocol.register import Register
 from m2m.protocol.requesting import Requesting
 from m2m.protocol.session import Session, State
-from m2m.protocol.translation import Toward
+from m2m.protocol.translation import Position, Toward
 from m2m.protocol.update import (
     Approve,
     Done,
@@ -263,6 +264,14 @@ class Migration:
                 self._right.acked(out, session)
         return out
 
+    def reached(self, event: Reached) -> Commands:
+        session = self._register.get(event.session)
+        change = None if session is None else session.change
+        if session is None or change is None or change.emptying is None:
+            return []
+        change.emptying.delay = 0.0  # that pause was cut short
+        return [Count(session.id, change.id, change.emptying.key)]
+
     def exported(self, event: StateExported) -> Commands:
         out: Commands = []
         session, change = self._change_of(event.session, event.change)
@@ -332,6 +341,7 @@ class Migration:
         part = Part.RIGHT if left else Part.LEFT
         change = Change(0, part, Mode.LF, Phase.LOCKED if left else Phase.MAKING, b"")
         change.spare = spare
+        change.more = session.position is Position.TAP
         session.change = change
         if left:
             self._register.list_leg(spare, session)

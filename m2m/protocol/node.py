@@ -37,6 +37,7 @@ from m2m.protocol.events import (
     HoldOverflow,
     InstallFailed,
     Opened,
+    Reached,
     Received,
     Redirected,
     RequestWanted,
@@ -324,7 +325,7 @@ class Node:
         )  # fmt: skip
         session.mss = view.mss
         session.sent_left = session.sent_right = None
-        session.split = True
+        session.more_left = session.more_right = view.position is Position.TAP
         self._register.list(session)
         if session.right is not None:
             self.ports.adopt(session.right)
@@ -667,6 +668,7 @@ _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {
     Resumed: lambda node, event: node._migration.resumed(event),
     HoldOverflow: lambda node, event: node._migration.overflow(event),
     Acked: lambda node, event: node._migration.acked(event),
+    Reached: lambda node, event: node._migration.reached(event),
     StateExported: lambda node, event: node._migration.exported(event),
     StateImported: lambda node, event: node._migration.imported(event),
 }

@@ -25,7 +25,7 @@ class Emptying:
     ``delay`` is the time to the next look, in seconds; who waits for it sets it.
     """
 
-    __slots__ = ("_quiet", "_target", "delay", "key", "limit", "seen", "waited")
+    __slots__ = ("_quiet", "delay", "key", "limit", "seen", "target", "waited")
 
     def __init__(self, key: tuple[Hook, Flow], target: int | None, limit: float) -> None:
         self.key = key
@@ -33,7 +33,7 @@ class Emptying:
         self.seen: int | None = None
         self.delay = 0.0
         self.waited = 0.0
-        self._target = target
+        self.target = target
         self._quiet = 0.0
 
     def look(self, packets: int | None, at_most: float) -> bool:
@@ -42,7 +42,7 @@ class Emptying:
         self._quiet = self._quiet + self.delay if packets == self.seen else 0.0
         self.delay = 0.0
         first, self.seen = self.seen is None, packets
-        if packets is None or (self._target is not None and packets >= self._target):
+        if packets is None or (self.target is not None and packets >= self.target):
             return True
         if first:
             return False

@@ -21,7 +21,7 @@ from m2m.protocol.flow import Address, format_address
 from m2m.protocol.ordering import Incoming, Outgoing
 from m2m.protocol.reasons import own_address
 from m2m.protocol.session import Session, State
-from m2m.protocol.translation import Toward, receiver
+from m2m.protocol.translation import Toward
 from m2m.protocol.update import (
     Lock,
     Mode,
@@ -74,7 +74,7 @@ class Passing:
         assert change is not None
         if change.phase is Phase.LOCKED:
             self._tools.enter(session, Phase.DRAINING)
-            self._tools.empty(out, session, receiver(session.view, Toward.RIGHT), message.count)
+            self._tools.empty(out, session, Toward.RIGHT, message.count)
         elif change.phase is Phase.PASSED:
             self._pass_drain(out, session, change)
         elif change.phase is Phase.DRAINED:
@@ -86,7 +86,7 @@ class Passing:
         assert change is not None
         if change.phase is Phase.PASSED and message.subsession == session.right:
             self._tools.enter(session, Phase.RETURNING)
-            self._tools.empty(out, session, receiver(session.view, Toward.LEFT), message.count)
+            self._tools.empty(out, session, Toward.LEFT, message.count)
 
     def exported(self, out: Commands, session: Session, state: bytes | None) -> None:
         """The NF has seen the last packet; here is what it knows."""
@@ -173,7 +173,7 @@ class Passing:
             session.change = change
         out.append(CancelTimer(session.id))
         self._tools.enter(session, Phase.FINISHING)
-        self._tools.empty(out, session, receiver(session.view, Toward.RIGHT), message.count)
+        self._tools.empty(out, session, Toward.RIGHT, message.count)
 
     def finack(self, out: Commands, session: Session, message: UpdateFinAck) -> None:
         """Everything to the right of here is gone or knows."""
@@ -182,7 +182,7 @@ class Passing:
         if change.phase is Phase.LEAVING:
             change.held = message.held
             self._tools.enter(session, Phase.EMPTYING)
-            self._tools.empty(out, session, receiver(session.view, Toward.LEFT), message.count)
+            self._tools.empty(out, session, Toward.LEFT, message.count)
 
     def right_gone(self, out: Commands, session: Session) -> None:
         """The right neighbour has closed the session."""

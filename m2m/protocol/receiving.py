@@ -113,7 +113,7 @@ class Receiving:
     def _hold(self, out: Commands, session: Session, phase: Phase) -> None:
         change = self._tools.enter(session, phase)
         change.holding = True
-        session.split |= phase is Phase.SPLITTING
+        session.more_right |= phase is Phase.SPLITTING and session.position is Position.TAP
         key = sender(session.view, Toward.LEFT)
         out.append(Hold(session.id, change.id, key, phase is Phase.SPLITTING))
 
@@ -133,9 +133,8 @@ class Receiving:
         elif change.phase is Phase.DRAINING:
             assert change.fin is not None
             change.count = sent(packets, session.sent_left)
-            key = receiver(session.view, Toward.RIGHT)
             target, change.fin = change.fin.count, None
-            self._tools.empty(out, session, key, target)
+            self._tools.empty(out, session, Toward.RIGHT, target)
 
     def acked(self, out: Commands, session: Session) -> None:
         """What this host had sent to the left has been acknowledged through the old path."""
@@ -182,6 +181,7 @@ class Receiving:
             return
         change.count = sent(packets, session.sent_left)
         session.sent_left = packets
+        change.more, session.more_left = session.more_left, False
         assert change.spare is not None and session.left is not None
         tools.register.unlist(session)
         session.left, change.spare = change.spare, session.left
@@ -205,8 +205,8 @@ class Receiving:
             out.append(Send(leg.src, UpdateFinAck(session.id, leg, change.id, 0, change.held)))
         elif change.phase is Phase.FINISHING:
             self._tools.enter(session, Phase.EMPTYING)
-            key = receiver(with_left(session.view, change.spare), Toward.RIGHT)
-            self._tools.empty(out, session, key, count)
+            spare = with_left(session.view, change.spare)
+            self._tools.empty(out, session, Toward.RIGHT, count, spare=spare)
 
     def undone(self, out: Commands, session: Session) -> None:
         """The old leg stays in."""

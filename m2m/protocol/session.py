@@ -294,9 +294,9 @@ class Session:
     """
 
     __slots__ = (
-        "change", "delay", "ending", "fail_open", "generation", "held", "id", "left", "mss", "mtu",
-        "opening", "policy", "position", "right", "role", "sent_left", "sent_right", "split",
-        "state", "supersession", "waited", "waiting",
+        "change", "delay", "ending", "fail_open", "generation", "held", "id", "left", "more_left",
+        "more_right", "mss", "mtu", "opening", "policy", "position", "right", "role", "sent_left",
+        "sent_right", "state", "supersession", "waited", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -333,9 +333,10 @@ class Session:
         # None after a restart.
         self.sent_left: int | None = 0
         self.sent_right: int | None = 0
-        # Whether an entry here may have counted more packets than came: a tap's single entry
-        # for one direction also counts what was split off for a substream.
-        self.split = False
+        # Whether the entry for what comes from a side may have counted more than came. That of a
+        # tap is also the one that sends to the other side, and counts what it has split.
+        self.more_left = False
+        self.more_right = False
 
     @property
     def view(self) -> SessionView:

@@ -82,7 +82,7 @@ def standing(view: SessionView) -> Play:
         play.todo.clear()
     session = play.node.sessions[ID]
     session.sent_left = session.sent_right = 0
-    session.split = False
+    session.more_left = session.more_right = False
     return play
 
 
