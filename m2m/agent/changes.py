@@ -176,14 +176,14 @@ class Changes:
 
     async def _switched(self, command: Switched) -> None:
         session, change = command
+        expected = self._expected.get((session, change))
+        if expected is not None:
+            expected.has_switched()
         view = self._node.view(session)
         _log.info("chain changed", session=format_session(session), change=f"{change:016x}")
         self._journal.tell(
             EventKind.CHANGED, "packets take the new path", session, view and view.supersession
         )
-        expected = self._expected.get((session, change))
-        if expected is not None:
-            expected.has_switched()
 
     async def _done(self, command: ChangeDone) -> None:
         expected = self._expected.pop((command.session, command.change), None)

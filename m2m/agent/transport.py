@@ -34,6 +34,8 @@ _log = structlog.get_logger()
 _BURST = 64  # datagrams handled before other tasks get their turn
 _QUEUE_BYTES = 4 << 20  # of the socket: a thousand chains at once
 _NEIGHBOURS = 1024  # of which is remembered how to send to them
+_CS6 = 48 << 2  # network control (RFC 4594 3.2)
+_INTERACTIVE = 6  # TC_PRIO_INTERACTIVE
 _SO_RCVBUFFORCE = 33
 _IP_PKTINFO = 8
 _PKTINFO = struct.Struct("=i4s4s")  # interface, local address, destination in the header
@@ -57,6 +59,10 @@ class Transport:
         with contextlib.suppress(PermissionError):  # only bursts need it
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _QUEUE_BYTES)
         self._socket.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        # Sessions wait for these messages: they go before what has queued up, here (second) and
+        # where the network looks at it (first). In this order, since the first sets the second.
+        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _CS6)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _INTERACTIVE)
         try:
             self._socket.bind(("", port))
         except OSError as error:

@@ -291,8 +291,9 @@ class Changes:
                 record.checkpoint = None
             return
         # Where packets have waited before, they would not do it again.
-        found = self._tables.run(key, do.QUEUE, queue=self._tables.address(key))
-        self._tables.give_up(found.queue)
+        queue, late = self._tables.address(key), self._tables.address(key)
+        found = self._tables.run(key, do.QUEUE | do.LATE, queue=queue, late=late)
+        self._tables.give_up(found.queue, found.late)
         record.held_from = found.queued
         record.hold_serial = serial = self._next_serial()
         if not substream or not found.has_seq:

@@ -21,6 +21,7 @@ _LIMIT, _IFINDEX = 4, 5  # in struct m2m_waiting, as 32-bit numbers
 _QUEUED, _RELEASED = 0, 1  # as 64-bit numbers
 _SEEN_ACK, _SEEN_SEQ = 8, 4
 
+_NOWHERE = bytes(4)  # of a record that has held nothing yet
 _FIRST_ADDRESS, _LAST_ADDRESS = 0xF0000001, 0xFEFFFFFF  # class E
 
 
@@ -75,11 +76,7 @@ class ChangeTables:
 
     def add(self, key: bytes) -> None:
         """Make a record that does nothing yet, unless there is one."""
-        queue, late = self.address(key), self.address(key)
-        if not self._changes.add(
-            key, _CHANGE.pack(0, 0, 0, 0, queue, late, 0, 0, 0, 0, 0, 0, 0, 0)
-        ):
-            self.give_up(queue, late)
+        self._changes.add(key, bytes(_CHANGE.size))
 
     def recorded(self) -> list[bytes]:
         """The keys of all records."""
@@ -105,12 +102,13 @@ class ChangeTables:
     def place(self, key: bytes) -> bytes:
         """Where packets of *key* wait now."""
         found = self._changes.lookup(key)
-        return bytes(4) if found is None else bytes(_CHANGE.unpack(found)[4])
+        return _NOWHERE if found is None else bytes(_CHANGE.unpack(found)[4])
 
     def give_up(self, *addresses: bytes) -> None:
         """What comes to these places late must not wait there."""
         for address in addresses:
-            self._waiting_at.delete(address)
+            if address != _NOWHERE:
+                self._waiting_at.delete(address)
 
     def stale_addresses(self) -> list[bytes]:
         """Those that no record has."""
@@ -120,7 +118,7 @@ class ChangeTables:
 
     def run(
         self, key: bytes, steps: int = 0, *, put: int = 0, clear: int = 0, ack: int = 0,
-        until: int = 0, serial: int = 0, queue: bytes = bytes(4), late: bytes = bytes(4),
+        until: int = 0, serial: int = 0, queue: bytes = _NOWHERE, late: bytes = _NOWHERE,
         count: int = 0,
     ) -> Found:  # fmt: skip
         """Set and clear bits of the record's state, take *steps*, and look at it afterwards."""

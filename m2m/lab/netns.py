@@ -102,11 +102,14 @@ def _addressing(topology: Topology, host: str) -> Iterable[str]:
 def _shaping(topology: Topology, host: str) -> Iterable[str]:
     for link in topology.links_of(host):
         if link.rate is not None:
+            device = link.other(host)
             # The burst holds a whole GSO packet of 64 KiB, and 1 ms and more at 1 Gbit/s.
             yield (
-                f"qdisc add dev {link.other(host)} root tbf rate {link.rate}"
+                f"qdisc add dev {device} root handle 1: tbf rate {link.rate}"
                 " burst 256kb latency 20ms"
             )
+            # Linux's own queue, in which what is urgent does not stand behind the rest.
+            yield f"qdisc add dev {device} parent 1:1 pfifo_fast"
 
 
 async def _keep_in_order(topology: Topology, lab: str, host: str, processor: int) -> None:

@@ -171,10 +171,10 @@ class Leading:
         assert change is not None and session.right is not None
         if change.phase is Phase.SPLITTING:
             change.own_acked = checkpoint is None
+            out.append(Send(change.right, UpdateSub(session.id, change.id)))
             if checkpoint is not None:
                 key = receiver(session.view, Toward.LEFT)
                 out.append(WatchAck(session.id, change.id, key, checkpoint))
-            out.append(Send(change.right, UpdateSub(session.id, change.id)))
         elif change.phase is Phase.DRAINING:
             change.count = sent(packets, session.sent_right)
             out.append(

@@ -52,9 +52,9 @@ class Receiving:
         """The old path leads here; *syn* has come by the new one already, or will."""
         change = Change(message.change, Part.RIGHT, message.mode, Phase.LOCKED, message.leader)
         session.change = change
-        self._tools.watch(out, session)
         if syn is not None:
             self.made(out, session, syn)
+        self._tools.watch(out, session)
 
     def made(self, out: Commands, session: Session, syn: UpdateSyn) -> None:
         """The new path leads here, perhaps not for the first time."""

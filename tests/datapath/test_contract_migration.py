@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m2m.datapath import Acked, DatapathError, Holding, HoldOverflow, Reason
+from m2m.datapath import Acked, DatapathError, Holding, HoldOverflow, Reached, Reason
 from m2m.datapath.fake import Tcp
 from m2m.protocol.flow import Proto
 from m2m.protocol.translation import Action, Entry, Hook, Position, Toward
@@ -450,6 +450,38 @@ async def test_what_has_been_acknowledged_is_told_at_once(rig: Rig, agent: Liste
     assert agent.waiting() == 0
     await packet(rig, left, b"", ack=1000)
     assert await agent.next() == Acked(left.session, Toward.LEFT)
+
+
+async def test_so_many_packets_are_told_once(rig: Rig, agent: Listener) -> None:
+    row = (await install(rig))[-1]
+    await packet(rig, row, b"one")
+    await rig.datapath.watch_count([row.key], 3)
+    await packet(rig, row, b"two")
+    await rig.seen()
+    assert agent.waiting() == 0
+    await packet(rig, row, b"three")
+    assert await agent.next() == Reached(row.session, row.toward)
+    await packet(rig, row, b"four")
+    await rig.seen()
+    assert agent.waiting() == 0  # once
+    await rig.datapath.watch_count([row.key], 4)  # at once: there have been that many
+    assert await agent.next() == Reached(row.session, row.toward)
+
+
+async def test_a_row_that_is_not_there_counts_nothing(rig: Rig, agent: Listener) -> None:
+    with pytest.raises(DatapathError, match="there is no row"):
+        await rig.datapath.watch_count([(Hook.OUT, opening())], 1)
+
+
+async def test_packets_that_wait_do_not_count(rig: Rig, agent: Listener) -> None:
+    row = sent(await install(rig))
+    await rig.datapath.hold([row.key])
+    await rig.datapath.watch_count([row.key], 1)
+    await packet(rig, row, b"x")
+    await rig.seen()
+    assert agent.waiting() == 0
+    await rig.datapath.resume([row.key])
+    assert await agent.next() == Reached(row.session, row.toward)
 
 
 @pytest.mark.parametrize("later", [90, 104])

@@ -83,7 +83,7 @@ async def test_links_have_their_rate_and_mtu_and_offloads_stay_on() -> None:
         free = await lab.run("a", "tc", "qdisc", "show", "dev", "b")
         link = await lab.run("c", "ip", "link", "show", "dev", "b")
         offloads = await lab.run("a", "ethtool", "-k", "b")
-    assert "tbf" in shaped.out and "rate 100Mbit" in shaped.out
+    assert "tbf" in shaped.out and "rate 100Mbit" in shaped.out and "pfifo_fast" in shaped.out
     assert "tbf" not in free.out
     assert "mtu 1400" in link.out
     assert "tcp-segmentation-offload: on" in offloads.out

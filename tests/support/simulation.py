@@ -36,6 +36,7 @@ from m2m.protocol.commands import (
     SetTimer,
     Steer,
     WatchAck,
+    WatchCount,
     Withdraw,
 )
 from m2m.protocol.events import (
@@ -220,6 +221,8 @@ class Host:
                     answers.append(Resumed(session, change, kernel.resume(key)))
                 case WatchAck(key=key, number=number):
                     kernel.watch_ack(key, number)
+                case WatchCount(key=key, number=number):
+                    kernel.watch_count(key, number)
                 case ExportState(session, change):
                     answers.append(StateExported(session, change, kernel.export(session)))
                 case ImportState(session, change, data):

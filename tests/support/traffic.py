@@ -21,6 +21,7 @@ from m2m.protocol.events import (
     Ended,
     Holding,
     HoldOverflow,
+    Reached,
     RequestWanted,
     Route,
 )
@@ -80,6 +81,7 @@ class BusyKernel(Kernel):
         self.max_ack: dict[tuple[Hook, Flow], int] = {}
         self.holds: dict[tuple[Hook, Flow], _Hold] = {}
         self.watches: dict[tuple[Hook, Flow], int] = {}
+        self.awaited: dict[tuple[Hook, Flow], int] = {}
         self.nf: dict[int, list[Seen]] = {}  # what the NF has seen of a session
         self.exported: dict[int, int] = {}  # how much it had seen when its state was read
 
@@ -123,6 +125,7 @@ class BusyKernel(Kernel):
 
     def _pass(self, key: tuple[Hook, Flow], entry: Entry, packet: Packet) -> None:
         self.counts[key] = self.counts.get(key, 0) + 1
+        self._look_at_count(key)
         if packet.end and after(packet.end, self.max_seq.get(key, packet.end - 1)):
             self.max_seq[key] = packet.end
         if packet.ack is not None and after(packet.ack, self.max_ack.get(key, packet.ack - 1)):
@@ -155,7 +158,7 @@ class BusyKernel(Kernel):
         for entry in entries:
             hold = self.holds.pop(entry.key, None)
             assert hold is None, "packets that wait have lost their entry"
-            for table in (self.counts, self.max_seq, self.max_ack, self.watches):
+            for table in (self.counts, self.max_seq, self.max_ack, self.watches, self.awaited):
                 table.pop(entry.key, None)
         for session in {entry.session for entry in entries} - self.sessions().keys():
             self.nf.pop(session, None)
@@ -184,6 +187,7 @@ class BusyKernel(Kernel):
         for key in list(self.holds):
             self.resume(key)
         self.watches.clear()
+        self.awaited.clear()
 
     def watch_ack(self, key: tuple[Hook, Flow], number: int) -> None:
         self.watches[key] = number
@@ -196,7 +200,19 @@ class BusyKernel(Kernel):
             entry = self.entries[key]
             self.tell(Acked(entry.session, entry.toward))
 
-    def tell(self, event: Acked | HoldOverflow) -> None:
+    def watch_count(self, key: tuple[Hook, Flow], number: int) -> None:
+        if key in self.entries:
+            self.awaited[key] = number
+            self._look_at_count(key)
+
+    def _look_at_count(self, key: tuple[Hook, Flow]) -> None:
+        number = self.awaited.get(key)
+        if number is not None and self.counts.get(key, 0) >= number:
+            del self.awaited[key]
+            entry = self.entries[key]
+            self.tell(Reached(entry.session, entry.toward))
+
+    def tell(self, event: Acked | Reached | HoldOverflow) -> None:
         self.world.after(0, lambda: self.host.feed(event))
 
     # -- the network function's state ---------------------------------------------------

@@ -128,3 +128,19 @@ def test_a_port_in_use_is_an_error_that_says_what_to_do() -> None:
             Host(port, 2)
     finally:
         first.transport.close()
+
+
+@pytest.mark.needs("root")
+async def test_messages_go_before_what_waits() -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as wire:
+        wire.bind(("lo", 0x0800))
+        wire.settimeout(10)
+        async with one_host() as host:
+            host.transport.send(B, Ack(1, LEG))
+            await host.next()
+            while True:
+                packet = wire.recv(2048)
+                sport = int.from_bytes(packet[20:22], "big")
+                if packet[9] == socket.IPPROTO_UDP and sport == host.transport.port:
+                    break
+    assert packet[1] >> 2 == 48, "network control (RFC 4594)"

@@ -18,6 +18,7 @@ from m2m.protocol.commands import (
     SetTimer,
     Switched,
     WatchAck,
+    WatchCount,
     Withdraw,
 )
 from m2m.protocol.events import (
@@ -28,6 +29,7 @@ from m2m.protocol.events import (
     Holding,
     HoldOverflow,
     InstallFailed,
+    Reached,
     Received,
     Redirected,
     Resumed,
@@ -105,8 +107,13 @@ def test_a_change() -> None:
     finishing(play >> Redirected(ID, CHANGE, 10))
     assert play.node.view(ID) == CLIENT_AFTER
     play >> Received(FW, UpdateFinAck(ID, OLD_LEFT, CHANGE, 12, 0)) << Count(ID, CHANGE, BACK_OLD)
-    play >> Counted(ID, CHANGE, BACK_OLD, 11) << timer(0.001)
-    play >> TICK << Count(ID, CHANGE, BACK_OLD) >> Counted(ID, CHANGE, BACK_OLD, 12)
+    play >> Counted(ID, CHANGE, BACK_OLD, 11) << WatchCount(ID, CHANGE, BACK_OLD, 12) << timer(0.01)
+    (
+        play
+        >> Reached(ID, Toward.LEFT)
+        << Count(ID, CHANGE, BACK_OLD)
+        >> Counted(ID, CHANGE, BACK_OLD, 12)
+    )
     (withdraw,) = [one for one in play.todo if isinstance(one, Withdraw)]
     assert {entry.key for entry in withdraw.entries} == {BACK_OLD}
     play.todo.remove(withdraw)
@@ -207,7 +214,7 @@ def test_ss_op_waits_for_both_acknowledgements() -> None:
     for order in (0, 1):
         play = making(Mode.SS_OP) >> Received(IDS, UpdateSynAck(ID, CHANGE, 1400))
         play << Hold(ID, CHANGE, OUT, True) >> Holding(ID, CHANGE, 9, 5000)
-        play << WatchAck(ID, CHANGE, BACK_OLD, 5000) << Send(IDS, UpdateSub(ID, CHANGE))
+        play << Send(IDS, UpdateSub(ID, CHANGE)) << WatchAck(ID, CHANGE, BACK_OLD, 5000)
         play << timer(0.02)
         both = [Acked(ID, Toward.LEFT), Received(IDS, UpdateSubAck(ID, CHANGE))]
         play >> both[order]

@@ -14,6 +14,7 @@ from m2m.protocol.commands import (
     Send,
     SetTimer,
     WatchAck,
+    WatchCount,
     Withdraw,
 )
 from m2m.protocol.events import (
@@ -23,6 +24,7 @@ from m2m.protocol.events import (
     Holding,
     HoldOverflow,
     InstallFailed,
+    Reached,
     Received,
     Redirected,
     Timer,
@@ -78,7 +80,7 @@ def locked(mode: Mode = Mode.LF) -> Play:
 
 def test_either_path_may_reach_it_first() -> None:
     play = standing(AT_IDS) >> Received(NEW, syn_to_r())
-    play >> Received(FW, lock_to_r()) << WATCH << Accept(ID, AT_IDS_TOO) << READY
+    play >> Received(FW, lock_to_r()) << Accept(ID, AT_IDS_TOO) << READY << WATCH
     play >> Received(NEW, syn_to_r()) << READY  # again: it was lost
     play >> Received(FW, lock_to_r())
     play.ends()
@@ -220,6 +222,40 @@ def test_ss_op_says_when_its_substream_is_acknowledged() -> None:
     play >> Received(CLIENT, UpdateSub(ID, CHANGE)) << done
     play >> Received(FW, UpdateDrain(ID, OLD_RIGHT, CHANGE, 8)) << Hold(ID, CHANGE, TO_LEFT, False)
     play.ends()
+
+
+def test_a_tap_still_counts_what_comes_from_where_it_does_not_split() -> None:
+    """What R holds back travels to the left; what it has to count travels to the right."""
+    play = locked(Mode.SS_OP) >> Received(CLIENT, UpdateSub(ID, CHANGE))
+    play << Hold(ID, CHANGE, TO_LEFT, True) >> Holding(ID, CHANGE, 20, None)
+    skip(play)
+    play >> Received(FW, UpdateDrain(ID, OLD_RIGHT, CHANGE, 8)) << Hold(ID, CHANGE, TO_LEFT, False)
+    play >> Holding(ID, CHANGE, 21, None) << Count(ID, CHANGE, FROM_OLD)
+    play >> Counted(ID, CHANGE, FROM_OLD, 7) << WatchCount(ID, CHANGE, FROM_OLD, 8)
+    skip(play)
+    play >> Reached(ID, Toward.RIGHT) << Count(ID, CHANGE, FROM_OLD)
+    play >> Counted(ID, CHANGE, FROM_OLD, 8)
+    play << Send(FW, UpdateDrained(ID, OLD_RIGHT, CHANGE, 21))
+    skip(play)
+
+
+def test_a_tap_does_not_count_where_it_has_split() -> None:
+    play = standing(AT_IDS)
+    play.node.sessions[ID].more_left = True  # as L of an earlier change
+    play >> Received(FW, lock_to_r(Mode.OP)) << WATCH
+    play >> Received(NEW, syn_to_r(Mode.OP)) << Accept(ID, AT_IDS_TOO) << READY
+    play >> Received(FW, UpdateDrain(ID, OLD_RIGHT, CHANGE, 8)) << Hold(ID, CHANGE, TO_LEFT, False)
+    play >> Holding(ID, CHANGE, 20, None) << Count(ID, CHANGE, FROM_OLD)
+    play >> Counted(ID, CHANGE, FROM_OLD, 9)  # more than were sent: some were split
+    (timer,) = skip(play)
+    assert isinstance(timer, SetTimer)
+    play >> Received(NEW, UpdateAck(ID, NEW_RIGHT, CHANGE, 0))
+    play << Redirect(ID, CHANGE, TURN_LEFT) >> Redirected(ID, CHANGE, 20)
+    session = play.node.sessions[ID]
+    assert not session.more_left, "by the new leg nothing has come yet"
+    assert session.change is not None
+    assert session.change.more, "by the old one it has"
+    skip(play)
 
 
 def test_a_restarted_agent_takes_no_lock_until_it_knows() -> None:
