@@ -35,7 +35,7 @@ WAVES = 50 if HEAVY else 10
 CONNECTS = 2_000
 PATIENCE = 60.0  # s for a wave to end
 # Waves after which an agent has taken the memory that such a wave needs, and keeps for the next.
-SETTLED = 2
+SETTLED = 3
 # How much more it may have in the end: no two waves are alike, and the allocator takes pieces of
 # 256 KiB to 1 MiB. The smallest thing that could be forgotten, 60 bytes for each of the 18 000
 # sessions that follow, is more than this.
