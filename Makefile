@@ -1,6 +1,6 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm model soak bench lint fuzz clean
+.PHONY: help setup demo test test-vm model soak faults bench lint fuzz clean
 .DELETE_ON_ERROR:
 
 # ip, tc, nft, bpftool and nginx are there, whatever PATH the caller came with.
@@ -34,6 +34,9 @@ model: setup ## prove the rules by which a live chain is changed, with spin
 
 soak: setup ## open and close 100 000 sessions through a chain; nothing may stay (root)
 	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_soak.py
+
+faults: setup ## kill agents at each step of a change of a chain, in every mode (root)
+	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_change_faults.py
 
 bench: setup ## measure against plain forwarding (root)
 	@$(VENV)/bin/m2m-lab bench

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 HOSTS = ("client", "mb1", "server")
 FIRST, PORTS, TCP = 20000, 50, 20050
 WAVE = 2_000  # sessions that are alive together
-WAVES = 50 if HEAVY else 10
+WAVES = 50 if HEAVY else 11
 CONNECTS = 2_000
 PATIENCE = 60.0  # s for a wave to end
 # Waves after which an agent has taken the memory that such a wave needs, and keeps for the next.
