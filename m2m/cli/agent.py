@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,8 @@ from m2m.agent.agent import ports_record, serve
 from m2m.agent.config import Config, configure
 from m2m.datapath import Datapath
 from m2m.datapath.bpf import EbpfDatapath
-from m2m.errors import M2MError
+from m2m.errors import M2MError, UnsupportedHost
+from nf_adapters.state.lock import Locks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +43,8 @@ async def _clean_up(config: Config) -> None:
     datapath = await _open(config)
     await datapath.close(keep=False)
     host.release_ports(ports_record(config))
+    with contextlib.suppress(UnsupportedHost):
+        await Locks.take_out()
     # That its tables could be opened says that no agent of this name is running.
     for left in ("nf", "policy", "ports", "sock"):
         (config.run_dir / f"{config.name}.{left}").unlink(missing_ok=True)

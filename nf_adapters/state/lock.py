@@ -82,6 +82,14 @@ class Locks:
         finally:
             self._let_go()
 
+    @classmethod
+    async def take_out(cls) -> None:
+        """Take out what an agent has left that was killed, if anything.
+
+        Raises :exc:`UnsupportedHost` where nothing can be left.
+        """
+        await cls().close()
+
     async def add(self, flow: Flow) -> float:
         """Drop both directions of *flow*, and say until when at least, in Trio's time.
 

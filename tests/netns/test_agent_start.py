@@ -14,6 +14,7 @@ import pytest
 
 from m2m.auth import DomainKey
 from m2m.datapath.pins import directory_of
+from nf_adapters.state.lock import TABLE
 from tests.support.namespaces import Namespace, NamespaceFactory, run_prefix
 from tests.support.processes import start
 
@@ -141,6 +142,7 @@ def test_an_agent_that_fails_late_leaves_nothing_either(host: Namespace, tmp_pat
     assert traces(host, tmp_path / "run") == before
 
 
+@pytest.mark.needs("nft")
 async def test_a_successor_that_cannot_start_leaves_what_it_found(
     host: Namespace, tmp_path: Path
 ) -> None:
@@ -157,10 +159,12 @@ async def test_a_successor_that_cannot_start_leaves_what_it_found(
     assert {"flows", "hold"} < set(left)
     refused(host, tmp_path, options=("--interface", "tunnel0"))
     assert sorted(path.name for path in directory_of(NAME).iterdir()) == left
+    host.run("nft", "add", "table", "ip", TABLE)  # as one that was killed while it moved state
     host.run(
         sys.executable, "-m", "m2m.cli.agent", "--cleanup", "--name", NAME,
         "--run-dir", str(tmp_path / "run"),
     )  # fmt: skip
+    assert TABLE not in host.run("nft", "list", "tables").stdout
 
 
 def test_cleaning_up_a_host_that_lacks_something_says_so_too(
