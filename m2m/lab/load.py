@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ from m2m.lab.two_paths import CLIENT, SERVER
 IPERF3, BULK, DATAGRAMS = 5201, 5202, 5203
 """Ports of the services; all are led through the chain by the policy of the lab."""
 
+_TIME_WAIT, _LISTEN = "06", "0A"  # states in /proc/net/tcp
 _PATIENCE = 30.0  # s until a load's sessions carry data
 _CARRIES = 30_000  # bytes in a session that carries data
 
@@ -99,6 +101,7 @@ async def _run(
 @asynccontextmanager
 async def iperf3_load(lab: Lab, *, flows: int = 1, rate: str | None = None) -> AsyncIterator[None]:
     """iperf3 at full speed, or at *rate* (``1M``: bit/s of each flow), in the block."""
+    await _free(lab)
     name = f"iperf3-{next(_numbers)}"
     command = [
         "iperf3", "-c", lab.address(SERVER), "-p", str(IPERF3), "-t", "0", "-P", str(flows),
@@ -110,6 +113,26 @@ async def iperf3_load(lab: Lab, *, flows: int = 1, rate: str | None = None) -> A
     finally:
         with trio.CancelScope(shield=True):
             await lab.stop(CLIENT, name)
+
+
+async def _free(lab: Lab) -> None:
+    """Return when iperf3's server has done with its last client: it refuses others meanwhile."""
+    server = lab.pid(SERVER, f"iperf3-{IPERF3}")
+    views = [Path(f"/proc/{server}/net/{name}") for name in ("tcp", "tcp6")]
+    with trio.move_on_after(_PATIENCE):
+        while any(map(_is_served, _lines(views))):  # noqa: ASYNC110  (no event)
+            await trio.sleep(0.05)
+
+
+def _lines(views: Iterable[Path]) -> Iterator[str]:
+    for view in views:
+        yield from view.read_text().splitlines()[1:]
+
+
+def _is_served(line: str) -> bool:
+    """Whether a line of ``/proc/net/tcp`` is about a connection to iperf3's server."""
+    _, local, _, state, *_ = line.split()
+    return local.endswith(f":{IPERF3:04X}") and state not in (_TIME_WAIT, _LISTEN)
 
 
 async def sessions(lab: Lab) -> list[SessionInfo]:
