@@ -246,7 +246,8 @@ class Datapath(ABC):
     @abstractmethod
     async def watch_count(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
         """Tell once, by :class:`Reached`, when one of these rows has counted *number* packets
-        (:attr:`Counters.packets`); at once when it already has.
+        (:attr:`Counters.packets`); at once when it already has. Forgotten when that takes more than
+        a second: some may have been lost.
 
         Otherwise as :meth:`watch_ack`.
         """

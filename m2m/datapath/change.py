@@ -230,7 +230,8 @@ class Changes:
         """To be called about once a second: take away records that are not needed any more."""
         now = time.monotonic()
         for key, record in list(self._records.items()):
-            busy = record.held_from is not None or record.watched or record.awaited
+            # A number of packets is not waited for: some may have been lost, and then none comes.
+            busy = record.held_from is not None or record.watched
             if busy or now - record.since < _OLD:
                 continue
             if record.stage == 0:
