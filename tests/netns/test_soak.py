@@ -37,9 +37,9 @@ PATIENCE = 60.0  # s for a wave to end
 # Waves after which an agent has taken the memory that such a wave needs, and keeps for the next.
 SETTLED = 3
 # How much more it may have in the end: no two waves are alike, and the allocator takes pieces of
-# 256 KiB to 1 MiB. The smallest thing that could be forgotten, 60 bytes for each of the 18 000
-# sessions that follow, is more than this.
-BOUND = 1 << 20
+# 256 KiB to 1 MiB. The smallest thing that could be forgotten of a session has 60 bytes; some
+# 18 000 sessions follow, 96 000 of them in the long form.
+BOUND = 60 * ((WAVES - SETTLED) * WAVE + CONNECTS)
 
 
 class Footprint(NamedTuple):
