@@ -20,9 +20,6 @@ __all__ = ["Stream", "stream"]
 # Client and server on a processor of their own, in both labs: left to the scheduler, the same run
 # gives half or all of the rate as it happens to place them.
 _APART = ("-A", "0,1") if (os.cpu_count() or 1) > 1 else ()
-# Of every flow, at both ends. Left to grow, windows overrun the queue between two namespaces (1000
-# packets); how often, and how cold the data are when they are read, is luck, and 10 % of the rate.
-_WINDOW = "200K"
 _LONGEST = 60  # s that a stream is kept up
 _TURN = 0.1  # s: short beside the spells in which a shared machine is slower
 _WITHIN = 0.02  # s from halted to full speed
@@ -77,14 +74,15 @@ class Stream:
 
 
 @asynccontextmanager
-async def stream(lab: Lab, port: int, flows: int) -> AsyncIterator[Stream]:
+async def stream(lab: Lab, port: int, flows: int, window: str | None) -> AsyncIterator[Stream]:
     """*flows* transfers of one iperf3 to *port* of the lab's server, halted.
 
+    *window* is that of every flow at both ends, as iperf3 takes it; None: the kernel lets it grow.
     Raises :exc:`LabError`.
     """
     argv = [
         "iperf3", "-c", lab.address("server"), "-p", str(port), "-P", str(flows),
-        "-t", str(_LONGEST), "-w", _WINDOW, *_APART,
+        "-t", str(_LONGEST), *(("-w", window) if window else ()), *_APART,
     ]  # fmt: skip
     log = lab.log("client", f"stream-{port}")
     # The server of the transfer before can be slower to end than its client.
