@@ -19,6 +19,10 @@ from m2m.errors import UnsupportedHost
 CHAIN = "M2M-HOLD"  # which packets
 _QUEUE_CHAIN = "M2M-QUEUE"  # what becomes of them
 
+# Only what can begin a session is shown to the program, and only where a policy has any: of all
+# other packets that a busy host sends this costs a comparison or two, or nothing.
+_OPENINGS = (("-p", "udp"), ("-p", "tcp", "--tcp-flags", "SYN,ACK", "SYN"))
+
 _WAIT = "5"  # s for another program's iptables to finish
 
 
@@ -27,6 +31,7 @@ def install(interfaces: Iterable[str], hold: Path, refuse: Path, queue: int) -> 
 
     Replaces, in one step, rules that are there already. Raises :exc:`UnsupportedHost`.
     """
+    interfaces = tuple(interfaces)
     picked = "".join(
         f"-A {CHAIN} -o {name} -m bpf --object-pinned {hold} -g {_QUEUE_CHAIN}\n"
         for name in interfaces
@@ -41,8 +46,11 @@ def install(interfaces: Iterable[str], hold: Path, refuse: Path, queue: int) -> 
         "COMMIT\n"
     )
     said = _run("iptables-restore", "--noflush", "--wait", _WAIT, given=rules)
-    if said is None and _iptables("-C", "OUTPUT", "-j", CHAIN) is not None:
-        said = _iptables("-A", "OUTPUT", "-j", CHAIN)
+    if said is None and not interfaces:
+        _remove_jumps()
+    for opening in _OPENINGS if interfaces else ():
+        if said is None and _iptables("-C", "OUTPUT", *opening, "-j", CHAIN) is not None:
+            said = _iptables("-A", "OUTPUT", *opening, "-j", CHAIN)
     if said is not None:
         raise UnsupportedHost(
             f"the rule that holds first packets cannot be installed ({said}); M2M needs iptables"
@@ -53,12 +61,17 @@ def install(interfaces: Iterable[str], hold: Path, refuse: Path, queue: int) -> 
 
 def remove() -> None:
     """Take the rules out; it is no error when they are not there."""
-    while _iptables("-D", "OUTPUT", "-j", CHAIN) is None:
-        pass
+    _remove_jumps()
     for chain in (CHAIN, _QUEUE_CHAIN):
         _iptables("-F", chain)
     for chain in (CHAIN, _QUEUE_CHAIN):
         _iptables("-X", chain)
+
+
+def _remove_jumps() -> None:
+    for opening in _OPENINGS:
+        while _iptables("-D", "OUTPUT", *opening, "-j", CHAIN) is None:
+            pass
 
 
 def _iptables(*arguments: str) -> str | None:

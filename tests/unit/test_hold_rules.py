@@ -10,6 +10,8 @@ import pytest
 from m2m.datapath import hold_rules
 from m2m.errors import UnsupportedHost
 
+OPENINGS = ("-p udp", "-p tcp --tcp-flags SYN,ACK SYN")
+
 # Notes its arguments and its input, and answers as the file `answer` says, if there is one.
 _STAND_IN = """#!/bin/sh
 cd {place}
@@ -65,14 +67,34 @@ def test_rules_are_replaced_in_one_step(iptables: Iptables) -> None:
     ]
     assert iptables.told == [
         "iptables-restore --noflush --wait 5",
-        "iptables --wait 5 -t mangle -C OUTPUT -j M2M-HOLD",
-    ], "the jump is there already"
+        *(f"iptables --wait 5 -t mangle -C OUTPUT {opening} -j M2M-HOLD" for opening in OPENINGS),
+    ], "the jumps are there already"
 
 
-def test_the_jump_is_added_when_it_is_not_there(iptables: Iptables) -> None:
-    iptables.answers('case "$*" in *-C*) exit 1;; esac')
+def test_a_jump_is_added_when_it_is_not_there(iptables: Iptables) -> None:
+    iptables.answers('case "$*" in *-C*udp*) exit 1;; esac')
     install("eth0")
-    assert iptables.told[-1] == "iptables --wait 5 -t mangle -A OUTPUT -j M2M-HOLD"
+    added = [line for line in iptables.told if "-A" in line]
+    assert added == ["iptables --wait 5 -t mangle -A OUTPUT -p udp -j M2M-HOLD"]
+
+
+def test_no_packet_is_looked_at_where_nothing_is_to_be_held(iptables: Iptables) -> None:
+    # What an agent that was killed had: a jump of each kind.
+    iptables.answers("test $(grep -c -- '-D' told) -ne 2 -a $(grep -c -- '-D' told) -ne 4")
+    install()
+    assert iptables.told == [
+        "iptables-restore --noflush --wait 5",
+        *removals(2),
+    ]
+    assert not [line for line in iptables.rules if " -o " in line]
+
+
+def removals(each: int) -> list[str]:
+    return [
+        f"iptables --wait 5 -t mangle -D OUTPUT {opening} -j M2M-HOLD"
+        for opening in OPENINGS
+        for _ in range(each)
+    ]
 
 
 def test_what_iptables_says_is_passed_on(iptables: Iptables) -> None:
@@ -90,13 +112,14 @@ def test_a_missing_iptables_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_every_jump_is_removed_and_absent_chains_are_no_error(
     iptables: Iptables, tmp_path: Path
 ) -> None:
-    # Two jumps are there: the third -D fails, and so does all that follows.
+    # Two of the first kind are there: the third -D fails, and so does all that follows.
     iptables.answers("test $(grep -c -- '-D' told) -le 2 || exit 1")
     hold_rules.remove()
-    assert [line.removeprefix("iptables --wait 5 -t mangle ") for line in iptables.told] == [
-        *["-D OUTPUT -j M2M-HOLD"] * 3,
-        "-F M2M-HOLD",
-        "-F M2M-QUEUE",
-        "-X M2M-HOLD",
-        "-X M2M-QUEUE",
+    assert iptables.told == [
+        *removals(3)[:4],
+        *(
+            f"iptables --wait 5 -t mangle {what} {chain}"
+            for what in ("-F", "-X")
+            for chain in ("M2M-HOLD", "M2M-QUEUE")
+        ),
     ]
