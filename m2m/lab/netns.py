@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -118,13 +118,19 @@ async def _keep_in_order(topology: Topology, lab: str, host: str, processor: int
     A wire keeps packets in order. Between namespaces each processor hands on what it has sent, so
     a packet can pass the one before it; where a rate is wanted, so is a wire.
     """
-    queues = [
-        f"/sys/class/net/{link.other(host)}/queues/rx-0/rps_cpus"
-        for link in topology.links_of(host)
-        if link.rate is not None
-    ]
-    if not queues or (os.cpu_count() or 1) == 1:
+    shaped = [link.other(host) for link in topology.links_of(host) if link.rate is not None]
+    if shaped:
+        await receive_on(lab, host, shaped, processor)
+
+
+async def receive_on(lab: str, host: str, devices: Sequence[str], processor: int) -> None:
+    """Have *processor* take what comes to *host* by *devices*, instead of the one that sent it.
+
+    Changes nothing where there is only one processor. Raises :exc:`LabError`.
+    """
+    if (os.cpu_count() or 1) == 1:
         return
+    queues = [f"/sys/class/net/{device}/queues/rx-0/rps_cpus" for device in devices]
     # Of all that is done to namespaces only this needs their own view of /sys.
     command = ["ip", "netns", "exec", namespace(lab, host), "tee", *queues]
     mask = f"{1 << processor:x}"
