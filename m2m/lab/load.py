@@ -140,21 +140,23 @@ async def sessions(lab: Lab) -> list[SessionInfo]:
     return msgspec.convert(await lab.ctl(CLIENT, "sessions"), list[SessionInfo])
 
 
-async def new_sessions(
+async def loaded(
     lab: Lab, port: int, number: int, before: Iterable[SessionInfo]
 ) -> list[SessionInfo]:
-    """The sessions to *port* that carry data and were not there *before*, once there are *number*.
+    """The sessions to *port* that have carried data since *before*, once there are *number*.
 
+    A connection can have the ports of one that ended a moment ago, and goes on with its session.
     Raises :exc:`LabError` when they do not come.
     """
-    old = {session.id for session in before}
+    carried = {session.id: _bytes(session) for session in before}
     found: list[SessionInfo] = []
     with trio.move_on_after(_PATIENCE):
         while True:
             found = [
                 one
                 for one in await sessions(lab)
-                if one.id not in old and one.supersession.dport == port and _carries(one)
+                if one.supersession.dport == port
+                and _bytes(one) - carried.get(one.id, 0) > _CARRIES
             ]
             if len(found) >= number:
                 return found
@@ -162,6 +164,6 @@ async def new_sessions(
     raise LabError(f"{len(found)} of {number} sessions to port {port} carry data")
 
 
-def _carries(session: SessionInfo) -> bool:
+def _bytes(session: SessionInfo) -> int:
     ways = (session.to_server, session.to_client)
-    return sum(way.bytes for way in ways if way is not None) > _CARRIES
+    return sum(way.bytes for way in ways if way is not None)

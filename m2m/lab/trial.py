@@ -51,12 +51,12 @@ async def run(lab: Lab, changes: Changes, *, proto: str, mode: ChangeMode, flows
     async with watch(lab, [CLIENT, SERVER], f"(tcp and not port {POLICY_PORT}) or udp") as watches:
         if proto == "tcp":
             async with load.bulk_load(lab, flows=flows, ways="both") as sending:
-                live = await load.new_sessions(lab, load.BULK, flows, before)
+                live = await load.loaded(lab, load.BULK, flows, before)
                 reports = await changes(live)
             sent: bulk.Report | datagrams.Report = sending.report
         else:
             async with load.datagram_load(lab, rate=UDP_RATE, flows=flows) as numbered:
-                live = await load.new_sessions(lab, load.DATAGRAMS, flows, before)
+                live = await load.loaded(lab, load.DATAGRAMS, flows, before)
                 reports = await changes(live)
             sent = numbered.report
     # What else there is: the last packets of earlier loads.

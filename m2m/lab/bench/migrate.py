@@ -168,7 +168,7 @@ async def _all_at_once(lab: Lab, mode: ChangeMode, rounds: int) -> list[ChangeRe
 
 async def _busiest(lab: Lab, number: int, before: Sequence[SessionInfo]) -> list[SessionInfo]:
     """iperf3's sessions with data; the one it controls them by carries little."""
-    return await load.new_sessions(lab, load.IPERF3, number, before)
+    return await load.loaded(lab, load.IPERF3, number, before)
 
 
 async def _harm(lab: Lab, plan: Plan, say: Say) -> list[Result]:
