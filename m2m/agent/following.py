@@ -74,10 +74,13 @@ class Following:
         sessions, changed = self._sessions, None
 
         def planner(hops: Sequence[HopReport], here: str, flow: Flow) -> Plan:
-            avoid = sessions.unanswering()
-            plan = plan_to_follow(policy.chain, hops, here, flow, sessions.policy, avoid)
+            plan = plan_to_follow(
+                policy.chain, hops, here, flow, sessions.policy, sessions.unanswering(),
+                sessions.placed,
+            )  # fmt: skip
             if plan is None:
                 raise _Follows
+            sessions.place(plan.hops, plan.steps)
             return plan
 
         while changed is not False:

@@ -6,7 +6,7 @@ run that comes, and where both end (R). Nothing here asks or waits for anybody.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from m2m.agent.api import HopReport
@@ -23,6 +23,7 @@ __all__ = ["Plan", "Unfit", "check", "describe", "hop_name", "plan", "plan_to_fo
 
 _POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
 _ENDS = ("client", "server")
+_NOTHING: Mapping[Address, int] = {}
 
 
 class Unfit(M2MError):
@@ -77,19 +78,20 @@ def plan(
     flow: Flow,
     policy: PolicySet,
     avoid: Container[Address] = (),
+    placed: Mapping[Address, int] = _NOTHING,
 ) -> Plan:
     """How to carry *wish* out on the path *hops* of the session *flow*.
 
-    *here* is the address of the host that is asked, *avoid* holds hosts that lately did not answer.
-    The wish has passed :func:`check`. Raises :exc:`Unfit`, and :exc:`M2MError` for what no chain
-    could ever fit.
+    *here* is the address of the host that is asked, *avoid* holds hosts that lately did not answer,
+    *placed* how many sessions hosts have been given since their loads were reported. The wish has
+    passed :func:`check`. Raises :exc:`Unfit`, and :exc:`M2MError` for what no chain could ever fit.
     """
     names = _Names(policy, here)
     first, last = _run(names, wish, hops)
     new = wish.new
     if wish.do is Do.DRAIN and not new:
         new = (names.the_type(wish.old[0]).name,)
-    return _plan(names, hops, first, last, new, flow, avoid)
+    return _plan(names, hops, first, last, new, flow, avoid, placed)
 
 
 def plan_to_follow(
@@ -99,6 +101,7 @@ def plan_to_follow(
     flow: Flow,
     policy: PolicySet,
     avoid: Container[Address] = (),
+    placed: Mapping[Address, int] = _NOTHING,
 ) -> Plan | None:
     """The next change on the way from the path *hops* to the NF types of *chain*; None: it is that.
 
@@ -125,10 +128,10 @@ def plan_to_follow(
 
     for first, last, new in gaps:
         if not any(awaited(hop, new) for hop in hops[first:last]):
-            return _plan(names, hops, first, last, new, flow, avoid)
+            return _plan(names, hops, first, last, new, flow, avoid, placed)
     for first, _, new in gaps:
         if new:  # what is awaited comes before what it replaces goes
-            return _plan(names, hops, first, first, new, flow, avoid)
+            return _plan(names, hops, first, first, new, flow, avoid, placed)
     return None
 
 
@@ -177,12 +180,13 @@ def _plan(
     new: Sequence[str],
     flow: Flow,
     avoid: Container[Address],
+    placed: Mapping[Address, int],
 ) -> Plan:
     if not 0 < first <= last < len(hops):
         raise Unfit("the client and the server of a session cannot be taken out of its chain")
     if max(last - first, len(new)) > MAX_RUN:
         raise M2MError(f"one change takes out or puts in at most {MAX_RUN} network functions")
-    chosen = _choose(names, hops, new, flow, avoid)
+    chosen = _choose(names, hops, new, flow, avoid, placed)
     steps = []
     for hop in hops[first:last]:
         heir = next((one.address for nf, one in chosen if _inherits(names, hop, nf)), None)
@@ -206,6 +210,7 @@ def _choose(
     new: Sequence[str],
     flow: Flow,
     avoid: Container[Address],
+    placed: Mapping[Address, int],
 ) -> list[tuple[NfType, Instance]]:
     """An instance for each of *new*; none that is on the path already."""
     there = {parse_address(hop.address) for hop in hops}
@@ -214,7 +219,9 @@ def _choose(
     for name in new:
         nf, instance = names.resolve(name)
         if instance is None:
-            usable = [one for one in candidates(nf, flow, avoid) if one.address not in there]
+            usable = [
+                one for one in candidates(nf, flow, avoid, placed) if one.address not in there
+            ]
             if not usable:
                 raise M2MError(
                     f"{nf.name} has no instance that could be put into the path {describe(hops)}: "

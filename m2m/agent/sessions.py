@@ -9,12 +9,13 @@ way of a set-up nothing here waits for another task.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
     Container,
+    Iterable,
     Iterator,
     Sequence,
 )
@@ -74,6 +75,7 @@ from m2m.protocol.translation import (
     entries_for,
     view_and_spare,
 )
+from m2m.protocol.update import Step
 from m2m.protocol.wire import Hop, Message, next_host
 from nf_adapters.state import StateAdapter
 
@@ -122,6 +124,8 @@ class Sessions:
         self.journal = journal
         self.turn = turn
         self.policy = EMPTY
+        # Sessions that hosts have been given since the loads in force were reported.
+        self.placed: Counter[Address] = Counter()
         # Network functions that are not declared any more, but may still have sessions.
         self.former_nfs: dict[tuple[Address, Kind], str] = {}
         self._network = network
@@ -184,13 +188,14 @@ class Sessions:
         try:
             hops = [
                 Hop(one.address, _POSITIONS[one.kind], one.nf_type)
-                for one in resolve(self.policy, policy, flow, self.unanswering())
+                for one in resolve(self.policy, policy, flow, self.unanswering(), self.placed)
             ]
             route = self.route_to(hops[0].address)
         except (ChainError, NoRoute) as error:
             async with self.turn:
                 await self._do(Refuse(flow, fail_open, str(error), None))
             return
+        self.place(hops)
         hops.append(Hop(flow.dst, Position.SERVER))
         await self.feed(
             Opened(
@@ -219,6 +224,8 @@ class Sessions:
             changed = (policy.rules, policy.policies) != (self.policy.rules, self.policy.policies)
             if changed and self._holds:  # else only loads have changed
                 await self.datapath.load_policy(exempting(policy, self._own_traffic))
+            if policy.nfs != self.policy.nfs:
+                self.placed.clear()
             for nf in self.policy.nfs:
                 for one in nf.instances:
                     self.former_nfs[one.address, nf.kind] = f"{nf.name}/{one.name}"
@@ -381,6 +388,15 @@ class Sessions:
             now = trio.current_time()
             self._avoid = {host: until for host, until in self._avoid.items() if until > now}
         return self._avoid
+
+    def place(self, come: Iterable[Hop], go: Iterable[Step] = ()) -> None:
+        """These hosts have been chosen for one more session, and others for one less.
+
+        A thousand sessions that begin, or are moved, between two reports of loads would else all
+        go to the host that had the fewest.
+        """
+        self.placed.update(hop.address for hop in come)
+        self.placed.subtract(step.address for step in go)
 
     def _tell(self, kind: EventKind, view: SessionView, why: str) -> None:
         if _log.is_enabled_for(logging.DEBUG):  # the texts cost more than the rest

@@ -41,7 +41,11 @@ async def carry_out(
     def planner(hops: Sequence[HopReport], here: str, flow: Flow) -> Plan:
         if order.nf is not None and not _is_of_type(order.nf, hops, here):
             raise Unfit(f"this host is not {order.nf} to the session")
-        return plan(order.wish, hops, here, flow, sessions.policy, sessions.unanswering())
+        made = plan(
+            order.wish, hops, here, flow, sessions.policy, sessions.unanswering(), sessions.placed
+        )
+        sessions.place(made.hops, made.steps)
+        return made
 
     wanted = Wanted(planner, order.asker, order.mode, progress, named=bool(order.sessions))
 

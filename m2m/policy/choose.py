@@ -7,7 +7,7 @@ choose alike for the same flow, loads and hosts to avoid.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from m2m.errors import M2MError
@@ -15,6 +15,9 @@ from m2m.policy.rules import Choose, Instance, Kind, NfType, Policy, PolicySet
 from m2m.protocol.flow import Address, Flow, format_address, is_ipv4
 
 __all__ = ["ChainError", "Resolved", "assign", "candidates", "resolve"]
+
+
+_NOTHING: Mapping[Address, int] = {}
 
 
 class ChainError(M2MError):
@@ -31,12 +34,17 @@ class Resolved(NamedTuple):
 
 
 def resolve(
-    policy_set: PolicySet, policy: Policy, flow: Flow, avoid: Container[Address] = ()
+    policy_set: PolicySet,
+    policy: Policy,
+    flow: Flow,
+    avoid: Container[Address] = (),
+    placed: Mapping[Address, int] = _NOTHING,
 ) -> tuple[Resolved, ...]:
     """The middleboxes that *flow* (client to server) passes under *policy*, client side first.
 
     Every NF type chooses in its own way (:class:`Choose`); *avoid* holds hosts that lately did
-    not answer, which ``choose=agent`` takes only when nothing else is left. No host comes twice,
+    not answer, which ``choose=agent`` takes only when nothing else is left; *placed* says how many
+    sessions hosts have been given since their loads were reported. No host comes twice,
     none is the session's own client or server, and all are of the session's address family: a
     later choice gives way to an earlier one, and an earlier one to the chain standing at all.
 
@@ -48,7 +56,7 @@ def resolve(
         if name not in types:
             raise ChainError(f"policy {policy.id} names NF type {name}, which nobody declared")
         wanted.append(types[name])
-    options = [candidates(nf, flow, avoid) for nf in wanted]
+    options = [candidates(nf, flow, avoid, placed) for nf in wanted]
     for nf, usable in zip(wanted, options, strict=True):
         if not usable:
             raise ChainError(f"{flow}: {_why_none(nf, flow)}")
@@ -107,8 +115,10 @@ def _can_serve(wishes: list[list[Address]], taken: set[Address]) -> bool:
     return all(place(wish, set()) for wish in range(len(wishes)))
 
 
-def candidates(nf: NfType, flow: Flow, avoid: Container[Address]) -> list[Instance]:
-    """The instances of *nf* that can serve *flow*, the preferred one first."""
+def candidates(
+    nf: NfType, flow: Flow, avoid: Container[Address], placed: Mapping[Address, int]
+) -> list[Instance]:
+    """The instances of *nf* that can serve *flow*, the preferred one first (:func:`resolve`)."""
     usable = [
         instance
         for instance in nf.instances
@@ -120,7 +130,8 @@ def candidates(nf: NfType, flow: Flow, avoid: Container[Address]) -> list[Instan
     packed = flow.pack()
     usable.sort(key=lambda instance: _weight(nf, instance, packed), reverse=True)
     if nf.choose is Choose.LEAST_LOADED:
-        usable.sort(key=lambda instance: instance.load)  # stable: the hash breaks ties
+        # Stable: the hash breaks ties.
+        usable.sort(key=lambda one: one.load + placed.get(one.address, 0))
     elif nf.choose is Choose.AGENT:
         usable.sort(key=lambda instance: instance.address in avoid)
     return usable

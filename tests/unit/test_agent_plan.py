@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from m2m.agent.plan import Plan, Unfit, check, describe, hop_name, plan, plan_to
 from m2m.errors import M2MError
 from m2m.policy.compile import compile_policy
 from m2m.policy.language import parse
-from m2m.protocol.flow import Flow, format_address, parse_address
+from m2m.protocol.flow import Address, Flow, format_address, parse_address
 
 POLICY = compile_policy(
     parse(
@@ -139,6 +141,22 @@ def test_a_host_that_does_not_answer_is_taken_last() -> None:
         wish = Wish(Do.INSERT, new=("a",), after="client")
         made = plan(wish, path(), "10.0.1.1", FLOW, policy, {parse_address(away)})
         assert format_address(made.hops[0].address) != away
+
+
+def test_a_drained_instances_sessions_are_shared_by_the_others() -> None:
+    policy = compile_policy(
+        parse(
+            "nf a tap choose=least-loaded { a1 = 10.0.2.1, a2 = 10.0.2.2, a3 = 10.0.2.3 }"
+            "match(any) >> {a}"
+        )
+    )
+    report = msgspec.structs.replace(path("ids/ids1")[1], address="10.0.2.1", nf="a/a1")
+    hops = (USUAL[0], report, USUAL[-1])
+    placed: Counter[Address] = Counter()
+    for _ in range(10):
+        made = plan(Wish(Do.DRAIN, ("a1",)), hops, "10.0.1.1", FLOW, policy, (), placed)
+        placed.update(hop.address for hop in made.hops)
+    assert sorted(placed.values()) == [5, 5]
 
 
 @pytest.mark.parametrize(

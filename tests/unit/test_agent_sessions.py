@@ -4,7 +4,9 @@ import gc
 import logging
 import os
 import sys
+from collections import Counter
 
+import msgspec
 import pytest
 import structlog
 import trio
@@ -13,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from m2m.agent.api import EventKind, Role, SessionState
 from m2m.datapath import Limits, Reason
 from m2m.datapath.fake import FakeKernel, Fate, Outcome, Tcp
+from m2m.policy.rules import PolicySet
 from m2m.protocol.events import Ended
 from m2m.protocol.flow import Flow, parse_address
 from m2m.protocol.translation import Action, Hook, Position
@@ -127,6 +130,37 @@ async def test_the_host_that_did_not_answer_is_blamed_and_avoided(
             await pass_time(1.2)
         refusals = chain.client.journal.counts["refused"]
         assert 1 <= refusals <= 5  # one in ten seconds, while it is not avoided
+
+
+async def test_the_least_loaded_are_not_given_all_until_the_next_report(
+    autojump_clock: MockClock,
+) -> None:
+    text = f"""
+    nf ids tap choose=least-loaded {{ ids1 = {IDS}, ids2 = {FIREWALL} }}
+    match(dstport=80) >> {{ids}} fail=closed
+    """
+    async with running() as chain:
+        sessions = chain.client.sessions
+        await sessions.load_policy(policy_set(text, 2))
+        for sport in range(1, 21):
+            chain.client.open(80, sport)
+        firsts = Counter(message.subsession.dst for _, _, message in await syns(chain))
+        assert firsts == {chain.ids.address: 10, chain.firewall.address: 10}
+        await sessions.load_policy(with_loads(policy_set(text, 2), 10, 30))
+        assert not sessions.placed, "they are in the report"
+        for sport in range(21, 31):
+            chain.client.open(80, sport)
+        firsts = Counter(message.subsession.dst for _, _, message in await syns(chain))
+        assert firsts == {chain.ids.address: 20, chain.firewall.address: 10}
+
+
+def with_loads(policy: PolicySet, *loads: float) -> PolicySet:
+    (nf,) = policy.nfs
+    told = tuple(
+        msgspec.structs.replace(one, load=load)
+        for one, load in zip(nf.instances, loads, strict=True)
+    )
+    return msgspec.structs.replace(policy, nfs=(msgspec.structs.replace(nf, instances=told),))
 
 
 async def syns(chain: Chain) -> list[tuple[bytes, bytes, Syn]]:

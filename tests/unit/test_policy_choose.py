@@ -119,6 +119,18 @@ def test_least_loaded() -> None:
     assert chosen == {"x", "y"}
 
 
+def test_what_was_sent_there_since_the_report_counts() -> None:
+    whole = policy_set(f"nf a tap choose=least-loaded {FOUR}")
+    whole = loaded(whole, {"w": 9, "x": 0, "y": 4, "z": 9})
+    placed: Counter[Address] = Counter()
+    chosen: Counter[str] = Counter()
+    for flow in FLOWS[:10]:
+        [one] = resolve(whole, whole.policies[0], flow, (), placed)
+        placed[one.address] += 1
+        chosen[one.instance_name] += 1
+    assert chosen == {"x": 7, "y": 3}, "both have seven now"
+
+
 def test_agent_passes_over_hosts_that_did_not_answer() -> None:
     nfs = f"nf a tap choose=agent {FOUR}"
     [first] = hosts(nfs)
