@@ -12,5 +12,7 @@
     session      the state machines: one table, and why it ends well
     register     which sessions are here, and which were lately
     reasons      why sessions end, in words and in messages
-    node         one host's end of the protocol, carrying out the table
+    steps        what is done in each step, carrying out the table
+    migration    changes of the chains of live sessions, and the way to the files about them
+    node         one host's end of the protocol: the session of each event, and its step
 """

@@ -1,8 +1,8 @@
 """One host's end of the session protocol: events in, commands out.
 
-:class:`Node` finds the session that an event is about, looks up what to do in the table of
-:mod:`m2m.protocol.session`, and does it. What changes the chain of a session that stands is left
-to :mod:`m2m.protocol.migration`. Neither has a socket or a clock; time passes by the timers they
+:class:`Node` finds the session that an event is about, or makes it, and lets it take its step
+(:mod:`m2m.protocol.steps`). What changes the chain of a session that stands is left to
+:mod:`m2m.protocol.migration`. None of them has a socket or a clock; time passes by the timers they
 ask for, one of each kind per session.
 """
 
@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final
 
 from m2m.errors import M2MError
-from m2m.protocol.change import UpdateSettings
+from m2m.protocol.change import Commands
 from m2m.protocol.commands import (
-    CancelTimer,
-    Closed,
     Command,
-    Established,
     Install,
     Refuse,
-    Remove,
     Send,
     SetTimer,
-    Steer,
 )
 from m2m.protocol.events import (
     Acked,
@@ -48,8 +43,7 @@ from m2m.protocol.events import (
     Timer,
     TimerFired,
 )
-from m2m.protocol.flow import Address, Flow, Proto, format_address, is_ipv4
-from m2m.protocol.migration import Migration
+from m2m.protocol.flow import Address, format_address
 from m2m.protocol.ports import PortAllocator, PortsExhausted
 from m2m.protocol.reasons import (
     LEFT_KNOWS,
@@ -59,13 +53,13 @@ from m2m.protocol.reasons import (
     describe_hop,
     hop_silent,
     install_failed,
-    notice,
     replaced,
     told,
     unknown,
 )
 from m2m.protocol.register import Register
-from m2m.protocol.session import TABLE, Action, Ending, Input, Opening, Role, Session, State
+from m2m.protocol.session import Input, Opening, Role, Session, State
+from m2m.protocol.steps import Settings, SetUp, Steps
 from m2m.protocol.translation import Position, SessionView
 from m2m.protocol.update import UpdateReject, UpdateSyn
 from m2m.protocol.wire import (
@@ -84,34 +78,7 @@ from m2m.protocol.wire import (
 __all__ = ["Node", "Settings"]
 
 
-class Settings(NamedTuple):
-    """Times, in seconds."""
-
-    setup_timeout: float = 1.0  # a client waits this long for its chain
-    confirm_timeout: float = 3.0  # other hosts for the client's ACK
-    teardown_timeout: float = 10.0  # and all for a neighbour's FINACK
-    retry: float = 0.02  # before a message is sent again; doubles each time
-    retry_max: float = 1.0
-    # Nobody waits for a teardown, and thousands of sessions may end at once.
-    teardown_retry: float = 0.2
-    probe: float = 60.0  # before a client asks whether its path is still there; doubles
-    probe_max: float = 3600.0
-    update: UpdateSettings = UpdateSettings()
-
-
-_PATIENCE_SHARE = 0.9  # of what the left neighbour waits
 _ADOPTED_APART = 0.001  # s, about, between questions of a restarted agent
-_HEADERS_V4 = 40  # IP and TCP headers without options: MTU - MSS
-_HEADERS_V6 = 60
-
-Commands: TypeAlias = list[Command]
-
-
-class _SetUp(NamedTuple):
-    """A SYN, and the way to the next host if there is one."""
-
-    syn: Syn
-    route: Route | None
 
 
 class Node:
@@ -130,13 +97,8 @@ class Node:
         self._register = Register()
         self.sessions = self._register.by_id
         self._rng = rng
-        self._migration = Migration(
-            settings.update, ports, self._register, rng, self._step, self._join, self._claim
-        )
-        self._limits: Final = {
-            State.CONFIRMING: settings.confirm_timeout,
-            State.CLOSING: settings.teardown_timeout,
-        }
+        self._steps = Steps(settings, ports, self._register, rng, self._join)
+        self._migration = self._steps.migration
 
     def view(self, session: int) -> SessionView | None:
         """A session as the datapath knows it; None when it is not here."""
@@ -157,7 +119,7 @@ class Node:
             if old.state is State.OPENING and old.role is Role.CLIENT:
                 return out  # its packets will go with those that are waiting
             # The kernel knows nothing of it any more, or it would not have held the packet.
-            self._step(out, old, Input.REPLACED, replaced(flow))
+            self._steps.take(out, old, Input.REPLACED, replaced(flow))
         try:
             check_chain(chain)
             _check_visits(chain, route.source)
@@ -180,7 +142,7 @@ class Node:
         session.fail_open = event.fail_open
         self._register.list(session)
         out.append(Send(right.dst, syn))
-        self._set_timer(out, session)
+        self._steps.set_timer(out, session)
         return out
 
     def _received(self, event: Received) -> Commands:
@@ -199,7 +161,7 @@ class Node:
         assert isinstance(message, Syn)
         out: Commands = []
         session = self._register.get(message.session)
-        setup = _SetUp(message, event.route)
+        setup = SetUp(message, event.route)
         if session is None:
             self._admit(out, setup)
             return out
@@ -212,7 +174,7 @@ class Node:
             _refuse(out, message, Why(Cause.NOT_MINE, text, leg.dst))
         else:
             same = session.left == leg
-            self._step(out, session, Input.SYN if same else Input.SYN_NEW_LEG, setup)
+            self._steps.take(out, session, Input.SYN if same else Input.SYN_NEW_LEG, setup)
         return out
 
     def _synack(self, event: Received) -> Commands:
@@ -224,7 +186,7 @@ class Node:
         if session is None or session.right != message.subsession:
             return [Send(event.peer, unknown(message))]
         out: Commands = []
-        self._step(out, session, Input.SYNACK, message)
+        self._steps.take(out, session, Input.SYNACK, message)
         return out
 
     def _ack(self, event: Received) -> Commands:
@@ -235,7 +197,7 @@ class Node:
         if session is None or not (session.left == leg or self._migration.accepts(session, leg)):
             return [Send(event.peer, unknown(message))]
         out: Commands = []
-        self._step(out, session, Input.ACK)
+        self._steps.take(out, session, Input.ACK)
         return out
 
     def _over(self, event: Received) -> Commands:
@@ -250,7 +212,7 @@ class Node:
             out.append(Send(event.peer, FinAck(message.session, leg)))
             if session is not None:
                 if session.ending is not None and session.ending.spare_leg == leg:
-                    self._step(out, session, Input.LEFT_DONE, SPARE_KNOWS)
+                    self._steps.take(out, session, Input.LEFT_DONE, SPARE_KNOWS)
                 else:
                     self._migration.spare_over(out, session, leg, told(message, by_left=False))
             return out
@@ -263,7 +225,7 @@ class Node:
             out.append(Send(event.peer, FinAck(message.session, leg)))
         # else our own notice is on its way, and repeated until it is there: it is the answer
         what = Input.LEFT_OVER if from_left else Input.RIGHT_OVER
-        self._step(out, session, what, told(message, by_left=from_left))
+        self._steps.take(out, session, what, told(message, by_left=from_left))
         return out
 
     def _finack(self, event: Received) -> Commands:
@@ -273,11 +235,11 @@ class Node:
         session = self._register.get(message.session)
         if session is not None:
             if message.subsession == session.left:
-                self._step(out, session, Input.LEFT_DONE, LEFT_KNOWS)
+                self._steps.take(out, session, Input.LEFT_DONE, LEFT_KNOWS)
             elif message.subsession == session.right:
-                self._step(out, session, Input.RIGHT_DONE, RIGHT_KNOWS)
+                self._steps.take(out, session, Input.RIGHT_DONE, RIGHT_KNOWS)
             elif session.ending is not None and message.subsession == session.ending.spare_leg:
-                self._step(out, session, Input.RIGHT_DONE, SPARE_KNOWS)
+                self._steps.take(out, session, Input.RIGHT_DONE, SPARE_KNOWS)
         return out
 
     def _timer_fired(self, event: TimerFired) -> Commands:
@@ -289,10 +251,10 @@ class Node:
             return out
         session.waited += session.delay
         session.delay = 0.0
-        if session.waited < self._limit(session) - 1e-6:
-            self._step(out, session, Input.TIMER)
+        if session.waited < self._steps.limit(session) - 1e-6:
+            self._steps.take(out, session, Input.TIMER)
         else:
-            self._step(out, session, Input.EXPIRED, hop_silent(session))
+            self._steps.take(out, session, Input.EXPIRED, hop_silent(session))
         return out
 
     def _install_failed(self, event: InstallFailed) -> Commands:
@@ -300,7 +262,7 @@ class Node:
         session = self._register.get(event.session)
         if session is not None and not self._migration.failed(out, session, event.why):
             session.held = session.role is Role.CLIENT  # it was not Steered after all
-            self._step(out, session, Input.FAILED, install_failed(session, event.why))
+            self._steps.take(out, session, Input.FAILED, install_failed(session, event.why))
         return out
 
     def _ended_event(self, event: Ended) -> Commands:
@@ -309,7 +271,7 @@ class Node:
         if session is not None:
             opening = session.state in (State.OPENING, State.CONFIRMING)
             cause = Cause.ABANDONED if opening else None
-            self._step(out, session, Input.ENDED, Why(cause, event.why))
+            self._steps.take(out, session, Input.ENDED, Why(cause, event.why))
         return out
 
     def _adopted(self, event: Adopted) -> Commands:
@@ -340,7 +302,7 @@ class Node:
 
     # -- new sessions -------------------------------------------------------------------
 
-    def _admit(self, out: Commands, setup: _SetUp) -> None:
+    def _admit(self, out: Commands, setup: SetUp) -> None:
         """A SYN of a session that is not here: make it, or say why not."""
         syn, route = setup
         leg, me = syn.subsession, syn.chain[0]
@@ -360,30 +322,7 @@ class Node:
             syn.session, me.kind, State.CONFIRMING if right is None else State.OPENING,
             syn.supersession, leg, right, syn.policy, syn.generation,
         )  # fmt: skip
-        self._start(out, session, setup)
-
-    def _start(self, out: Commands, session: Session, setup: _SetUp) -> None:
-        """Pass a SYN on and install; at the server, install and answer it."""
-        syn, route = setup
-        assert session.left is not None
-        self._displace(out, session)
-        self._register.list(session)
-        session.mtu = syn.mtu if route is None else min(syn.mtu, route.mtu)
-        if session.right is not None:
-            patience = syn.patience / 1000 * _PATIENCE_SHARE
-            onward = Syn(
-                syn.session, session.right, syn.supersession, syn.chain[1:], session.mtu,
-                syn.policy, syn.generation, max(1, int(patience * 1000)),
-            )  # fmt: skip
-            session.opening = Opening(onward, patience)
-            # First the SYN: while this host installs, the next one is at work already.
-            out.append(Send(session.right.dst, onward))
-            out.append(Install(session.view))
-        else:
-            session.mss = _mss(session)
-            out.append(Install(session.view))
-            out.append(Send(session.left.src, SynAck(session.id, session.left, session.mtu)))
-        self._set_timer(out, session)
+        self._steps.start(out, session, setup)
 
     def _join(self, out: Commands, syn: UpdateSyn, route: Route | None) -> None:
         """An UPDATE-SYN has come to a host that is to be a new hop of a session that stands."""
@@ -413,31 +352,14 @@ class Node:
             syn.session, me.kind, State.ADOPTED, syn.supersession, leg, right, syn.policy,
             syn.generation,
         )  # fmt: skip
-        self._displace(out, session)
+        self._steps.displace(out, session)
         self._register.list(session)
         session.mtu = min(syn.mtu, route.mtu)
         # First of all: R answers L and not this host, so packets may come as soon as R knows.
         out.append(Install(session.view))
         self._migration.joined(out, session, syn)
 
-    def _displace(self, out: Commands, session: Session) -> None:
-        """End what cannot be beside this session."""
-        for old in sorted(self._register.rivals(session), key=lambda old: old.id):
-            if session.left is not None and self._migration.accepts(old, session.left):
-                self._migration.drop_spare(out, old)
-            else:
-                self._step(out, old, Input.REPLACED, replaced(session.supersession))
-
-    def _claim(self, out: Commands, session: Session, leg: Flow) -> None:
-        """Whoever else has this left leg has it from a host that has forgotten it."""
-        old = self._register.with_left(leg)
-        if old is not None and old is not session:
-            if self._migration.accepts(old, leg):
-                self._migration.drop_spare(out, old)
-            else:
-                self._step(out, old, Input.REPLACED, replaced(old.supersession))
-
-    def _objection(self, setup: _SetUp) -> Why | None:
+    def _objection(self, setup: SetUp) -> Why | None:
         """What speaks against a new session at this host."""
         syn, route = setup
         leg, me = syn.subsession, syn.chain[0]
@@ -457,171 +379,7 @@ class Node:
             return Why(Cause.LOOP, f"the chain visits {here} twice in a row", leg.dst)
         return None
 
-    # -- actions, one method for each of the table's ------------------------------------
-
-    def _step(self, out: Commands, session: Session, what: Input, detail: object = None) -> None:
-        """Take one transition of the table."""
-        found = TABLE[session.role][session.state].get(what)
-        if found is None:
-            return
-        action, state = found
-        if state is not session.state:
-            session.state = state
-            session.waited = session.delay = 0.0
-        _ACTIONS[action](self, out, session, detail)
-
-    def _send_syn(self, out: Commands, session: Session, _detail: object) -> None:
-        assert session.right is not None
-        assert session.opening is not None
-        out.append(Send(session.right.dst, session.opening.syn))
-        self._set_timer(out, session)
-
-    def _send_synack(self, out: Commands, session: Session, detail: object) -> None:
-        assert session.left is not None
-        if isinstance(detail, SynAck):
-            session.mtu = detail.mtu
-            session.opening = None
-        elif isinstance(detail, _SetUp) and not session.mtu:  # adopted: nobody knows, and the
-            session.mtu = detail.syn.mtu  # client, being established, does not care
-        out.append(Send(session.left.src, SynAck(session.id, session.left, session.mtu)))
-        if session.state is State.CONFIRMING:
-            self._set_timer(out, session)
-
-    def _establish(self, out: Commands, session: Session, detail: object) -> None:
-        assert isinstance(detail, SynAck)
-        assert session.opening is not None
-        if detail.mtu < session.mtu:
-            session.mtu = detail.mtu
-            session.mss = _mss(session)
-        session.held = False
-        session.opening = None
-        out.append(Install(session.view))
-        out.append(Steer(session.supersession))
-        self._send_ack(out, session, None)
-        out.append(Established(session.view))
-        session.delay = self.settings.probe
-        out.append(SetTimer(session.id, session.delay))
-
-    def _accept(self, out: Commands, session: Session, _detail: object) -> None:
-        if session.right is not None:
-            self._send_ack(out, session, None)
-        out.append(CancelTimer(session.id))
-        out.append(Established(session.view))
-
-    def _send_ack(self, out: Commands, session: Session, _detail: object) -> None:
-        if session.right is not None:
-            out.append(Send(session.right.dst, Ack(session.id, session.right)))
-
-    def _probe(self, out: Commands, session: Session, _detail: object) -> None:
-        self._send_ack(out, session, None)
-        self._probe_later(out, session)
-
-    def _probe_later(self, out: Commands, session: Session) -> None:
-        settings = self.settings
-        session.delay = min(max(session.waited, settings.probe), settings.probe_max)
-        out.append(SetTimer(session.id, session.delay))
-
-    def _reopen(self, out: Commands, session: Session, detail: object) -> None:
-        assert isinstance(detail, _SetUp)
-        syn = detail.syn
-        if session.right is not None and session.right.dst != syn.chain[1].address:
-            text = "the session was set up again with another chain"
-            self._step(out, session, Input.REPLACED, Why(Cause.NOT_MINE, text))
-            return
-        self._migration.closing(out, session, Why(Cause.REPLACED, "the session is set up anew"))
-        if session.left != syn.subsession:
-            out.append(Remove(session.view))
-            self._register.unlist(session)
-            session.left = syn.subsession
-        self._start(out, session, detail)
-
-    def _close(self, out: Commands, session: Session, detail: object) -> None:
-        assert isinstance(detail, Why)
-        cause, text, blame, left_knows, right_knows, _ = detail
-        leg, ours = self._migration.closing(out, session, detail)
-        self._register.unlist(session)
-        if session.held:
-            session.held = False
-            out.append(Refuse(session.supersession, session.fail_open, text, blame))
-        else:
-            out.append(Remove(session.view))
-        session.opening = None
-        session.ending = Ending(
-            cause, clip(text), blame,
-            left=session.left is not None and not left_knows,
-            right=session.right is not None and not right_knows,
-            spare=leg is not None, spare_leg=leg, spare_ports=ours,
-        )  # fmt: skip
-        self._repeat(out, session, None)
-
-    def _repeat(self, out: Commands, session: Session, _detail: object) -> None:
-        ending = session.ending
-        assert ending is not None
-        if not (ending.left or ending.right or ending.spare):
-            self._forget(out, session, None)
-            return
-        if ending.spare and ending.spare_leg is not None:
-            leg = ending.spare_leg
-            peer = leg.dst if ending.spare_ports else leg.src
-            out.append(Send(peer, notice(session.id, leg, ending)))
-        if ending.left and session.left is not None:
-            out.append(Send(session.left.src, notice(session.id, session.left, ending)))
-        if ending.right and session.right is not None:
-            out.append(Send(session.right.dst, notice(session.id, session.right, ending)))
-        self._set_timer(out, session)
-
-    def _tick_off(self, out: Commands, session: Session, detail: object) -> None:
-        assert isinstance(detail, Why)
-        assert session.ending is not None
-        session.ending = ending = session.ending._replace(
-            left=session.ending.left and not detail.left_knows,
-            right=session.ending.right and not detail.right_knows,
-            spare=session.ending.spare and not detail.spare_knows,
-        )
-        if not (ending.left or ending.right or ending.spare):
-            self._forget(out, session, None)
-
-    def _forget(self, out: Commands, session: Session, _detail: object) -> None:
-        assert session.ending is not None
-        session.state = State.GONE
-        session.delay = 0.0
-        self._register.forget(session)
-        if session.right is not None:
-            self.ports.release(session.right)
-        if session.ending.spare_leg is not None and session.ending.spare_ports:
-            self.ports.release(session.ending.spare_leg)
-        out.append(CancelTimer(session.id))
-        out.append(Closed(session.view, session.ending.text))
-
-    def _ask(self, out: Commands, session: Session, _detail: object) -> None:
-        self._migration.ask_left(out, session)
-        self._probe_later(out, session)
-
-    def _confirm(self, out: Commands, session: Session, _detail: object) -> None:
-        out.append(CancelTimer(session.id))
-        out.append(Established(session.view))
-
     # -- bookkeeping --------------------------------------------------------------------
-
-    def _limit(self, session: Session) -> float:
-        """How long a session may stay in its state, in seconds."""
-        if session.state is State.OPENING and session.opening is not None:
-            return session.opening.patience
-        return self._limits.get(session.state, float("inf"))
-
-    def _set_timer(self, out: Commands, session: Session) -> None:
-        """Come back after twice the last time, or when the state may last no longer.
-
-        The times double, so what a session has waited is what it waits next: 1 + 1 + 2 + 4 ...
-        """
-        if session.delay:
-            return  # one is running
-        settings = self.settings
-        closing = session.state is State.CLOSING
-        first = settings.teardown_retry if closing else settings.retry
-        delay = min(max(session.waited, first), settings.retry_max)
-        session.delay = min(delay, self._limit(session) - session.waited)
-        out.append(SetTimer(session.id, session.delay))
 
     def _new_id(self) -> int:
         while True:
@@ -643,14 +401,6 @@ def _refuse(out: Commands, syn: Syn, why: Why) -> None:
     leg = syn.subsession
     assert why.cause is not None
     out.append(Send(leg.src, Rst(syn.session, leg, why.cause, clip(why.text), why.blame)))
-
-
-def _mss(session: Session) -> int:
-    """What to clamp the MSS option to, so that segments fit the path; 0: leave it alone."""
-    flow = session.supersession
-    if flow.proto != Proto.TCP:
-        return 0
-    return session.mtu - (_HEADERS_V4 if is_ipv4(flow.dst) else _HEADERS_V6)
 
 
 _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {
@@ -679,19 +429,4 @@ _RECEIVERS: Final[dict[type, Callable[[Node, Received], Commands]]] = {
     Fin: Node._over,
     Rst: Node._over,
     FinAck: Node._finack,
-}
-_ACTIONS: Final[dict[Action, Callable[[Node, Commands, Session, object], None]]] = {
-    Action.SEND_SYN: Node._send_syn,
-    Action.SEND_SYNACK: Node._send_synack,
-    Action.ESTABLISH: Node._establish,
-    Action.ACCEPT: Node._accept,
-    Action.SEND_ACK: Node._send_ack,
-    Action.PROBE: Node._probe,
-    Action.REOPEN: Node._reopen,
-    Action.CLOSE: Node._close,
-    Action.REPEAT: Node._repeat,
-    Action.TICK_OFF: Node._tick_off,
-    Action.FORGET: Node._forget,
-    Action.ASK: Node._ask,
-    Action.CONFIRM: Node._confirm,
 }

@@ -140,7 +140,7 @@ class Input(IntEnum):
 
 
 class Action(IntEnum):
-    """What a host does about it (:class:`~m2m.protocol.node.Node` has a method for each)."""
+    """What a host does about it (:class:`~m2m.protocol.steps.Steps` has a method for each)."""
 
     SEND_SYN = 0  # again
     SEND_SYNACK = 1  # to the left: for the first time, or again
