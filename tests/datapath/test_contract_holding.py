@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from m2m.datapath import Held, Reason, Verdict
-from m2m.datapath.fake import Tcp
+from m2m.datapath.fake_packets import Tcp
 from m2m.policy.rules import EMPTY, Fail, PolicySet
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Entry, Hook, Position

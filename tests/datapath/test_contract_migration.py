@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from m2m.datapath import Acked, DatapathError, Holding, HoldOverflow, Reached, Reason
-from m2m.datapath.fake import Tcp
+from m2m.datapath.fake_packets import Tcp
 from m2m.protocol.flow import Proto
 from m2m.protocol.translation import Action, Entry, Hook, Position, Toward
 from tests.datapath.conftest import Listen, OpenRig

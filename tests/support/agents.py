@@ -17,7 +17,9 @@ from m2m.agent.path import Paths
 from m2m.agent.sessions import Sessions
 from m2m.agent.turn import Turn
 from m2m.agent.watch import NoRoute, Way
-from m2m.datapath.fake import FakeDatapath, FakeKernel, Fate, Outcome, Tcp
+from m2m.datapath.fake import FakeDatapath
+from m2m.datapath.fake_kernel import FakeKernel, Fate, Outcome
+from m2m.datapath.fake_packets import Tcp
 from m2m.policy.compile import compile_policy
 from m2m.policy.language import parse_source
 from m2m.policy.rules import PolicySet

@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from m2m.agent.api import Role
-from m2m.datapath.fake import Fate, Outcome
+from m2m.datapath.fake_kernel import Fate, Outcome
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import Flow, parse_address
 from m2m.protocol.translation import Hook

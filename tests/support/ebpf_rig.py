@@ -19,7 +19,7 @@ import trio.testing
 
 from m2m.datapath import Datapath, Limits
 from m2m.datapath.bpf import EbpfDatapath
-from m2m.datapath.fake import Tcp
+from m2m.datapath.fake_packets import Tcp
 from m2m.protocol.flow import Address, Flow, Proto, format_address
 from m2m.protocol.translation import Hook, NextHop
 from tests.support import packets

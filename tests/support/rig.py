@@ -18,7 +18,9 @@ from typing import NamedTuple
 import trio
 
 from m2m.datapath import Datapath, Event, Limits
-from m2m.datapath.fake import FakeDatapath, FakeKernel, Fate, Outcome, Tcp
+from m2m.datapath.fake import FakeDatapath
+from m2m.datapath.fake_kernel import FakeKernel, Fate, Outcome
+from m2m.datapath.fake_packets import Tcp
 from m2m.protocol.flow import Address, Flow, parse_address
 from m2m.protocol.translation import Hook, NextHop
 

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from m2m.agent.api import EventKind
 from m2m.agent.changes import Expected
 from m2m.datapath import DatapathError, Holding, Limits
-from m2m.datapath.fake import Fate
+from m2m.datapath.fake_kernel import Fate
 from m2m.protocol.commands import ChangeDone, ChangeRefused
 from m2m.protocol.events import ChangeWanted, Route
 from m2m.protocol.flow import format_address, parse_address

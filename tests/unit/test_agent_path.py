@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from m2m.agent.api import SessionState, UnknownSession
-from m2m.datapath.fake import Tcp
+from m2m.datapath.fake_packets import Tcp
 from m2m.protocol.translation import Hook
 from m2m.protocol.wire import MAX_REPORT, PathRep, PathReq
 from tests.support.agents import CLIENT, FIREWALL, IDS, SERVER, Chain, pass_time, running

@@ -14,7 +14,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from m2m.agent.api import EventKind, Role, SessionState
 from m2m.datapath import Limits, Reason
-from m2m.datapath.fake import FakeKernel, Fate, Outcome, Tcp
+from m2m.datapath.fake_kernel import FakeKernel, Fate, Outcome
+from m2m.datapath.fake_packets import Tcp
 from m2m.policy.rules import PolicySet
 from m2m.protocol.events import Ended
 from m2m.protocol.flow import Flow, parse_address

@@ -7,7 +7,9 @@ import trio
 import trio.testing
 
 from m2m.datapath import DatapathError, Ended, EndReason, Held, Limits, Reason, Verdict
-from m2m.datapath.fake import FakeDatapath, FakeKernel, Fate, Tcp
+from m2m.datapath.fake import FakeDatapath
+from m2m.datapath.fake_kernel import FakeKernel, Fate
+from m2m.datapath.fake_packets import Tcp
 from m2m.policy.rules import Fail
 from m2m.protocol.flow import Flow
 from m2m.protocol.translation import Hook, NextHop, Position, SessionView, entries_for
