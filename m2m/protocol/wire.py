@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
-from m2m.protocol import update
+from m2m.protocol import update_wire
 from m2m.protocol.codec import (
     FLOW_SIZE,
     HEADER_SIZE,
@@ -48,7 +48,7 @@ from m2m.protocol.codec import (
 )
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Position
-from m2m.protocol.update import Update
+from m2m.protocol.update import Request, Update, UpdateSyn
 
 __all__ = [
     "HEADER_SIZE", "MAC_SIZE", "MAGIC", "MAX_CHAIN", "MAX_DATAGRAM", "MAX_NAME", "MAX_REPORT",
@@ -164,9 +164,9 @@ def next_host(message: Message) -> Address | None:
     """To which host the receiver will have to find a way, if any."""
     if isinstance(message, Syn):
         return message.chain[1].address if len(message.chain) > 1 else None
-    if isinstance(message, update.UpdateSyn) and message.hops:
+    if isinstance(message, UpdateSyn) and message.hops:
         return message.hops[1].address if len(message.hops) > 1 else message.right
-    if isinstance(message, update.Request):
+    if isinstance(message, Request):
         return message.hops[0].address if message.hops else message.right
     return None
 
@@ -327,7 +327,7 @@ _CODES: Final[tuple[tuple[int, type[Any], Any, Callable[[int, bytes], Message]],
     (_CHALLENGE, Challenge, _pack_challenge, _unpack_challenge),
     (8, PathReq, _pack_pathreq, _unpack_pathreq),
     (9, PathRep, _pack_pathrep, _unpack_pathrep),
-    *update.CODES,
+    *update_wire.CODES,
 )
 _ENCODERS: Final = {
     kind: (code, cast(Callable[[Any], bytes], pack)) for code, kind, pack, _ in _CODES
