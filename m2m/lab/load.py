@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import msgspec
 import trio
 
-from m2m.agent.api import SessionInfo
+from m2m.agent.api import Direction, SessionInfo
 from m2m.lab.lab import Lab
 from m2m.lab.netns import LabError
 from m2m.lab.topology import Command, Iperf3, Ready, Topology
@@ -99,9 +99,15 @@ async def _run(
 
 
 @asynccontextmanager
-async def iperf3_load(lab: Lab, *, flows: int = 1, rate: str | None = None) -> AsyncIterator[None]:
-    """iperf3 at full speed, or at *rate* (``1M``: bit/s of each flow), in the block."""
+async def iperf3_load(
+    lab: Lab, *, flows: int = 1, rate: str | None = None
+) -> AsyncIterator[list[SessionInfo]]:
+    """iperf3 at full speed, or at *rate* (``1M``: bit/s of each flow), in the block.
+
+    Gives the sessions there were before it, when all that came to the server had been taken.
+    """
     await _free(lab)
+    before = await sessions(lab)
     name = f"iperf3-{next(_numbers)}"
     command = [
         "iperf3", "-c", lab.address(SERVER), "-p", str(IPERF3), "-t", "0", "-P", str(flows),
@@ -109,7 +115,7 @@ async def iperf3_load(lab: Lab, *, flows: int = 1, rate: str | None = None) -> A
     ]  # fmt: skip
     await lab.start(CLIENT, name, command)
     try:
-        yield
+        yield before
     finally:
         with trio.CancelScope(shield=True):
             await lab.stop(CLIENT, name)
@@ -156,6 +162,7 @@ async def loaded(
                 one
                 for one in await sessions(lab)
                 if one.supersession.dport == port
+                and not _has_ended(one)
                 and _bytes(one) - carried.get(one.id, 0) > _CARRIES
             ]
             if len(found) >= number:
@@ -165,5 +172,12 @@ async def loaded(
 
 
 def _bytes(session: SessionInfo) -> int:
-    ways = (session.to_server, session.to_client)
-    return sum(way.bytes for way in ways if way is not None)
+    return sum(way.bytes for way in _ways(session))
+
+
+def _has_ended(session: SessionInfo) -> bool:
+    return any(way.fin or way.rst for way in _ways(session))
+
+
+def _ways(session: SessionInfo) -> list[Direction]:
+    return [way for way in (session.to_server, session.to_client) if way is not None]

@@ -132,8 +132,7 @@ async def _swing(
     lab: Lab, mode: ChangeMode, changes: int, *, rate: str | None = None
 ) -> list[ChangeReport]:
     """Replace under iperf3, one flow, at *rate* or full speed."""
-    before = await load.sessions(lab)
-    async with load.iperf3_load(lab, rate=rate):
+    async with load.iperf3_load(lab, rate=rate) as before:
         session = await _busiest(lab, 1, before)
         return await _every_period(await Swinging.of(lab, session[0]), mode, changes)
 
@@ -151,9 +150,8 @@ async def _every_period(swinging: Swinging, mode: ChangeMode, changes: int) -> l
 
 async def _all_at_once(lab: Lab, mode: ChangeMode, rounds: int) -> list[ChangeReport]:
     """Replace in a hundred sessions with one request."""
-    before = await load.sessions(lab)
     reports: list[ChangeReport] = []
-    async with load.iperf3_load(lab, flows=_MANY):
+    async with load.iperf3_load(lab, flows=_MANY) as before:
         sessions = await _busiest(lab, _MANY, before)
         await gather(lab, sessions, OLD, ChangeMode.LF)
         ids = tuple(session.id for session in sessions)
