@@ -1,7 +1,7 @@
 """Which instances a session's chain goes through.
 
 Nothing here depends on the process it runs in: two agents, or one before and after a restart,
-choose alike for the same flow, loads and hosts to avoid.
+choose alike for the same flow, loads, placements and hosts to avoid.
 """
 
 from __future__ import annotations
