@@ -395,8 +395,10 @@ class Sessions:
         A thousand sessions that begin, or are moved, between two reports of loads would else all
         go to the host that had the fewest.
         """
-        self.placed.update(hop.address for hop in come)
-        self.placed.subtract(step.address for step in go)
+        for hop in come:
+            self.placed[hop.address] += 1
+        for step in go:
+            self.placed[step.address] -= 1
 
     def _tell(self, kind: EventKind, view: SessionView, why: str) -> None:
         if _log.is_enabled_for(logging.DEBUG):  # the texts cost more than the rest
