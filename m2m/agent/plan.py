@@ -12,7 +12,7 @@ from typing import NamedTuple
 from m2m.agent.api import HopReport
 from m2m.agent.order import ME, Do, Wish
 from m2m.errors import M2MError
-from m2m.policy.choose import assign, candidates
+from m2m.policy.choose import NONE_PLACED, assign, candidates
 from m2m.policy.rules import Instance, Kind, NfType, PolicySet
 from m2m.protocol.flow import Address, Flow, format_address, parse_address
 from m2m.protocol.translation import Position
@@ -23,7 +23,6 @@ __all__ = ["Plan", "Unfit", "check", "describe", "hop_name", "plan", "plan_to_fo
 
 _POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
 _ENDS = ("client", "server")
-_NOTHING: Mapping[Address, int] = {}
 
 
 class Unfit(M2MError):
@@ -78,7 +77,7 @@ def plan(
     flow: Flow,
     policy: PolicySet,
     avoid: Container[Address] = (),
-    placed: Mapping[Address, int] = _NOTHING,
+    placed: Mapping[Address, int] = NONE_PLACED,
 ) -> Plan:
     """How to carry *wish* out on the path *hops* of the session *flow*.
 
@@ -101,7 +100,7 @@ def plan_to_follow(
     flow: Flow,
     policy: PolicySet,
     avoid: Container[Address] = (),
-    placed: Mapping[Address, int] = _NOTHING,
+    placed: Mapping[Address, int] = NONE_PLACED,
 ) -> Plan | None:
     """The next change on the way from the path *hops* to the NF types of *chain*; None: it is that.
 

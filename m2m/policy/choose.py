@@ -14,10 +14,10 @@ from m2m.errors import M2MError
 from m2m.policy.rules import Choose, Instance, Kind, NfType, Policy, PolicySet
 from m2m.protocol.flow import Address, Flow, format_address, is_ipv4
 
-__all__ = ["ChainError", "Resolved", "assign", "candidates", "resolve"]
+__all__ = ["NONE_PLACED", "ChainError", "Resolved", "assign", "candidates", "resolve"]
 
 
-_NOTHING: Mapping[Address, int] = {}
+NONE_PLACED: Mapping[Address, int] = {}
 
 
 class ChainError(M2MError):
@@ -38,7 +38,7 @@ def resolve(
     policy: Policy,
     flow: Flow,
     avoid: Container[Address] = (),
-    placed: Mapping[Address, int] = _NOTHING,
+    placed: Mapping[Address, int] = NONE_PLACED,
 ) -> tuple[Resolved, ...]:
     """The middleboxes that *flow* (client to server) passes under *policy*, client side first.
 

@@ -75,7 +75,12 @@ async def _place(lab: Lab) -> None:
 
     Left to the kernel, what forwards a packet is the processor that sent it or the one that
     acknowledged the packet before: the same transfer then runs at 12 or at 35 Gbit/s, as it
-    happens to begin.
+    happens to begin. So all that middlebox and server have to do is on one processor, and counts.
+
+    Not measured: the server's share on the client's processor. Steered flows then reach less (0.85
+    to 0.93). Between namespaces a packet keeps its sender's socket until some host's IP layer takes
+    it: here the server's instead of the middlebox's, and that work moves to the busier processor.
+    A wire hands on no sockets.
     """
     for host in lab.topology.hosts:
         devices = [link.other(host) for link in lab.topology.links_of(host)]
