@@ -4,8 +4,7 @@
  *
  * A *difference* is the one's complement sum of ~m + m' over what changes, folded to 16 bits; it
  * does not depend on the byte order of the machine and is constant for all packets of an entry.
- * The mapped prefix of IPv4 addresses cancels out, so the difference of two 16-byte addresses is
- * right for both families. A wrong checksum stays wrong, which is what an end host must see.
+ * A wrong checksum stays wrong, which is what an end host must see.
  */
 #ifndef M2M_CORE_CHECKSUM_H
 #define M2M_CORE_CHECKSUM_H
@@ -33,21 +32,10 @@ m2m_inline u16 m2m_csum_diff_ports(__be16 old_sport, __be16 new_sport, __be16 ol
 			     (u64)(u16)~(u16)old_dport + (u16)new_dport);
 }
 
-m2m_inline u64 m2m_csum_sum_addr(const struct m2m_addr *from, const struct m2m_addr *to)
+m2m_inline u16 m2m_csum_diff_addrs(__be32 old_src, __be32 new_src, __be32 old_dst, __be32 new_dst)
 {
-	u64 sum = 0;
-	int i;
-
-	for (i = 0; i < 4; i++)
-		sum += (u64)(u32)~(u32)from->word[i] + (u32)to->word[i];
-	return sum;
-}
-
-m2m_inline u16 m2m_csum_diff_addrs(const struct m2m_addr *old_src, const struct m2m_addr *new_src,
-				   const struct m2m_addr *old_dst, const struct m2m_addr *new_dst)
-{
-	return m2m_csum_fold(m2m_csum_sum_addr(old_src, new_src) +
-			     m2m_csum_sum_addr(old_dst, new_dst));
+	return m2m_csum_fold((u64)(u32)~(u32)old_src + (u32)new_src + (u64)(u32)~(u32)old_dst +
+			     (u32)new_dst);
 }
 
 /* The new value of a checksum field after a change with this difference. */

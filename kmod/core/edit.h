@@ -18,9 +18,9 @@ struct m2m_packet {
 
 /* The part of an entry that one packet's translation needs, copied out of the table. */
 struct m2m_edit {
-	struct m2m_addr src;
-	struct m2m_addr dst;
-	struct m2m_addr next_hop;
+	__be32 src;
+	__be32 dst;
+	__be32 next_hop;
 	__be16 sport;
 	__be16 dport;
 	u16 addr_diff;

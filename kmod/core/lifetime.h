@@ -23,28 +23,17 @@ enum m2m_end {
 m2m_inline void m2m_partner_key(struct m2m_key *partner, const struct m2m_key *key,
 				const struct m2m_entry *entry)
 {
-	partner->tuple.src = entry->dst;
-	partner->tuple.dst = entry->src;
-	partner->tuple.sport = entry->dport;
-	partner->tuple.dport = entry->sport;
-	partner->tuple.proto = key->tuple.proto;
-	partner->tuple.hook =
-		M2M_ROLE_ACTION(entry->role) == M2M_SEND ? M2M_HOOK_IN : M2M_HOOK_OUT;
-	partner->tuple.zero[0] = 0;
-	partner->tuple.zero[1] = 0;
+	u8 hook = M2M_ROLE_ACTION(entry->role) == M2M_SEND ? M2M_HOOK_IN : M2M_HOOK_OUT;
+
+	m2m_key_v4(partner, hook, key->tuple.proto, entry->dst, entry->dport, entry->src,
+		   entry->sport);
 }
 
 /* The host's own side of a session towards the server: the entry (OUT, supersession). */
 m2m_inline void m2m_super_key(struct m2m_key *key, u8 proto, const struct m2m_entry *entry)
 {
-	key->tuple.src = entry->super_src;
-	key->tuple.dst = entry->super_dst;
-	key->tuple.sport = entry->super_sport;
-	key->tuple.dport = entry->super_dport;
-	key->tuple.proto = proto;
-	key->tuple.hook = M2M_HOOK_OUT;
-	key->tuple.zero[0] = 0;
-	key->tuple.zero[1] = 0;
+	m2m_key_v4(key, M2M_HOOK_OUT, proto, entry->super_src, entry->super_sport,
+		   entry->super_dst, entry->super_dport);
 }
 
 m2m_inline u32 m2m_idle_limit(const struct m2m_config *config, u8 proto)

@@ -3,7 +3,8 @@
  * Flows and the keys of the translation table.
  *
  * Addresses are 16 bytes in network order, IPv4 mapped into ::ffff:0:0/96 (RFC 4291 2.5.5.2), so
- * that one layout serves both families. m2m.protocol.flow.Flow.pack() makes struct m2m_tuple.
+ * that one layout serves both families. Only the table of IPv4 flows itself leaves the prefix out
+ * (struct m2m_key4): every packet pays for its size. Another table can have keys as wide as these. m2m.protocol.flow.Flow.pack() makes struct m2m_tuple.
  */
 #ifndef M2M_CORE_TUPLE_H
 #define M2M_CORE_TUPLE_H
@@ -38,6 +39,19 @@ struct m2m_key {
 };
 
 _Static_assert(sizeof(struct m2m_key) == 40, "Flow.pack()");
+
+/* The same for IPv4 alone, as it lies in the table. */
+struct m2m_key4 {
+	__be32 src;
+	__be32 dst;
+	__be16 sport;
+	__be16 dport;
+	u8 proto;
+	u8 hook;
+	u8 zero[2];
+};
+
+_Static_assert(sizeof(struct m2m_key4) == 16, "m2m.datapath.flow_table");
 
 #define M2M_PROTO_TCP 6
 #define M2M_PROTO_UDP 17
@@ -82,19 +96,38 @@ m2m_inline void m2m_key_v4(struct m2m_key *key, u8 hook, u8 proto, __be32 src, _
 	key->tuple.zero[1] = 0;
 }
 
+/* The table's form of a key whose addresses are IPv4's, and back. */
+m2m_inline void m2m_key_narrow(struct m2m_key4 *narrow, const struct m2m_key *key)
+{
+	narrow->src = key->tuple.src.word[3];
+	narrow->dst = key->tuple.dst.word[3];
+	narrow->sport = key->tuple.sport;
+	narrow->dport = key->tuple.dport;
+	narrow->proto = key->tuple.proto;
+	narrow->hook = key->tuple.hook;
+	narrow->zero[0] = 0;
+	narrow->zero[1] = 0;
+}
+
+m2m_inline void m2m_key_widen(struct m2m_key *key, const struct m2m_key4 *narrow)
+{
+	m2m_key_v4(key, narrow->hook, narrow->proto, narrow->src, narrow->sport, narrow->dst,
+		   narrow->dport);
+}
+
 /*
  * A short hash of a key, kept inside its entry. Preallocated tables recycle an element at once
  * after its deletion, even under a reader that still holds a pointer to it: the reader copies
  * what it needs and then compares this tag with that of the key it asked for.
- * Odd constants, one per 8 bytes of the key; never 0, the tag of an unused element.
+ * Odd constants, one per 8 bytes in which keys of one table differ; never 0, the tag of an unused
+ * element.
  */
 m2m_inline u16 m2m_key_tag(const struct m2m_key *key)
 {
 	const struct m2m_tuple *t = &key->tuple;
 	u64 last = (u64)t->sport | (u64)t->dport << 16 | (u64)t->proto << 32 | (u64)t->hook << 40;
-	u64 mix = t->src.quad[0] * 0x9e3779b97f4a7c15ull ^ t->src.quad[1] * 0xc2b2ae3d27d4eb4full ^
-		  t->dst.quad[0] * 0x165667b19e3779f9ull ^ t->dst.quad[1] * 0xd6e8feb86659fd93ull ^
-		  last * 0xa0761d6478bd642full;
+	u64 mix = t->src.quad[1] * 0xc2b2ae3d27d4eb4full ^
+		  t->dst.quad[1] * 0xd6e8feb86659fd93ull ^ last * 0xa0761d6478bd642full;
 
 	return (u16)(mix >> 48) | 1u;
 }

@@ -183,7 +183,7 @@ _OPTIONS = (
     _Option(
         "sessions", "sessions", "N", _number(int, 16, 4_000_000, "sessions"), Limits().sessions,
         "how many sessions may live at once on this host; kernel memory for them is taken at the "
-        f"start (about 400 bytes each). Default: {Limits().sessions}.",
+        f"start (about 350 bytes each). Default: {Limits().sessions}.",
     ),
     _Option(
         "setup-timeout", "sessions", "S", _number(float, 0.05, 60.0, "seconds"), 1.0,

@@ -21,7 +21,7 @@ import trio
 
 from m2m.errors import ConfigError
 from m2m.protocol.association import Association
-from m2m.protocol.flow import Address, Flow, format_address, parse_address
+from m2m.protocol.flow import V4_PREFIX, Address, Flow, format_address
 from m2m.protocol.wire import MAX_DATAGRAM, Message, PathReq, WireError
 
 __all__ = ["Receive", "Transport"]
@@ -41,7 +41,6 @@ _IP_PKTINFO = 8
 _PKTINFO = struct.Struct("=i4s4s")  # interface, local address, destination in the header
 _PKTINFO_SPACE = socket.CMSG_SPACE(_PKTINFO.size)
 _NAMES = {kind: kind.__name__.lower() for kind in get_args(Message)}
-_V4_PREFIX = parse_address("0.0.0.0")[:12]
 
 
 class Transport:
@@ -110,7 +109,7 @@ class Transport:
                     )
                 except BlockingIOError:
                     break
-                peer = _V4_PREFIX + socket.inet_aton(host)
+                peer = V4_PREFIX + socket.inet_aton(host)
                 try:
                     message, reply = self.association.open(peer, datagram)
                 except WireError as error:
@@ -151,5 +150,5 @@ def _local_address(extra: list[tuple[int, int, bytes]]) -> Address | None:
     for level, kind, data in extra:
         if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
             address: bytes = _PKTINFO.unpack_from(data)[1]
-            return _V4_PREFIX + address
+            return V4_PREFIX + address
     return None

@@ -63,7 +63,7 @@ SEC("syscall")
 int m2m_change(struct m2m_change_request *request)
 {
 	struct m2m_key key = request->key;
-	struct m2m_entry *entry = bpf_map_lookup_elem(&flows, &key);
+	struct m2m_entry *entry = m2m_find_entry(&key);
 	struct m2m_change *change = bpf_map_lookup_elem(&changes, &key);
 	const struct m2m_redirect *to = bpf_map_lookup_elem(&redirects, &key);
 	struct m2m_waiting *all = m2m_get_waiting();
@@ -169,8 +169,8 @@ SEC("syscall")
 int m2m_inherit(struct m2m_inheritance *request)
 {
 	struct m2m_key from_key = request->from, to_key = request->to;
-	const struct m2m_entry *from = bpf_map_lookup_elem(&flows, &from_key);
-	struct m2m_entry *to = bpf_map_lookup_elem(&flows, &to_key);
+	const struct m2m_entry *from = m2m_find_entry(&from_key);
+	struct m2m_entry *to = m2m_find_entry(&to_key);
 
 	if (!from || !to || from->session != to->session)
 		return 0;

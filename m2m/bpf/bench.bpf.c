@@ -68,11 +68,11 @@ static __always_inline void entry_of(struct m2m_entry *entry, const struct m2m_k
 	entry->session = n + 1;
 	entry->ifindex = 1;
 	entry->role = M2M_ROLE(M2M_SEND, M2M_RIGHT, M2M_TAP);
-	m2m_addr_from_v4(&entry->src, bpf_htonl(0x0aff0101));
-	m2m_addr_from_v4(&entry->dst, bpf_htonl(0x0aff0102));
+	entry->src = bpf_htonl(0x0aff0101);
+	entry->dst = bpf_htonl(0x0aff0102);
 	entry->sport = bpf_htons(61000 + n % 1999);
 	entry->dport = bpf_htons(63500 + n % 997);
-	entry->super_src = key->tuple.src;
+	entry->super_src = key->tuple.src.word[3];
 	entry->super_dst = entry->dst;
 	m2m_entry_seal(key, entry);
 }
@@ -136,6 +136,14 @@ static __always_inline int run_series(struct __sk_buff *skb, struct m2m_entry *e
 	return 0;
 }
 
+static __always_inline long put(const struct m2m_key *key, const struct m2m_entry *entry, u64 how)
+{
+	struct m2m_key4 narrow;
+
+	m2m_key_narrow(&narrow, key);
+	return bpf_map_update_elem(&flows, &narrow, entry, how);
+}
+
 static long fill_step(u32 index, void *context)
 {
 	struct m2m_series *series = context;
@@ -146,7 +154,7 @@ static long fill_step(u32 index, void *context)
 	key_of(&key, n);
 	entry_of(&entry, &key, n);
 	series->job.done++;
-	return bpf_map_update_elem(&flows, &key, &entry, BPF_ANY) ? 1 : 0;
+	return put(&key, &entry, BPF_ANY) ? 1 : 0;
 }
 
 SEC("tc")
@@ -175,7 +183,7 @@ int bench_nothing(struct __sk_buff *skb)
 static long lookup_step(u32 index, void *context)
 {
 	struct m2m_key *key = begin_step(context, index);
-	const struct m2m_entry *entry = key ? bpf_map_lookup_elem(&flows, key) : NULL;
+	const struct m2m_entry *entry = key ? m2m_find_entry(key) : NULL;
 
 	end_step(context, index,
 		 entry && *(const volatile u16 *)&entry->tag == m2m_key_tag(key));
@@ -209,7 +217,7 @@ static __always_inline int process(struct __sk_buff *skb, const struct m2m_key *
 		return 0;
 	now = m2m_now(config);
 	m2m_key_of(&parsed, M2M_HOOK_IN, &headers);
-	entry = bpf_map_lookup_elem(&flows, key);
+	entry = m2m_find_entry(key);
 	if (!entry || !m2m_edit_of(&edit, key, entry))
 		return 0;
 	m2m_measure(skb, &headers, &wire);
@@ -243,7 +251,7 @@ static long insert_step(u32 index, void *context)
 	struct m2m_key *key = begin_step(series, index);
 
 	end_step(series, index,
-		 key && !bpf_map_update_elem(&flows, key, series->entry, BPF_NOEXIST));
+		 key && !put(key, series->entry, BPF_NOEXIST));
 	return 0;
 }
 

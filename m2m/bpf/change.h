@@ -76,18 +76,19 @@ struct m2m_redirect {
 	u16 mtu;
 	u16 addr_diff;
 	u16 chain;
+	__be32 src;
+	__be32 dst;
 	__be16 sport;
 	__be16 dport;
+	__be32 next_hop;
 	u32 generation;
-	struct m2m_addr src;
-	struct m2m_addr dst;
-	struct m2m_addr next_hop;
-	u64 packets; /* that have gone this way, as entry->packets counts */
 	u32 tag; /* m2m_key_tag() of its key */
+	u64 packets; /* that have gone this way, as entry->packets counts */
+	u32 zero;
 	u32 again;
 };
 
-_Static_assert(sizeof(struct m2m_redirect) == 88, "packed in Python");
+_Static_assert(sizeof(struct m2m_redirect) == 56, "packed in Python");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

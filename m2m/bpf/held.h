@@ -78,7 +78,7 @@ static __noinline int m2m_asked(struct __sk_buff *skb)
 		change = bpf_map_lookup_elem(&changes, key);
 	if (change && (change->state & M2M_CHANGE_HOLD || target == change->late) &&
 	    !m2m_agent_away(config, bpf_ktime_get_ns())) {
-		entry = bpf_map_lookup_elem(&flows, key);
+		entry = m2m_find_entry(key);
 		if (!entry)
 			return TC_ACT_SHOT;
 		if (target == change->late)

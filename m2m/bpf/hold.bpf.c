@@ -75,7 +75,7 @@ static __always_inline int read_opening(struct __sk_buff *skb, struct m2m_key *k
 /* Whether the table says where this flow goes. A refusal that has expired says nothing. */
 static __always_inline int has_entry(const struct m2m_key *key)
 {
-	const struct m2m_entry *entry = bpf_map_lookup_elem(&flows, key);
+	const struct m2m_entry *entry = m2m_find_entry(key);
 	u32 since, now;
 	u8 role;
 

@@ -123,7 +123,7 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 			return m2m_unknown(config, &key, &headers, now);
 		key = fragment->key;
 	}
-	entry = bpf_map_lookup_elem(&flows, &key);
+	entry = m2m_find_entry(&key);
 	if (!entry || !m2m_edit_of(&edit, &key, entry))
 		return m2m_unknown(config, &key, &headers, now);
 	m2m_measure(skb, &headers, &wire);
@@ -163,7 +163,7 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	if (redirect) {
 		struct bpf_redir_neigh neighbour = {
 			.nh_family = AF_INET,
-			.ipv4_nh = edit.next_hop.word[3],
+			.ipv4_nh = edit.next_hop,
 		};
 
 		skb->tc_index = hook == M2M_HOOK_IN ? M2M_FROM_NETWORK : M2M_FROM_STACK;

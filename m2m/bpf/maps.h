@@ -18,13 +18,24 @@
 
 #include "core/core.h"
 
-/* Preallocated: an insertion never waits for memory, and the whole table is paid for at start. */
+/*
+ * IPv4 flows. Preallocated: an insertion never waits for memory, and the whole table is paid for at
+ * start.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
-	__type(key, struct m2m_key);
+	__type(key, struct m2m_key4);
 	__type(value, struct m2m_entry);
 } flows SEC(".maps");
+
+static __always_inline struct m2m_entry *m2m_find_entry(const struct m2m_key *key)
+{
+	struct m2m_key4 narrow;
+
+	m2m_key_narrow(&narrow, key);
+	return bpf_map_lookup_elem(&flows, &narrow);
+}
 
 /* Two sets of M2M_MAX_RULES rows each; config.active_rules says which one counts. */
 struct {

@@ -16,9 +16,8 @@
 #define M2M_NOTE_TICKS M2M_TICKS(1)
 
 struct m2m_next_host {
-	struct m2m_addr address;
+	__be32 address;
 	u32 ifindex;
-	u32 zero;
 };
 
 struct m2m_ethernet {
@@ -52,7 +51,7 @@ static __always_inline void m2m_learn_neighbour(struct __sk_buff *skb, u32 now)
 
 	if ((void *)(ip + 1) > end)
 		return;
-	m2m_addr_from_v4(&host.address, ip->daddr);
+	host.address = ip->daddr;
 	known = bpf_map_lookup_elem(&neighbours, &host);
 	if (known && known->seen == now &&
 	    m2m_same_ethernet(known->address, ethernet->h_dest))

@@ -81,8 +81,8 @@ static __always_inline int m2m_rewrite(struct __sk_buff *skb, u8 proto,
 		return -1;
 	ip->ttl = headers->ttl - (hop ? 1 : 0);
 	ip->check = m2m_edit_ip_check(edit, headers->ip_check, hop);
-	ip->saddr = edit->src.word[3];
-	ip->daddr = edit->dst.word[3];
+	ip->saddr = edit->src;
+	ip->daddr = edit->dst;
 	if (headers->later_fragment)
 		return 0;
 	if ((void *)(ports + 1) > end)

@@ -48,7 +48,7 @@ struct m2m_sweeping {
 
 static __always_inline const struct m2m_entry *m2m_find(const struct m2m_key *key, u64 session)
 {
-	const struct m2m_entry *entry = bpf_map_lookup_elem(&flows, key);
+	const struct m2m_entry *entry = m2m_find_entry(key);
 
 	return entry && entry->session == session ? entry : NULL;
 }
@@ -147,11 +147,11 @@ static long m2m_sweep_entry(struct bpf_map *map, const void *element, void *valu
 	(void)map;
 	if (!element || !entry)
 		return 1;
-	key = *(const struct m2m_key *)element;
+	m2m_key_widen(&key, element);
 	sweep->sum.entries++;
 	if (!entry->session) {
 		if (m2m_unsteered_over(config, &key, entry, sweep->now)) {
-			bpf_map_delete_elem(&flows, &key);
+			bpf_map_delete_elem(&flows, element);
 			sweep->sum.deleted++;
 		}
 		return 0;
@@ -160,7 +160,7 @@ static long m2m_sweep_entry(struct bpf_map *map, const void *element, void *valu
 	if (!m2m_speaks(&key, entry)) {
 		if (m2m_ticks_since(entry->last_seen, sweep->now) > limit &&
 		    !m2m_has_speaker(&key, entry)) {
-			bpf_map_delete_elem(&flows, &key);
+			bpf_map_delete_elem(&flows, element);
 			sweep->sum.deleted++;
 		}
 		return 0;

@@ -25,10 +25,9 @@ def seq_end(seq: int, payload: int, syn: bool, fin: bool) -> int:
 def address_compare(a: Address, b: Address) -> int:
     """Negative, zero or positive, as *a* is less than, equal to or greater than *b*."""
 
-def csum_diff_addresses(
-    old_src: Address, new_src: Address, old_dst: Address, new_dst: Address
-) -> int:
-    """What an Internet checksum changes by when these addresses change (RFC 1624)."""
+def csum_diff_addresses(old_src: bytes, new_src: bytes, old_dst: bytes, new_dst: bytes) -> int:
+    """What an Internet checksum changes by when these IPv4 addresses, 4 bytes each, change
+    (RFC 1624)."""
 
 def csum_diff_ports(old_sport: int, new_sport: int, old_dport: int, new_dport: int) -> int:
     """What an Internet checksum changes by when these ports change (RFC 1624)."""

@@ -32,7 +32,7 @@ cdef extern from *:
         FIELD(m2m_entry, mtu), FIELD(m2m_entry, addr_diff), FIELD(m2m_entry, sport),
         FIELD(m2m_entry, dport), FIELD(m2m_entry, super_sport), FIELD(m2m_entry, super_dport),
         FIELD(m2m_entry, src), FIELD(m2m_entry, dst), FIELD(m2m_entry, next_hop),
-        FIELD(m2m_entry, super_src), FIELD(m2m_entry, super_dst),
+        FIELD(m2m_entry, super_src), FIELD(m2m_entry, super_dst), FIELD(m2m_entry, zero),
         FIELD(m2m_rule, src_lo), FIELD(m2m_rule, src_hi), FIELD(m2m_rule, dst_lo),
         FIELD(m2m_rule, dst_hi), FIELD(m2m_rule, sport_lo), FIELD(m2m_rule, sport_hi),
         FIELD(m2m_rule, dport_lo), FIELD(m2m_rule, dport_hi), FIELD(m2m_rule, proto_lo),
@@ -118,8 +118,7 @@ cdef extern from *:
     uint16_t m2m_swap16(uint16_t) nogil
     uint16_t m2m_key_tag(const m2m_key *) nogil
     int m2m_addr_compare(const m2m_addr *, const m2m_addr *) nogil
-    uint16_t m2m_csum_diff_addrs(
-        const m2m_addr *, const m2m_addr *, const m2m_addr *, const m2m_addr *) nogil
+    uint16_t m2m_csum_diff_addrs(uint32_t, uint32_t, uint32_t, uint32_t) nogil
     uint16_t m2m_csum_diff_ports(uint16_t, uint16_t, uint16_t, uint16_t) nogil
     uint16_t m2m_csum_apply(uint16_t, uint16_t) nogil
     int c_seq_after "m2m_seq_after" (uint32_t, uint32_t) nogil
@@ -174,12 +173,10 @@ def address_compare(bytes a, bytes b):
 
 
 def csum_diff_addresses(bytes old_src, bytes new_src, bytes old_dst, bytes new_dst):
-    cdef m2m_addr a, b, c, d
-    fill_address(&a, old_src)
-    fill_address(&b, new_src)
-    fill_address(&c, old_dst)
-    fill_address(&d, new_dst)
-    return m2m_swap16(m2m_csum_diff_addrs(&a, &b, &c, &d))
+    cdef uint32_t address[4]
+    for i, given in enumerate((old_src, new_src, old_dst, new_dst)):
+        fill(&address[i], sizeof(uint32_t), given, "an IPv4 address")
+    return m2m_swap16(m2m_csum_diff_addrs(address[0], address[1], address[2], address[3]))
 
 
 def csum_diff_ports(

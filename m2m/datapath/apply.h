@@ -143,8 +143,8 @@ static inline enum m2m_applied m2m_apply(const struct m2m_edit *edit, u8 hook, u
 			return done;
 	}
 	hop = hook == M2M_HOOK_IN && M2M_ROLE_ACTION(edit->role) == M2M_SEND;
-	memcpy(packet + M2M_IP_SRC, &edit->src.word[3], 4);
-	memcpy(packet + M2M_IP_DST, &edit->dst.word[3], 4);
+	memcpy(packet + M2M_IP_SRC, &edit->src, 4);
+	memcpy(packet + M2M_IP_DST, &edit->dst, 4);
 	m2m_store16(packet + M2M_IP_CHECK,
 		    m2m_edit_ip_check(edit, m2m_load16(packet + M2M_IP_CHECK), hop));
 	packet[M2M_IP_TTL] -= hop;

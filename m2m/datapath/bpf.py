@@ -36,6 +36,7 @@ from m2m.datapath import (
 from m2m.datapath._bpf import Map, Object, RingBuffer, wait_for_programs
 from m2m.datapath.attach import Attachments, attach_own
 from m2m.datapath.change import Changes
+from m2m.datapath.flow_table import FlowTable
 from m2m.datapath.hold import HoldQueue
 from m2m.datapath.hold_device import HoldDevice
 from m2m.datapath.hold_tables import HoldTables
@@ -268,7 +269,7 @@ class EbpfDatapath(Datapath):
 
     def _open_queue(self, hold: Object, name: str, limit: int) -> tuple[HoldQueue, HoldTables]:
         tables = HoldTables(
-            flows=hold.map("flows"),
+            flows=FlowTable(hold.map("flows")),
             holds=hold.map("holds"),
             hold_state=hold.map("hold_state"),
             settle=hold.program("settle"),
@@ -291,7 +292,7 @@ def _unsteered(flow: Flow, action: Action) -> Entry:
 @functools.cache
 def _key_and_value_sizes() -> dict[str, tuple[int, int]]:
     return {
-        "flows": (layout.KEY_SIZE, layout.ENTRY_SIZE),
+        "flows": (layout.KEY4_SIZE, layout.ENTRY_SIZE),
         "config": (4, layout.CONFIG_SIZE),
         "rules": (4, layout.RULE_SIZE),
     }

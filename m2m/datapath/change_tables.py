@@ -8,6 +8,7 @@ import struct
 from typing import NamedTuple
 
 from m2m.datapath._bpf import Map, Object
+from m2m.datapath.flow_table import FlowTable
 
 # Of a record's state.
 HOLD, SUBSTREAM, WATCH, REDIRECT, OVERFLOW, LET_GO, COUNT = 1, 2, 4, 8, 16, 32, 64
@@ -60,7 +61,7 @@ class ChangeTables:
         self._program = loaded.program("m2m_change")
         self._inherit = loaded.program("m2m_inherit")
         self.redirects: Map = loaded.map("redirects")
-        self.flows: Map = loaded.map("flows")
+        self.flows = FlowTable(loaded.map("flows"))
         self._memory = mmap.mmap(loaded.map("waiting").fd, mmap.PAGESIZE)
         self._words = memoryview(self._memory)[:24].cast("I")
         self._counts = memoryview(self._memory)[:24].cast("Q")

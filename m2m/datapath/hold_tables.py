@@ -7,6 +7,7 @@ import struct
 from typing import NamedTuple
 
 from m2m.datapath._bpf import Map, Program
+from m2m.datapath.flow_table import FlowTable
 from m2m.datapath.layout import now_ticks, says_nothing
 from m2m.protocol.translation import Hook
 
@@ -25,7 +26,7 @@ class Settled(NamedTuple):
 class HoldTables:
     """The tables and the program ``settle``, opened by whoever loaded them."""
 
-    def __init__(self, *, flows: Map, holds: Map, hold_state: Map, settle: Program) -> None:
+    def __init__(self, *, flows: FlowTable, holds: Map, hold_state: Map, settle: Program) -> None:
         self._flows = flows
         self._holds = holds
         self._settle = settle

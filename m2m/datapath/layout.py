@@ -9,34 +9,33 @@ import struct
 import time
 from typing import NamedTuple
 
-from m2m.datapath import Counters, EndReason, Row
+from m2m.datapath import Counters, DatapathError, EndReason, Row
 from m2m.datapath._core import seal
 from m2m.policy.rules import Fail, PolicySet
-from m2m.protocol.flow import Flow, Proto
+from m2m.protocol.flow import V4_PREFIX, Flow, Proto, format_address
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 
-VERSION = 5  # M2M_LAYOUT_VERSION
+VERSION = 6  # M2M_LAYOUT_VERSION
 MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
 
-KEY_SIZE = 40
+KEY4_SIZE = 16
 _HOOK_OFFSET = 37
 _KEY_TAILS = {Hook.IN: b"\0\0\0", Hook.OUT: b"\1\0\0"}
 
-# tag chain ifindex role flags mss mtu addr_diff, ports of the new header, last_seen max_seq
-# max_ack, addresses of the new header, next hop, packets bytes session generation, ports and
-# addresses of the supersession
-_ENTRY = struct.Struct("=HHIBBHHH4sIII32s16sQQQI4s32s")
+# tag chain ifindex role flags mss mtu addr_diff, the new header, next hop, last_seen max_seq
+# max_ack generation, packets bytes session, the supersession
+_ENTRY = struct.Struct("=HHIBBHHH12s4sIIIIQQQ12sI")
 ENTRY_SIZE = _ENTRY.size
 _SEEN_FIN, _SEEN_RST, _SEEN_SEQ = 1, 2, 4
-_ROLE_OFFSET, _LAST_SEEN_OFFSET, _SESSION = 8, 20, slice(96, 104)
-_NO_HOP = bytes(16)
+_ROLE_OFFSET, _LAST_SEEN_OFFSET, _SESSION = 8, 32, slice(64, 72)
+_NO_HOP = bytes(4)
 
 _RULE = struct.Struct("=16s16s16s16sHHHHBBBBI")
 RULE_SIZE = _RULE.size
 
-# struct m2m_redirect of m2m/bpf/change.h: serial ifindex mss mtu addr_diff chain, ports,
-# generation, addresses, next hop, packets tag again
-_REDIRECT = struct.Struct("=IIHHHH4sI32s16sQII")
+# struct m2m_redirect of m2m/bpf/change.h: serial ifindex mss mtu addr_diff chain, the new header,
+# next hop, generation tag packets zero again
+_REDIRECT = struct.Struct("=IIHHHH12s4sIIQII")
 _CHANGING = 0x40  # M2M_ROLE_CHANGING
 
 _EVENT = struct.Struct("=QII")  # struct m2m_event_record of m2m/bpf/sweep.h
@@ -94,17 +93,32 @@ def pack_key(hook: Hook, flow: Flow) -> bytes:
     return flow.pack()[:_HOOK_OFFSET] + _KEY_TAILS[hook]
 
 
+def narrow(key: bytes) -> bytes:
+    """``struct m2m_key4``, 16 bytes, of a key or a packed flow.
+
+    Raises :exc:`DatapathError` unless both addresses are IPv4's.
+    """
+    if key[:12] != V4_PREFIX or key[16:28] != V4_PREFIX:
+        ends = f"{format_address(key[:16])} and {format_address(key[16:32])}"
+        raise DatapathError(f"flows between {ends} cannot be steered: so far only IPv4 can be")
+    return key[12:16] + key[28:]
+
+
+def widen(narrowed: bytes) -> bytes:
+    """The inverse of :func:`narrow`."""
+    return V4_PREFIX + narrowed[:4] + V4_PREFIX + narrowed[4:]
+
+
 def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
-    """Key and ``struct m2m_entry`` (144 bytes), the latter fresh at *now* (ticks)."""
+    """Key and ``struct m2m_entry`` (88 bytes), the latter fresh at *now* (ticks)."""
     key = entry.match.pack()[:_HOOK_OFFSET] + _KEY_TAILS[entry.hook]
-    new, old = entry.rewrite.pack(), entry.supersession.pack()
+    new, old = narrow(entry.rewrite.pack())[:12], narrow(entry.supersession.pack())[:12]
     hop = entry.hop
-    ifindex, gateway, mtu = hop if hop is not None else (0, _NO_HOP, 0)
+    ifindex, gateway, mtu = (0, _NO_HOP, 0) if hop is None else (hop[0], hop[1][12:], hop[2])
     value = _ENTRY.pack(
         0, entry.chain & 0xFFFF, ifindex,
         entry.action | entry.toward << 2 | entry.position << 3, 0, entry.mss, min(mtu, 0xFFFF), 0,
-        new[32:36], now, 0, 0, new[:32], gateway,
-        0, 0, entry.session, entry.generation, old[32:36], old[:32],
+        new, gateway, now, 0, 0, entry.generation, 0, 0, entry.session, old, 0,
     )  # fmt: skip
     return key, seal(key, value)
 
@@ -112,8 +126,8 @@ def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
 def unpack_row(key: bytes, value: bytes, now: int) -> Row:
     """The entry and its counters at *now* (ticks)."""
     (
-        _, chain, ifindex, role, flags, mss, mtu, _, new_ports, last_seen, max_seq, _, new, gateway,
-        packets, octets, session, generation, old_ports, old,
+        _, chain, ifindex, role, flags, mss, mtu, _, new, gateway, last_seen, max_seq, _,
+        generation, packets, octets, session, old, _,
     ) = _ENTRY.unpack(value)  # fmt: skip
     match = Flow.unpack(key)
     tail = key[36:]
@@ -122,15 +136,15 @@ def unpack_row(key: bytes, value: bytes, now: int) -> Row:
         session=session,
         hook=Hook(key[_HOOK_OFFSET]),
         match=match,
-        rewrite=Flow.unpack(new + new_ports + tail),
+        rewrite=Flow.unpack(widen(new + tail)),
         action=action,
         toward=Toward(role >> 2 & 1),
         position=Position(role >> 3 & 3),
-        supersession=Flow.unpack(old + old_ports + tail),
+        supersession=Flow.unpack(widen(old + tail)),
         mss=mss,
         chain=chain,
         generation=generation,
-        hop=NextHop(ifindex, gateway, mtu) if ifindex else None,
+        hop=NextHop(ifindex, V4_PREFIX + gateway, mtu) if ifindex else None,
     )
     counters = Counters(
         packets=packets,
@@ -201,27 +215,26 @@ def is_changing(value: bytes) -> bool:
 
 
 def pack_redirect(entry: Entry, serial: int) -> bytes:
-    """``struct m2m_redirect`` (88 bytes)."""
+    """``struct m2m_redirect`` (56 bytes)."""
     (
-        tag, chain, ifindex, _, _, mss, mtu, difference, ports, _, _, _, new, gateway,
-        _, _, _, generation, _, _,
+        tag, chain, ifindex, _, _, mss, mtu, difference, new, gateway, _, _, _, generation,
+        _, _, _, _, _,
     ) = _ENTRY.unpack(pack_entry(entry, 0)[1])  # fmt: skip
     return _REDIRECT.pack(
-        serial, ifindex, mss, mtu, difference, chain, ports, generation, new, gateway,
-        0, tag, serial,
-    )  # fmt: skip
+        serial, ifindex, mss, mtu, difference, chain, new, gateway, generation, tag, 0, 0, serial
+    )
 
 
 def redirected(value: bytes, redirect: bytes) -> bytes:
     """A packed entry as packets find it that take its redirect into account."""
     (
-        _, ifindex, mss, mtu, difference, chain, ports, generation, new, gateway, _, _, _,
+        _, ifindex, mss, mtu, difference, chain, new, gateway, generation, _, _, _, _,
     ) = _REDIRECT.unpack(redirect)  # fmt: skip
     (
-        tag, _, _, role, flags, _, _, _, _, last_seen, max_seq, max_ack, _, _,
-        packets, octets, session, _, old_ports, old,
+        tag, _, _, role, flags, _, _, _, _, _, last_seen, max_seq, max_ack, _,
+        packets, octets, session, old, zero,
     ) = _ENTRY.unpack(value)  # fmt: skip
     return _ENTRY.pack(
-        tag, chain, ifindex, role, flags, mss, mtu, difference, ports, last_seen, max_seq, max_ack,
-        new, gateway, packets, octets, session, generation, old_ports, old,
+        tag, chain, ifindex, role, flags, mss, mtu, difference, new, gateway, last_seen, max_seq,
+        max_ack, generation, packets, octets, session, old, zero,
     )  # fmt: skip

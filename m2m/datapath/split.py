@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from m2m.protocol.flow import PACKED_SIZE, Flow, Proto
+from m2m.protocol.flow import PACKED_SIZE, V4_PREFIX, Flow, Proto
 
 __all__ = ["Frame", "acknowledgement", "lies_across", "parse", "split"]
 
@@ -22,7 +22,6 @@ _KIND, _HOOK = 9, 11  # of the octets of an Ethernet header (m2m/bpf/change.h)
 _AGAIN, _COPY = bytes.fromhex("024d32000000"), 2
 _FIN, _ACK, _ECE, _CWR = 0x01, 0x10, 0x40, 0x80
 _FLAGS, _CHECK = 13, 16  # in a TCP header
-_V4_PREFIX = b"\0" * 10 + b"\xff\xff"
 
 
 class Frame(NamedTuple):
@@ -38,8 +37,8 @@ class Frame(NamedTuple):
     def key(self) -> bytes:
         """The key of its entry."""
         flow = Flow(
-            Proto.TCP, _V4_PREFIX + self.ip[12:16], int.from_bytes(self.tcp[:2], "big"),
-            _V4_PREFIX + self.ip[16:20], int.from_bytes(self.tcp[2:4], "big"),
+            Proto.TCP, V4_PREFIX + self.ip[12:16], int.from_bytes(self.tcp[:2], "big"),
+            V4_PREFIX + self.ip[16:20], int.from_bytes(self.tcp[2:4], "big"),
         )  # fmt: skip
         return flow.pack()[: PACKED_SIZE - 3] + bytes((self.ethernet[_HOOK], 0, 0))
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from m2m.datapath import DatapathError, DatapathFull, Limits, Reason, Row, layout
 from m2m.datapath._bpf import EXIST, BpfError, Map, Object, possible_cpus
+from m2m.datapath.flow_table import FlowTable
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Entry, Hook, Toward
 
 ENTRIES_PER_SESSION = 2  # a session takes four at an inline middlebox, which then holds half
-_BATCH = 4096
 _HERE = b"\1"
 
 
@@ -45,7 +45,7 @@ class Tables:
         self.config = Config(loaded.map("config"))
         self._let_in_ports = 0xFFFF, 0  # lowest, highest; see _let_in()
         self._set_clock = loaded.program("m2m_set_clock")
-        self._flows = loaded.map("flows")
+        self._flows = FlowTable(loaded.map("flows"))
         self._redirects = loaded.map("redirects")
         self._rules = loaded.map("rules")
         self._addresses = loaded.map("addresses")
@@ -139,16 +139,11 @@ class Tables:
 
     def batches(self) -> Iterator[list[Row]]:
         """Every entry of every session, some thousand at a time."""
-        cursor, more = None, True
-        while more:
-            cursor, keys, values = self._flows.lookup_batch(cursor, _BATCH)
-            more = cursor is not None
+        for batch in self._flows.batches():
             now = layout.now_ticks()
             yield [
                 layout.unpack_row(key, self._as_it_counts(key, value), now)
-                for key, value in zip(
-                    _cut(keys, layout.KEY_SIZE), _cut(values, layout.ENTRY_SIZE), strict=True
-                )
+                for key, value in batch
                 if layout.session_of(value)
             ]
 
@@ -212,7 +207,3 @@ _TABLE_FULL = 7  # E2BIG
 
 def _install_order(entry: Entry) -> tuple[bool, bool]:
     return entry.toward is Toward.RIGHT, entry.hook is Hook.IN
-
-
-def _cut(data: bytes, size: int) -> list[bytes]:
-    return [data[at : at + size] for at in range(0, len(data), size)]

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeAlias
 Address: TypeAlias = bytes
 """An IP address: 16 bytes in network order, IPv4 mapped into ``::ffff:0:0/96``."""
 
-_V4_PREFIX = b"\0" * 10 + b"\xff\xff"
+V4_PREFIX = b"\0" * 10 + b"\xff\xff"
 _PACKED = struct.Struct("!16s16sHHB3x")
 PACKED_SIZE = _PACKED.size
 
@@ -33,19 +33,19 @@ def parse_address(text: str) -> Address:
     Raises :class:`ValueError` when *text* is not an IP address.
     """
     ip = ipaddress.ip_address(text)
-    return ip.packed if ip.version == 6 else _V4_PREFIX + ip.packed
+    return ip.packed if ip.version == 6 else V4_PREFIX + ip.packed
 
 
 def format_address(address: Address) -> str:
     """The usual text of an address: dotted quad for IPv4, RFC 5952 for IPv6."""
-    if address.startswith(_V4_PREFIX):
+    if address.startswith(V4_PREFIX):
         return "%d.%d.%d.%d" % tuple(address[12:])
     return str(ipaddress.IPv6Address(address))
 
 
 def is_ipv4(address: Address) -> bool:
     """Whether *address* is an IPv4 address in its mapped form."""
-    return address.startswith(_V4_PREFIX)
+    return address.startswith(V4_PREFIX)
 
 
 class Flow(NamedTuple):

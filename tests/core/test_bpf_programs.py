@@ -14,10 +14,12 @@ import pytest
 import m2m
 from m2m.datapath import Reason, layout
 from m2m.datapath._bpf import Object
+from m2m.datapath.flow_table import FlowTable
 from m2m.datapath.tables import Config
 from m2m.protocol.flow import Flow, Proto, parse_address
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 from tests.support import packets
+from tests.support.core import LAYOUT
 
 pytestmark = pytest.mark.needs("bpf")
 
@@ -25,6 +27,7 @@ PASS, SHOT, REDIRECT = -1 & 0xFFFFFFFF, 2, 7  # TC_ACT_UNSPEC, _SHOT, _REDIRECT
 ETHERNET = bytes(12) + b"\x08\x00"
 MORE_FRAGMENTS = 0x2000
 HERE = "10.0.1.254"
+LAST_SEEN, _ = LAYOUT["m2m_entry"][1]["last_seen"]
 
 
 class Kernel:
@@ -34,7 +37,7 @@ class Kernel:
         loaded = Object(Path(m2m.__file__).parent / "bpf" / "m2m.bpf.o")
         loaded.load()
         self._programs = {Hook.IN: loaded.program("m2m_in"), Hook.OUT: loaded.program("m2m_out")}
-        self._flows = loaded.map("flows")
+        self._flows = FlowTable(loaded.map("flows"))
         self._reasons = loaded.map("reasons")
         loaded.map("addresses").update(parse_address(HERE), b"\1")
         config = Config(loaded.map("config"))
@@ -254,7 +257,7 @@ def test_a_refusal_runs_out(kernel: Kernel) -> None:
     packet = packets.tcp(flow)
     assert kernel.run(Hook.OUT, packet)[0] == SHOT
     value = bytearray(kernel._flows.lookup(key) or b"")
-    struct.pack_into("=I", value, 20, layout.now_ticks() - layout.ticks(1.1) & 0xFFFFFFFF)
+    struct.pack_into("=I", value, LAST_SEEN, layout.now_ticks() - layout.ticks(1.1) & 0xFFFFFFFF)
     kernel._flows.update(key, bytes(value))
     assert kernel.run(Hook.OUT, packet) == (PASS, packet)
     assert kernel.reasons() == {Reason.REFUSED: 1}

@@ -2,13 +2,14 @@
 
 import pytest
 
-from m2m.datapath import Reason, _core, layout
+from m2m.datapath import DatapathError, Reason, _core, layout
 from m2m.policy.rules import Fail, FlatRule, Policy, PolicySet
 from m2m.protocol.flow import PACKED_SIZE, Flow
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 from tests.support.core import LAYOUT, field, key, raw_field
 
 FLOW = Flow.of(17, "10.1.2.3", 0x1234, "2001:db8::9", 0xFEDC)
+FLOW4 = Flow.of(17, "10.1.2.3", 0x1234, "10.9.8.7", 0xFEDC)
 
 
 def test_a_packed_flow_is_a_tuple() -> None:
@@ -69,7 +70,7 @@ GATEWAY = OTHER.dst
 def entry() -> Entry:
     """Every field different, so that none can stand in another's place."""
     return Entry(
-        session=0x1122334455667788, hook=Hook.OUT, match=FLOW, rewrite=OTHER, action=Action.SEND,
+        session=0x1122334455667788, hook=Hook.OUT, match=FLOW4, rewrite=OTHER, action=Action.SEND,
         toward=Toward.LEFT, position=Position.INLINE, supersession=SUPER, mss=1357, chain=77,
         generation=99, hop=NextHop(12, GATEWAY, 9000),
     )  # fmt: skip
@@ -77,23 +78,37 @@ def entry() -> Entry:
 
 def test_an_entry_as_python_packs_it() -> None:
     packed_key, value = layout.pack_entry(entry(), now=0xCAFE)
-    assert packed_key == key(Hook.OUT, FLOW)
+    assert packed_key == key(Hook.OUT, FLOW4)
     assert len(value) == LAYOUT["m2m_entry"][0] == layout.ENTRY_SIZE
     numbers = {
         "session": 0x1122334455667788, "ifindex": 12, "packets": 0, "bytes": 0,
         "last_seen": 0xCAFE, "max_seq": 0, "max_ack": 0, "chain": 77, "generation": 99, "flags": 0,
         "mss": 1357, "mtu": 9000, "tag": _core.key_tag(packed_key),
-        "role": Action.SEND | Toward.LEFT << 2 | Position.INLINE << 3,
+        "zero": 0, "role": Action.SEND | Toward.LEFT << 2 | Position.INLINE << 3,
     }  # fmt: skip
     assert {name: field("m2m_entry", value, name) for name in numbers} == numbers
     raw = {
-        "src": OTHER.src, "dst": OTHER.dst, "sport": b"\xab\xcd", "dport": b"\x43\x21",
-        "next_hop": GATEWAY, "super_src": SUPER.src, "super_dst": SUPER.dst,
+        "src": OTHER.src[12:], "dst": OTHER.dst[12:], "sport": b"\xab\xcd", "dport": b"\x43\x21",
+        "next_hop": GATEWAY[12:], "super_src": SUPER.src[12:], "super_dst": SUPER.dst[12:],
         "super_sport": b"\x11\x11", "super_dport": b"\x22\x22",
     }  # fmt: skip
     assert {name: raw_field("m2m_entry", value, name) for name in raw} == raw
     # These are all there is, beside the checksum difference, which the rewrite tests hold.
     assert numbers.keys() | raw.keys() | {"addr_diff"} == LAYOUT["m2m_entry"][1].keys()
+
+
+def test_the_table_of_ipv4_leaves_prefixes_out() -> None:
+    wide = key(Hook.OUT, FLOW4)
+    narrow = layout.narrow(wide)
+    assert len(narrow) == layout.KEY4_SIZE
+    assert narrow == bytes((10, 1, 2, 3, 10, 9, 8, 7, 0x12, 0x34, 0xFE, 0xDC, 17, 1, 0, 0))
+    assert layout.widen(narrow) == wide
+
+
+@pytest.mark.parametrize("what", ["match", "rewrite", "supersession"])
+def test_a_flow_of_ipv6_has_no_entry(what: str) -> None:
+    with pytest.raises(DatapathError, match=r"10\.1\.2\.3 and 2001:db8::9 cannot be steered"):
+        layout.narrow(layout.pack_entry(entry()._replace(**{what: FLOW}), now=5)[0])
 
 
 def test_what_was_packed_is_read_back() -> None:

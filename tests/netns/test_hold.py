@@ -24,6 +24,7 @@ import trio
 
 import m2m.datapath
 from m2m.datapath import Reason, Verdict, layout
+from m2m.datapath.flow_table import FlowTable
 from m2m.datapath.hold import HoldQueue
 from m2m.datapath.hold_rules import CHAIN
 from m2m.datapath.hold_tables import HoldTables, Settled
@@ -68,7 +69,7 @@ class Host:
         self.settle = self.object.program("settle")
         for program in ("hold", "refuse"):
             self.pins.replace(program, self.object.program(program))
-        self.flows = self.object.map("flows")
+        self.flows = FlowTable(self.object.map("flows"))
         self.holds = self.object.map("holds")
         self.tables = HoldTables(
             flows=self.flows,

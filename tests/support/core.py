@@ -48,9 +48,9 @@ def entry(
 ) -> bytes:  # fmt: skip
     """``struct m2m_entry`` that rewrites *match* to *rewrite*, sealed for its key."""
     raw = pack(
-        "m2m_entry", src=rewrite.src, dst=rewrite.dst, sport=rewrite.sport.to_bytes(2, "big"),
-        dport=rewrite.dport.to_bytes(2, "big"), role=action | toward << 2 | position << 3,
-        **fields,
+        "m2m_entry", src=rewrite.src[12:], dst=rewrite.dst[12:],
+        sport=rewrite.sport.to_bytes(2, "big"), dport=rewrite.dport.to_bytes(2, "big"),
+        role=action | toward << 2 | position << 3, **fields,
     )  # fmt: skip
     return _core.seal(key(match_hook, match), raw)
 
