@@ -3,8 +3,10 @@
  * Flows and the keys of the translation table.
  *
  * Addresses are 16 bytes in network order, IPv4 mapped into ::ffff:0:0/96 (RFC 4291 2.5.5.2), so
- * that one layout serves both families. Only the table of IPv4 flows itself leaves the prefix out
- * (struct m2m_key4): every packet pays for its size. Another table can have keys as wide as these. m2m.protocol.flow.Flow.pack() makes struct m2m_tuple.
+ * that one layout serves both families. m2m.protocol.flow.Flow.pack() makes struct m2m_tuple.
+ *
+ * Only the table of IPv4 flows leaves the prefixes out (struct m2m_key4): its size is what looking
+ * up one among many costs. IPv6 can have a table of its own beside it, with keys as wide as these.
  */
 #ifndef M2M_CORE_TUPLE_H
 #define M2M_CORE_TUPLE_H
@@ -51,7 +53,7 @@ struct m2m_key4 {
 	u8 zero[2];
 };
 
-_Static_assert(sizeof(struct m2m_key4) == 16, "m2m.datapath.flow_table");
+_Static_assert(sizeof(struct m2m_key4) == 16, "m2m.datapath.layout.narrow()");
 
 #define M2M_PROTO_TCP 6
 #define M2M_PROTO_UDP 17

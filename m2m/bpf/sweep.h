@@ -140,6 +140,7 @@ static long m2m_sweep_entry(struct bpf_map *map, const void *element, void *valu
 	struct m2m_entry *entry = value;
 	const struct m2m_entry *partner;
 	struct m2m_key key, partner_key;
+	struct m2m_key4 narrow;
 	struct m2m_event_record *event;
 	enum m2m_end end;
 	u32 limit;
@@ -147,11 +148,13 @@ static long m2m_sweep_entry(struct bpf_map *map, const void *element, void *valu
 	(void)map;
 	if (!element || !entry)
 		return 1;
-	m2m_key_widen(&key, element);
+	/* A copy, since the element may be another flow's by the time this one is judged. */
+	narrow = *(const struct m2m_key4 *)element;
+	m2m_key_widen(&key, &narrow);
 	sweep->sum.entries++;
 	if (!entry->session) {
 		if (m2m_unsteered_over(config, &key, entry, sweep->now)) {
-			bpf_map_delete_elem(&flows, element);
+			bpf_map_delete_elem(&flows, &narrow);
 			sweep->sum.deleted++;
 		}
 		return 0;
@@ -160,7 +163,7 @@ static long m2m_sweep_entry(struct bpf_map *map, const void *element, void *valu
 	if (!m2m_speaks(&key, entry)) {
 		if (m2m_ticks_since(entry->last_seen, sweep->now) > limit &&
 		    !m2m_has_speaker(&key, entry)) {
-			bpf_map_delete_elem(&flows, element);
+			bpf_map_delete_elem(&flows, &narrow);
 			sweep->sum.deleted++;
 		}
 		return 0;
