@@ -110,7 +110,10 @@ def widen(narrowed: bytes) -> bytes:
 
 
 def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
-    """Key and ``struct m2m_entry`` (88 bytes), the latter fresh at *now* (ticks)."""
+    """Key and ``struct m2m_entry`` (88 bytes), the latter fresh at *now* (ticks).
+
+    Raises :exc:`DatapathError` for flows that are not IPv4's.
+    """
     key = entry.match.pack()[:_HOOK_OFFSET] + _KEY_TAILS[entry.hook]
     new, old = narrow(entry.rewrite.pack())[:12], narrow(entry.supersession.pack())[:12]
     hop = entry.hop
@@ -120,6 +123,7 @@ def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
         entry.action | entry.toward << 2 | entry.position << 3, 0, entry.mss, min(mtu, 0xFFFF), 0,
         new, gateway, now, 0, 0, entry.generation, 0, 0, entry.session, old, 0,
     )  # fmt: skip
+    narrow(key)  # refused here, before any entry of several is in the table
     return key, seal(key, value)
 
 
