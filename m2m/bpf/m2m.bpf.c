@@ -21,6 +21,7 @@
 #include "maps.h"
 #include "mss.h"
 #include "neighbours.h"
+#include "notes.h"
 #include "packet.h"
 #include "rewrite.h"
 #include "sweep.h"

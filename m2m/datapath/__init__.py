@@ -21,9 +21,11 @@ from m2m.protocol.translation import Entry, Hook, Toward
 
 __all__ = [
     "Acked", "Counters", "Datapath", "DatapathError", "DatapathFull", "Ended", "EndReason", "Event",
-    "Held", "HoldOverflow", "Holding", "Limits", "Reached", "Reason", "Row", "Verdict",
-    "check_redirect",
+    "Held", "HoldOverflow", "Holding", "Limits", "NOTE_SIZE", "Reached", "Reason", "Row", "Verdict",
+    "check_notes", "check_redirect",
 ]  # fmt: skip
+
+NOTE_SIZE = 72  # octets that Datapath.keep takes for each session
 
 
 class DatapathError(M2MError):
@@ -149,6 +151,15 @@ def check_redirect(old: Entry, new: Entry) -> None:
         )
 
 
+def check_notes(notes: Mapping[int, bytes]) -> None:
+    """Raise :exc:`ValueError` for a note that is not :data:`NOTE_SIZE` octets long."""
+    for session, note in notes.items():
+        if len(note) != NOTE_SIZE:
+            raise ValueError(
+                f"the note of session {session:016x} is {len(note)} octets long, not {NOTE_SIZE}"
+            )
+
+
 def _fixed(entry: Entry) -> str:
     """What a redirection leaves as it is."""
     parts = (entry.action, entry.toward, entry.position)
@@ -267,6 +278,25 @@ class Datapath(ABC):
     @abstractmethod
     def dump(self) -> AsyncIterator[Row]:
         """Every entry of every session, in no order; one added meanwhile may be missed."""
+
+    @abstractmethod
+    async def keep(self, notes: Mapping[int, bytes]) -> None:
+        """Keep a note with each of these sessions for the next agent: :data:`NOTE_SIZE` octets by
+        session id, which replace an earlier note. For an agent that is killed at any moment, each
+        note is the earlier one or the later one, and whole.
+
+        They are no part of the sessions' entries: :meth:`remove` leaves them, :meth:`forget` takes
+        them out. Raises :exc:`DatapathFull` when there is no room for all (there is for
+        :attr:`Limits.sessions`); then some of several have been kept.
+        """
+
+    @abstractmethod
+    async def forget(self, sessions: Iterable[int]) -> None:
+        """Take out the notes of these sessions; those that have none are ignored."""
+
+    @abstractmethod
+    async def kept(self) -> dict[int, bytes]:
+        """All notes by session id, those included whose session has no entry any more."""
 
     @abstractmethod
     async def release(self, flow: Flow, verdict: Verdict) -> None:

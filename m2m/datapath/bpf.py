@@ -19,6 +19,7 @@ from typing import ClassVar
 import trio
 
 from m2m.datapath import (
+    NOTE_SIZE,
     Datapath,
     DatapathError,
     DatapathFull,
@@ -30,6 +31,7 @@ from m2m.datapath import (
     Reason,
     Row,
     Verdict,
+    check_notes,
     host,
     layout,
 )
@@ -40,6 +42,7 @@ from m2m.datapath.flow_table import FlowTable
 from m2m.datapath.hold import HoldQueue
 from m2m.datapath.hold_device import HoldDevice
 from m2m.datapath.hold_tables import HoldTables
+from m2m.datapath.notes import Notes
 from m2m.datapath.pins import Pins
 from m2m.datapath.sweep import Sweeper
 from m2m.datapath.tables import ENTRIES_PER_SESSION, Tables
@@ -68,12 +71,14 @@ class EbpfDatapath(Datapath):
     def __init__(self, pins: Pins, limits: Limits, ports: tuple[int, int], name: str) -> None:
         """Use :meth:`open`."""
         loaded = pins.load(
-            _PROGRAMS / "m2m.bpf.o", {"flows": limits.sessions * ENTRIES_PER_SESSION}
+            _PROGRAMS / "m2m.bpf.o",
+            {"flows": limits.sessions * ENTRIES_PER_SESSION, "notes": limits.sessions},
         )
         hold = pins.load(_PROGRAMS / "hold.bpf.o", {})
         self._pins = pins
         self._tables = Tables(loaded)
         self._tables.configure(limits, ports, _HEARTBEAT_LIMIT)
+        self._notes = Notes(loaded.map("notes"))
         self._attachments = Attachments(pins, loaded.program("m2m_in"), loaded.program("m2m_out"))
         self._sweeper = Sweeper(loaded.program("m2m_sweep"))
         self._ring = RingBuffer(loaded.map("events"))
@@ -192,6 +197,19 @@ class EbpfDatapath(Datapath):
             for row in batch:
                 yield row
 
+    async def keep(self, notes: Mapping[int, bytes]) -> None:
+        check_notes(notes)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._notes.keep(notes)
+
+    async def forget(self, sessions: Iterable[int]) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._notes.forget(sessions)
+
+    async def kept(self) -> dict[int, bytes]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return self._notes.kept()
+
     async def release(self, flow: Flow, verdict: Verdict) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         if verdict is not Verdict.STEER:
@@ -295,6 +313,7 @@ def _key_and_value_sizes() -> dict[str, tuple[int, int]]:
         "flows": (layout.KEY4_SIZE, layout.ENTRY_SIZE),
         "config": (4, layout.CONFIG_SIZE),
         "rules": (4, layout.RULE_SIZE),
+        "notes": (8, NOTE_SIZE),
     }
 
 
@@ -308,6 +327,9 @@ def _make_way(pins: Pins, name: str, limits: Limits) -> None:
         pins.unpin(*pins.names())  # of an agent that was killed while it started
         return
     sizes = {"flows": flows, "config": config, "rules": pins.pinned_map("rules")}
+    notes = pins.pinned_map("notes")
+    if notes is not None:  # else of an agent before there were any: they are made
+        sizes["notes"] = notes
     same = all(
         table is not None and (table.key_size, table.value_size) == _key_and_value_sizes()[each]
         for each, table in sizes.items()

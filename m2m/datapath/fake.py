@@ -21,6 +21,7 @@ from m2m.datapath import (
     Reason,
     Row,
     Verdict,
+    check_notes,
 )
 from m2m.datapath.fake_kernel import FakeKernel
 from m2m.policy.rules import PolicySet
@@ -107,6 +108,20 @@ class FakeDatapath(Datapath):
         await self._step()
         for row in self.kernel.rows():
             yield row
+
+    async def keep(self, notes: Mapping[int, bytes]) -> None:
+        check_notes(notes)
+        await self._step()
+        self.kernel.keep(notes)
+
+    async def forget(self, sessions: Iterable[int]) -> None:
+        await self._step()
+        for session in sessions:
+            self.kernel.notes.pop(session, None)
+
+    async def kept(self) -> dict[int, bytes]:
+        await self._step()
+        return dict(self.kernel.notes)
 
     async def release(self, flow: Flow, verdict: Verdict) -> None:
         await self._step()

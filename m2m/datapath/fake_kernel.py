@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -139,6 +139,7 @@ class FakeKernel:
         self.addresses: frozenset[Address] = frozenset()
         self.policy: PolicySet = EMPTY
         self.reasons: Counter[Reason] = Counter()
+        self.notes: dict[int, bytes] = {}
         self.agent_present = False
         self._rules = RuleTable(EMPTY)
         self._policies: dict[int | None, Policy] = {}
@@ -326,6 +327,12 @@ class FakeKernel:
         if not keys:
             del self._sessions[slot.entry.session]
             self._ended.discard(slot.entry.session)
+
+    def keep(self, notes: Mapping[int, bytes]) -> None:
+        for session, note in notes.items():
+            if session not in self.notes and len(self.notes) >= self.limits.sessions:
+                raise DatapathFull(f"no room for another note: there are {len(self.notes)}")
+            self.notes[session] = note
 
     def redirect(self, entries: Sequence[Entry]) -> list[int]:
         slots = self._known(entry.key for entry in entries)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from m2m.datapath import DatapathError, Ended, EndReason, Limits, layout
+from m2m.datapath import NOTE_SIZE, DatapathError, Ended, EndReason, Limits, layout
 from m2m.datapath._bpf import Map
 from m2m.datapath.bpf import EbpfDatapath
 from m2m.datapath.pins import Pins, directory_of
@@ -128,6 +128,18 @@ async def test_empty_tables_of_another_version_or_size_are_made_anew(host: Names
         assert flows.max_entries == 2 * sessions
         flows.close()
     datapath = await EbpfDatapath.open(host.name, Limits(sessions=64))
+    await datapath.close(keep=False)
+
+
+async def test_sessions_of_an_agent_that_kept_no_notes_are_taken_over(host: Namespace) -> None:
+    datapath = await EbpfDatapath.open(host.name)
+    await datapath.install(ENTRIES)
+    await datapath.close(keep=True)
+    (directory_of(host.name) / "notes").unlink()
+    datapath = await EbpfDatapath.open(host.name)
+    assert await datapath.kept() == {}
+    await datapath.keep({5: bytes(NOTE_SIZE)})
+    assert {row.entry for row in await datapath.rows(e.key for e in ENTRIES)} == set(ENTRIES)
     await datapath.close(keep=False)
 
 
