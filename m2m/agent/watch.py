@@ -9,6 +9,7 @@ of links, addresses, routes or rules empties.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -33,7 +34,7 @@ _NEWROUTE, _GETROUTE = 24, 26
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x80  # link, IPv4 address, IPv4 route, IPv4 rule
 _RTN_UNICAST = 1
 _IFF_UP = 0x1
-_ARPHRD_ETHER = 1  # loopback has 772
+_ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
 
 _RECEIVE = 1 << 18
 _CACHED_WAYS = 65536
@@ -51,6 +52,7 @@ class Link(NamedTuple):
     mtu: int
     up: bool
     ethernet: bool  # by its link layer, which is what the datapath can read
+    loopback: bool = False
 
 
 class Way(NamedTuple):
@@ -63,13 +65,13 @@ class Way(NamedTuple):
 class Network:
     """This host's network as the kernel tells it; use as an async context manager.
 
-    ``links`` and ``addresses`` are filled when the context is entered and kept up to date while
+    ``links`` and addresses are filled when the context is entered and kept up to date while
     :meth:`changes` is iterated.
     """
 
     def __init__(self) -> None:
         self.links: dict[int, Link] = {}
-        self.addresses: dict[Address, int] = {}  # own address -> interface
+        self._interfaces: dict[Address, list[int]] = {}  # that have an address, in that order
         self._ways: dict[Address, Way] = {}
         self._sequence = 0
         self._news: socket.socket | None = None
@@ -91,6 +93,24 @@ class Network:
             assert sock is not None
             sock.close()
 
+    @property
+    def addresses(self) -> dict[Address, int]:
+        """This host's own addresses, and of each the interface, whatever its state: one that is not
+        loopback, if there is such a one. What the host only keeps for its sockets is none
+        (:mod:`m2m.agent.own_addresses`)."""
+        return {
+            address: min(interfaces, key=self._is_loopback)
+            for address, interfaces in self._interfaces.items()
+        }
+
+    def home(self, address: Address) -> int | None:
+        """The interface by which others can reach *address* here: it is up, and not loopback."""
+        for ifindex in self._interfaces.get(address, ()):
+            link = self.links.get(ifindex)
+            if link is not None and link.up and not link.loopback:
+                return ifindex
+        return None
+
     def way_to(self, destination: Address) -> Way:
         """How to reach *destination*. Never waits.
 
@@ -104,14 +124,18 @@ class Network:
         return way
 
     async def changes(self) -> AsyncIterator[None]:
-        """Each burst of notifications, once ``links``, ``addresses`` and ways reflect it."""
+        """Each burst of notifications, once links, addresses and ways reflect it.
+
+        A burst is what has come by the time that somebody looks: the first news is told at once,
+        and what comes while it is acted upon is the next burst.
+        """
         sock = self._news
         assert sock is not None
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
                 for kind, body in _drain(sock):
-                    self._learn(kind, body)
+                    _learn(kind, body, self.links, self._interfaces)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
@@ -120,45 +144,45 @@ class Network:
             yield
 
     async def _read_all(self) -> None:
-        """Ask for all links and addresses over the socket that also hears of changes."""
+        """Ask for all links and addresses over the socket that also hears of changes.
+
+        What was known before stays known until all of it has come: an address that is missing for a
+        moment would be taken for one that has gone.
+        """
+        while True:
+            links: dict[int, Link] = {}
+            interfaces: dict[Address, list[int]] = {}
+            try:
+                await self._read(links, interfaces)
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+            else:
+                break
+        self.links, self._interfaces = links, interfaces
+        self._ways.clear()
+
+    async def _read(self, links: dict[int, Link], interfaces: dict[Address, list[int]]) -> None:
+        """Raises :exc:`OSError` (``ENOBUFS``) when something was lost meanwhile."""
         sock = self._news
         assert sock is not None
-        self.links.clear()
-        self.addresses.clear()
-        self._ways.clear()
+        for _ in _drain(sock):  # what is older than the answers
+            pass
         for message in (_request(ifinfmsg, _GETLINK), _request(ifaddrmsg, _GETADDR)):
             sock.send(self._sealed(message, _NLM_F_REQUEST | _NLM_F_DUMP))
             done = False
             while not done:
                 await trio.lowlevel.wait_readable(sock)
                 for kind, body in _drain(sock):
+                    if kind == _NLMSG_ERROR:
+                        code = _error_of(body)
+                        raise OSError(code, f"the kernel does not tell: {os.strerror(code)}")
                     done |= kind == _NLMSG_DONE
-                    self._learn(kind, body)
+                    _learn(kind, body, links, interfaces)
 
-    def _learn(self, kind: int, body: bytes) -> None:
-        if kind in (_NEWLINK, _DELLINK):
-            link = _decode(ifinfmsg, body)
-            if link["family"] != socket.AF_UNSPEC:  # a bridge port's notification, not a link's
-                return
-            if kind == _DELLINK:
-                self.links.pop(link["index"], None)
-            else:
-                self.links[link["index"]] = Link(
-                    link["index"],
-                    link.get_attr("IFLA_IFNAME"),
-                    link.get_attr("IFLA_MTU"),
-                    bool(link["flags"] & _IFF_UP),
-                    link["ifi_type"] == _ARPHRD_ETHER,
-                )
-        elif kind in (_NEWADDR, _DELADDR):
-            found = _decode(ifaddrmsg, body)
-            if found["family"] != socket.AF_INET:
-                return
-            address = parse_address(found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS"))
-            if kind == _NEWADDR:
-                self.addresses[address] = found["index"]
-            elif self.addresses.get(address) == found["index"]:
-                del self.addresses[address]
+    def _is_loopback(self, ifindex: int) -> bool:
+        link = self.links.get(ifindex)
+        return link is not None and link.loopback
 
     def _ask(self, destination: Address) -> Way:
         name = format_address(destination)
@@ -174,8 +198,8 @@ class Network:
         except (BlockingIOError, StopIteration) as error:
             raise NoRoute(f"the kernel did not answer a route request for {name}") from error
         if kind == _NLMSG_ERROR:
-            (code,) = struct.unpack_from("=i", body, _NLMSG.size)
-            raise NoRoute(f"no route to {name}: {errno.errorcode.get(-code, code)}")
+            code = _error_of(body)
+            raise NoRoute(f"no route to {name}: {errno.errorcode.get(code, code)}")
         route = _decode(rtmsg, body)
         if route["type"] != _RTN_UNICAST:
             raise NoRoute(
@@ -199,6 +223,40 @@ class Network:
         return bytes(message.data)
 
 
+def _learn(
+    kind: int, body: bytes, links: dict[int, Link], interfaces: dict[Address, list[int]]
+) -> None:
+    """What a message says is from now on in *links*, and in the *interfaces* of addresses."""
+    if kind in (_NEWLINK, _DELLINK):
+        link = _decode(ifinfmsg, body)
+        if link["family"] != socket.AF_UNSPEC:  # a bridge port's notification, not a link's
+            return
+        if kind == _DELLINK:
+            links.pop(link["index"], None)
+        else:
+            links[link["index"]] = Link(
+                link["index"],
+                link.get_attr("IFLA_IFNAME"),
+                link.get_attr("IFLA_MTU"),
+                bool(link["flags"] & _IFF_UP),
+                link["ifi_type"] == _ARPHRD_ETHER,
+                link["ifi_type"] == _ARPHRD_LOOPBACK,
+            )
+    elif kind in (_NEWADDR, _DELADDR):
+        found = _decode(ifaddrmsg, body)
+        if found["family"] != socket.AF_INET:
+            return
+        address = parse_address(found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS"))
+        having = interfaces.setdefault(address, [])
+        if kind == _NEWADDR:
+            if found["index"] not in having:
+                having.append(found["index"])
+        elif found["index"] in having:
+            having.remove(found["index"])
+        if not having:
+            del interfaces[address]
+
+
 def _netlink(groups: int) -> socket.socket:
     sock = socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
@@ -220,6 +278,11 @@ def _decode(codec: Any, body: bytes) -> Any:
     message = codec(body)
     message.decode()
     return message
+
+
+def _error_of(body: bytes) -> int:
+    (code,) = struct.unpack_from("=i", body, _NLMSG.size)
+    return -int(code)
 
 
 def _drain(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
