@@ -96,8 +96,7 @@ class Network:
     @property
     def addresses(self) -> dict[Address, int]:
         """This host's own addresses, and of each the interface, whatever its state: one that is not
-        loopback, if there is such a one. What the host only keeps for its sockets is none
-        (:mod:`m2m.agent.own_addresses`)."""
+        loopback, if there is such a one."""
         return {
             address: min(interfaces, key=self._is_loopback)
             for address, interfaces in self._interfaces.items()
