@@ -27,6 +27,7 @@ import typing
 from collections import Counter
 from typing import NamedTuple
 
+from m2m.identity import ANONYMOUS
 from m2m.protocol.flow import Address
 from m2m.protocol.wire import (
     HEADER_SIZE,
@@ -67,6 +68,7 @@ class Opened(NamedTuple):
 
     message: Message | None
     reply: bytes | None
+    device: bytes = ANONYMOUS  # the sender's
 
 
 class _Window:
@@ -114,14 +116,25 @@ class Association:
     *rng* should be :class:`random.SystemRandom` outside tests.
     """
 
-    def __init__(self, key: Key, rng: random.Random, *, senders: int = _SENDERS) -> None:
+    def __init__(
+        self,
+        key: Key,
+        rng: random.Random,
+        *,
+        device: bytes = ANONYMOUS,
+        senders: int = _SENDERS,
+    ) -> None:
+        """*device* is this host's, as all others are told."""
         self._key = key
+        self._device = device
         self._rng = rng
         self._max_senders = senders
         self._seq = 0
         self._peers: dict[Address, _Peer] = {}
         self._windows: dict[int, _Window] = {}
         self._epoch = self._new_epoch()
+        # Whose device was last seen at an address: to be proved to, never trusted.
+        self.devices: dict[Address, bytes] = {}
         self.rejected: Counter[Malformed] = Counter()
         self.challenged = 0
 
@@ -150,6 +163,7 @@ class Association:
         """
         try:
             envelope = self._authentic(datagram)
+            self._note_device(peer, envelope.device)
             if isinstance(envelope.message, Challenge):
                 return Opened(None, self._met(peer, envelope, envelope.message))
             if envelope.receiver != self._epoch:
@@ -162,11 +176,17 @@ class Association:
         known = self._peer(peer)
         known.epoch = envelope.sender
         known.recent.pop(envelope.message.session, None)
-        return Opened(envelope.message, None)
+        return Opened(envelope.message, None, envelope.device)
+
+    def _note_device(self, peer: Address, device: bytes) -> None:
+        if self.devices.get(peer) != device:
+            if len(self.devices) >= _PEERS:
+                del self.devices[next(iter(self.devices))]
+            self.devices[peer] = device
 
     def _seal(self, receiver: int, message: Message) -> bytes:
         self._seq += 1
-        data = encode(Envelope(self._epoch, receiver, self._seq, message))
+        data = encode(Envelope(self._epoch, receiver, self._seq, message, self._device))
         return data + self._key.mac(data)
 
     def _authentic(self, datagram: bytes) -> Envelope:

@@ -24,7 +24,7 @@ __all__ = [
     "text_in", "unpack_hop",
 ]  # fmt: skip
 
-HEADER_SIZE: Final = 40
+HEADER_SIZE: Final = 72
 MAC_SIZE: Final = 16
 MAX_CHAIN: Final = 16  # hops in a SYN, the server included
 MAX_NAME: Final = 15  # bytes of an NF's name

@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from m2m.identity import ANONYMOUS
 from m2m.protocol.codec import Cause, Hop, Malformed, WireError
 from m2m.protocol.flow import Address, Flow
 
@@ -58,6 +59,8 @@ class UpdateSyn(msgspec.Struct, frozen=True):
     mtu: int  # smallest of the new path so far
     policy: int
     generation: int
+    client: bytes = ANONYMOUS  # devices of both ends
+    server: bytes = ANONYMOUS
 
 
 class UpdateSynAck(msgspec.Struct, frozen=True):

@@ -210,6 +210,7 @@ _PROGRESS = _fixed("!B", _one_of(Progress), int)
 _MTU = _fixed("!H", _mtu, _mtu)
 _U8 = _fixed("!B", _same, _same)
 _U32 = _fixed("!I", _same, _same)
+_DEVICE = _fixed("!32s", _same, _same)
 _YES_OR_NO = _fixed("!B", _yes_or_no, int)
 _TEXT = _Part(_pack_text, _read_text)
 _DATA = _Part(_pack_data, _read_data)
@@ -217,7 +218,24 @@ _HOPS = _run(_pack_middlebox, _read_middlebox)
 _STEPS = _run(_pack_step, _read_step)
 
 _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[_Part, ...]], ...]] = (
-    (16, UpdateSyn, (_FLOW, _CHANGE, _MODE, _ADDRESS, _FLOW, _HOPS, _ADDRESS, _MTU, _U32, _U32)),
+    (
+        16,
+        UpdateSyn,
+        (
+            _FLOW,
+            _CHANGE,
+            _MODE,
+            _ADDRESS,
+            _FLOW,
+            _HOPS,
+            _ADDRESS,
+            _MTU,
+            _U32,
+            _U32,
+            _DEVICE,
+            _DEVICE,
+        ),
+    ),
     (17, UpdateSynAck, (_CHANGE, _MTU)),
     (18, UpdateAck, (_FLOW, _ANY_CHANGE, _U8)),
     (19, UpdateFin, (_FLOW, _ANY_CHANGE, _COUNT)),

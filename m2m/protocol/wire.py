@@ -19,7 +19,8 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
-from m2m.protocol import update_wire
+from m2m.identity import ANONYMOUS
+from m2m.protocol import rebind, update_wire
 from m2m.protocol.codec import (
     FLOW_SIZE,
     HEADER_SIZE,
@@ -58,7 +59,7 @@ __all__ = [
 ]  # fmt: skip
 
 MAGIC: Final = b"M2"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 class Syn(msgspec.Struct, frozen=True):
@@ -72,6 +73,7 @@ class Syn(msgspec.Struct, frozen=True):
     policy: int
     generation: int
     patience: int  # ms the sender waits for a SYNACK; the receiver waits a little less
+    client: bytes = ANONYMOUS  # its device
 
 
 class SynAck(msgspec.Struct, frozen=True):
@@ -80,6 +82,7 @@ class SynAck(msgspec.Struct, frozen=True):
     session: int
     subsession: Flow
     mtu: int
+    server: bytes = ANONYMOUS  # its device
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -134,7 +137,18 @@ class PathRep(msgspec.Struct, frozen=True):
 
 
 Message: TypeAlias = (
-    Syn | SynAck | Ack | Fin | FinAck | Rst | Challenge | PathReq | PathRep | Update
+    Syn
+    | SynAck
+    | Ack
+    | Fin
+    | FinAck
+    | Rst
+    | Challenge
+    | PathReq
+    | PathRep
+    | Update
+    | rebind.Rebind
+    | rebind.Rebound
 )
 
 
@@ -145,6 +159,7 @@ class Envelope(NamedTuple):
     receiver: int  # the receiver's epoch as the sender knows it, 0 if it does not
     seq: int  # counts up from 1 within the sender's epoch
     message: Message
+    device: bytes = ANONYMOUS  # the sender's
 
 
 def check_chain(chain: tuple[Hop, ...]) -> None:
@@ -180,7 +195,7 @@ def encode(envelope: Envelope) -> bytes:
     return (
         _HEADER.pack(
             MAGIC, VERSION, code, 0, len(payload),
-            envelope.sender, envelope.receiver, envelope.seq, session,
+            envelope.sender, envelope.receiver, envelope.seq, session, envelope.device,
         )
         + payload
     )  # fmt: skip
@@ -189,8 +204,12 @@ def encode(envelope: Envelope) -> bytes:
 def decode(data: bytes) -> Envelope:
     """The inverse of :func:`encode`. Raises :exc:`WireError` and nothing else."""
     if len(data) < HEADER_SIZE:
-        raise WireError(Malformed.TRUNCATED, f"{len(data)} bytes, the header alone has 40")
-    magic, version, code, flags, length, sender, receiver, seq, session = _HEADER.unpack_from(data)
+        raise WireError(
+            Malformed.TRUNCATED, f"{len(data)} bytes, the header alone has {HEADER_SIZE}"
+        )
+    magic, version, code, flags, length, sender, receiver, seq, session, device = (
+        _HEADER.unpack_from(data)
+    )
     if magic != MAGIC:
         raise WireError(Malformed.MAGIC, f"starts with {magic!r} instead of {MAGIC!r}")
     if version != VERSION:
@@ -205,14 +224,15 @@ def decode(data: bytes) -> Envelope:
         raise WireError(Malformed.VALUE, "sender epoch and sequence number must not be 0")
     if (session == 0) != (code == _CHALLENGE):
         raise WireError(Malformed.VALUE, f"session {session:016x} in a message of type {code}")
-    return Envelope(sender, receiver, seq, _DECODERS[code](session, payload))
+    return Envelope(sender, receiver, seq, _DECODERS[code](session, payload), device)
 
 
 # --- payloads ---------------------------------------------------------------------------------
 
-_HEADER = struct.Struct("!2sBBHHQQQQ")
-_SYN = struct.Struct("!40s40sIIHHBx")  # two flows, policy, generation, mtu, patience, hops
-_SYNACK = struct.Struct("!40sH")
+_HEADER = struct.Struct("!2sBBHHQQQQ32s")
+# Two flows, the client's device, policy, generation, MTU, patience, number of hops.
+_SYN = struct.Struct("!40s40s32sIIHHBx")
+_SYNACK = struct.Struct("!40sH32s")
 _RST = struct.Struct("!40s16sBB")  # subsession, blame, cause, length of the text that follows
 _SEQ = struct.Struct("!Q")
 
@@ -221,7 +241,7 @@ def _pack_syn(syn: Syn) -> bytes:
     check_chain(syn.chain)
     parts = [
         _SYN.pack(
-            syn.subsession.pack(), syn.supersession.pack(),
+            syn.subsession.pack(), syn.supersession.pack(), syn.client,
             syn.policy, syn.generation, syn.mtu, syn.patience, len(syn.chain),
         )
     ]  # fmt: skip
@@ -231,7 +251,7 @@ def _pack_syn(syn: Syn) -> bytes:
 
 def _unpack_syn(session: int, data: bytes) -> Syn:
     at_least(data, _SYN.size, "SYN")
-    left, supersession, policy, generation, mtu, patience, count = _SYN.unpack_from(data)
+    left, supersession, client, policy, generation, mtu, patience, count = _SYN.unpack_from(data)
     if data[_SYN.size - 1]:
         raise WireError(Malformed.VALUE, "padding of a SYN is not zero")
     if count > MAX_CHAIN:
@@ -245,19 +265,20 @@ def _unpack_syn(session: int, data: bytes) -> Syn:
     check_chain(hops)
     check_mtu(mtu)
     return Syn(
-        session, flow_in(left), flow_in(supersession), hops, mtu, policy, generation, patience
+        session, flow_in(left), flow_in(supersession), hops, mtu, policy, generation, patience,
+        client,
     )  # fmt: skip
 
 
 def _pack_synack(synack: SynAck) -> bytes:
-    return _SYNACK.pack(synack.subsession.pack(), synack.mtu)
+    return _SYNACK.pack(synack.subsession.pack(), synack.mtu, synack.server)
 
 
 def _unpack_synack(session: int, data: bytes) -> SynAck:
     exactly(data, _SYNACK.size, "SYNACK")
-    flow, mtu = _SYNACK.unpack(data)
+    flow, mtu, server = _SYNACK.unpack(data)
     check_mtu(mtu)
-    return SynAck(session, flow_in(flow), mtu)
+    return SynAck(session, flow_in(flow), mtu, server)
 
 
 def _pack_leg(message: Ack | Fin | FinAck) -> bytes:
@@ -328,6 +349,7 @@ _CODES: Final[tuple[tuple[int, type[Any], Any, Callable[[int, bytes], Message]],
     (8, PathReq, _pack_pathreq, _unpack_pathreq),
     (9, PathRep, _pack_pathrep, _unpack_pathrep),
     *update_wire.CODES,
+    *rebind.CODES,
 )
 _ENCODERS: Final = {
     kind: (code, cast(Callable[[Any], bytes], pack)) for code, kind, pack, _ in _CODES

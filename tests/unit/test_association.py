@@ -42,12 +42,12 @@ def deliver(sender: Association, receiver: Association, message: Message) -> lis
     """Send *message* from A to B, with whatever challenges that takes; what B processes."""
     processed, datagram = [], sender.seal(B, message)
     while True:
-        got, reply = receiver.open(A, datagram)
+        got, reply, _ = receiver.open(A, datagram)
         if got is not None:
             processed.append(got)
         if reply is None:
             return processed
-        got, again = sender.open(B, reply)
+        got, again, _ = sender.open(B, reply)
         assert got is None
         assert again is not None
         datagram = again
@@ -70,10 +70,10 @@ def refused(receiver: Association, peer: bytes, datagram: bytes) -> Malformed:
 
 def test_strangers_meet_by_one_challenge() -> None:
     a, b = agent(1), agent(2)
-    message, challenge = b.open(A, a.seal(B, Ack(1, LEG)))
+    message, challenge, _ = b.open(A, a.seal(B, Ack(1, LEG)))
     assert message is None
     assert challenge is not None
-    message, again = a.open(B, challenge)
+    message, again, _ = a.open(B, challenge)
     assert message is None
     assert again is not None
     assert b.open(A, again) == Opened(Ack(1, LEG), None)
@@ -108,7 +108,7 @@ def test_what_was_recorded_before_a_restart_is_challenged_not_processed() -> Non
     recorded = a.seal(B, Fin(1, LEG))
     assert b.open(A, recorded).message
     b = agent(3)
-    message, challenge = b.open(A, recorded)
+    message, challenge, _ = b.open(A, recorded)
     assert message is None
     assert challenge is not None
     assert len(challenge) <= len(recorded)  # of no use as an amplifier
@@ -233,3 +233,13 @@ def test_forgotten_peers_are_met_again() -> None:
     for n in range(2000):
         a.seal(n.to_bytes(16), Ack(1, LEG))
     assert deliver(a, b, Ack(2, LEG)) == [Ack(2, LEG)]
+
+
+def test_whose_device_speaks_is_told_and_remembered() -> None:
+    a = Association(KEY, random.Random(1), device=b"a" * 32)
+    b = Association(KEY, random.Random(2), device=b"b" * 32)
+    assert deliver(a, b, Ack(1, LEG))
+    assert b.open(A, a.seal(B, Ack(2, LEG))).device == b"a" * 32
+    assert b.devices == {A: b"a" * 32} and a.devices == {B: b"b" * 32}
+    assert b.open(C, a.seal(B, Ack(3, LEG))).device == b"a" * 32  # it has moved
+    assert b.devices == {A: b"a" * 32, C: b"a" * 32}

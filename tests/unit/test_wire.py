@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2m.protocol import update, wire
+from m2m.protocol import rebind, update, wire
 from m2m.protocol.flow import Flow, Proto, parse_address
 from m2m.protocol.translation import Position
 from m2m.protocol.wire import (
@@ -41,7 +41,12 @@ CHAIN = (
     Hop(parse_address("10.0.9.9"), Position.SERVER),
 )
 SESSION = 0x0102030405060708
-SYN = Syn(SESSION, LEG, SUPER, CHAIN, mtu=1500, policy=3, generation=9, patience=1000)
+DEVICE, OTHER_DEVICE = bytes(range(32)), bytes(range(0x80, 0xA0))
+SYN = Syn(SESSION, LEG, SUPER, CHAIN, 1500, policy=3, generation=9, patience=1000, client=DEVICE)
+MOVED = rebind.Leg(SESSION, rebind.End.CLIENT, 6, 2, (61000, 63263), (61001, 63264), b"p" * 16)
+REBIND = rebind.Rebind(SESSION, SUPER.src, SUPER.dst, LEG.dst, DEVICE, (MOVED,))
+DONE = rebind.Bound(SESSION, rebind.End.SERVER, 2, rebind.Result.DONE, (61001, 63264), b"p" * 16)
+REBOUND = rebind.Rebound(SESSION, SUPER.dst, LEG.dst, (DONE,))
 JOIN = update.UpdateSyn(
     SESSION, LEG, 0xC4, update.Mode.OP, LEG.src, SUPER, CHAIN[:1], SUPER.dst, 1500, 3, 9
 )
@@ -70,13 +75,34 @@ step_runs = st.lists(steps, max_size=update.MAX_RUN).map(tuple)
 modes = st.sampled_from(update.Mode)
 counts = st.none() | st.integers(0, 2**64 - 2)
 u32 = st.integers(0, 2**32 - 1)
+devices = st.binary(min_size=32, max_size=32)
+proofs = st.binary(min_size=16, max_size=16)
+pairs = st.tuples(ports, ports)
+ends = st.sampled_from(rebind.End)
+moved = st.builds(rebind.Leg, nonzero, ends, st.sampled_from(Proto), u32, pairs, pairs, proofs)
+bound = st.builds(
+    rebind.Bound, nonzero, ends, u32, st.sampled_from(rebind.Result), pairs, proofs
+)  # fmt: skip
+moves = st.one_of(
+    st.lists(moved, min_size=1, max_size=rebind.MAX_LEGS).flatmap(
+        lambda legs: st.builds(
+            rebind.Rebind, st.just(legs[0].session), addresses, addresses, addresses, devices,
+            st.just(tuple(legs)),
+        )
+    ),
+    st.lists(bound, min_size=1, max_size=rebind.MAX_LEGS).flatmap(
+        lambda legs: st.builds(
+            rebind.Rebound, st.just(legs[0].session), addresses, addresses, st.just(tuple(legs))
+        )
+    ),
+)  # fmt: skip
 reasons = (
     st.sampled_from(Cause), st.text().map(wire.clip), st.none() | addresses.filter(any)
 )  # fmt: skip
 updates = st.one_of(
     st.builds(
         update.UpdateSyn, nonzero, flows, nonzero, modes, addresses, flows, runs, addresses,
-        mtus, u32, u32,
+        mtus, u32, u32, devices, devices,
     ),
     st.builds(update.UpdateSynAck, nonzero, nonzero, mtus),
     st.builds(update.UpdateAck, nonzero, flows, u64, st.integers(0, 255)),
@@ -103,12 +129,12 @@ updates = st.one_of(
     st.builds(update.Reject, nonzero, nonzero, *reasons),
     st.builds(update.Done, nonzero, nonzero, u32, st.booleans()),
 )  # fmt: skip
-messages = updates | st.one_of(
+messages = updates | moves | st.one_of(
     st.builds(
         Syn, nonzero, flows, flows, chains,
-        mtus, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), ports,
+        mtus, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), ports, devices,
     ),
-    st.builds(SynAck, nonzero, flows, mtus),
+    st.builds(SynAck, nonzero, flows, mtus, devices),
     st.builds(Ack, nonzero, flows),
     st.builds(Fin, nonzero, flows),
     st.builds(FinAck, nonzero, flows),
@@ -120,7 +146,7 @@ messages = updates | st.one_of(
     st.builds(PathReq, nonzero),
     st.builds(PathRep, nonzero, st.binary(max_size=wire.MAX_REPORT)),
 )  # fmt: skip
-envelopes = st.builds(Envelope, nonzero, u64, nonzero, messages)
+envelopes = st.builds(Envelope, nonzero, u64, nonzero, messages, devices)
 
 
 def sealed(message: wire.Message) -> bytes:
@@ -136,10 +162,12 @@ def refusal(data: bytes) -> Malformed:
 @pytest.mark.parametrize(
     ("example", "envelope"),
     [
-        (0, Envelope(0x11, 0x22, 7, Ack(SESSION, LEG))),
-        (1, Envelope(0x11, 0x22, 1, SYN)),
+        (0, Envelope(0x11, 0x22, 7, Ack(SESSION, LEG), DEVICE)),
+        (1, Envelope(0x11, 0x22, 1, SYN, DEVICE)),
+        (2, Envelope(0x11, 0x22, 1, REBIND, DEVICE)),
+        (3, Envelope(0x22, 0x11, 1, REBOUND, OTHER_DEVICE)),
     ],
-    ids=["ack", "syn"],
+    ids=["ack", "syn", "rebind", "rebound"],
 )
 def test_documented_examples(example: int, envelope: Envelope) -> None:
     page = (Path(__file__).parents[2] / "docs" / "wire-format.md").read_text()
@@ -196,7 +224,7 @@ def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
     [
         (b"", Malformed.TRUNCATED),
         (patched(SYN, 0, b"M3"), Malformed.MAGIC),
-        (patched(SYN, 2, b"\x02"), Malformed.VERSION),
+        (patched(SYN, 2, b"\x03"), Malformed.VERSION),
         (patched(SYN, 3, b"\x00"), Malformed.TYPE),
         (patched(SYN, 3, b"\x0a"), Malformed.TYPE),
         (patched(SYN, 4, b"\x00\x01"), Malformed.VALUE),  # flags
@@ -204,40 +232,50 @@ def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
         (patched(SYN, 24, bytes(8)), Malformed.VALUE),  # sequence number
         (patched(SYN, 32, bytes(8)), Malformed.VALUE),  # session
         (patched(Challenge(1), 32, b"\x01"), Malformed.VALUE),  # session of none
-        (patched(SYN, 40 + 36, b"\x01"), Malformed.VALUE),  # ICMP
-        (patched(SYN, 40 + 37, b"\x01"), Malformed.VALUE),  # padding of a flow
-        (patched(SYN, 40 + 88, b"\x00\x43"), Malformed.VALUE),  # an MTU of 67
-        (patched(SynAck(1, LEG, 68), 40 + 40, b"\x00\x43"), Malformed.VALUE),
-        (patched(SYN, 40 + 92, b"\x00"), Malformed.OVERSIZED),  # no hops, but bytes of them
-        (patched(SYN, 40 + 92, b"\x01"), Malformed.OVERSIZED),
-        (patched(SYN, 40 + 92, b"\x03"), Malformed.TRUNCATED),
-        (patched(SYN, 40 + 92, b"\x11"), Malformed.OVERSIZED),  # 17 hops
-        (patched(SYN, 40 + 93, b"\x01"), Malformed.VALUE),  # padding
-        (patched(SYN, 40 + 94 + 16, b"\x00"), Malformed.VALUE),  # a client in the chain
-        (patched(SYN, 40 + 94 + 16, b"\x03"), Malformed.VALUE),  # a server in the middle
-        (patched(SYN, 40 + 94 + 17, b"\x10"), Malformed.OVERSIZED),  # a name of 16 bytes
-        (patched(SYN, 40 + 94 + 18, b"\xff"), Malformed.VALUE),  # not UTF-8
-        (patched(SYN, 40 + 94 + 18, b"\x1b"), Malformed.VALUE),  # an escape sequence
+        (patched(SYN, 72 + 36, b"\x01"), Malformed.VALUE),  # ICMP
+        (patched(SYN, 72 + 37, b"\x01"), Malformed.VALUE),  # padding of a flow
+        (patched(SYN, 72 + 120, b"\x00\x43"), Malformed.VALUE),  # an MTU of 67
+        (patched(SynAck(1, LEG, 68), 72 + 40, b"\x00\x43"), Malformed.VALUE),
+        (patched(SYN, 72 + 124, b"\x00"), Malformed.OVERSIZED),  # no hops, but bytes of them
+        (patched(SYN, 72 + 124, b"\x01"), Malformed.OVERSIZED),
+        (patched(SYN, 72 + 124, b"\x03"), Malformed.TRUNCATED),
+        (patched(SYN, 72 + 124, b"\x11"), Malformed.OVERSIZED),  # 17 hops
+        (patched(SYN, 72 + 125, b"\x01"), Malformed.VALUE),  # padding
+        (patched(SYN, 72 + 126 + 16, b"\x00"), Malformed.VALUE),  # a client in the chain
+        (patched(SYN, 72 + 126 + 16, b"\x03"), Malformed.VALUE),  # a server in the middle
+        (patched(SYN, 72 + 126 + 17, b"\x10"), Malformed.OVERSIZED),  # a name of 16 bytes
+        (patched(SYN, 72 + 126 + 18, b"\xff"), Malformed.VALUE),  # not UTF-8
+        (patched(SYN, 72 + 126 + 18, b"\x1b"), Malformed.VALUE),  # an escape sequence
         (patched(SYN, len(sealed(SYN)) - 2, b"\x01"), Malformed.VALUE),  # ends at a tap
-        (patched(Rst(1, LEG, Cause.LOOP, "x"), 40 + 56, b"\xee"), Malformed.VALUE),
-        (patched(Rst(1, LEG, Cause.LOOP, "x" * 200), 40 + 57, b"\xc9"), Malformed.OVERSIZED),
-        (patched(JOIN, 40 + 40, bytes(8)), Malformed.VALUE),  # no number of the change
-        (patched(JOIN, 40 + 48, b"\x03"), Malformed.VALUE),  # mode
-        (patched(JOIN, 40 + 65 + 36, b"\x01"), Malformed.VALUE),  # a supersession of ICMP
-        (patched(JOIN, 40 + 105, b"\x09"), Malformed.OVERSIZED),  # nine hosts
-        (patched(JOIN, 40 + 106 + 16, b"\x03"), Malformed.VALUE),  # a server among them
-        (patched(JOIN, 40 + 106 + 36, b"\x00\x43"), Malformed.VALUE),  # an MTU of 67
-        (patched(update.UpdateSynAck(1, 2, 68), 40 + 8, b"\x00\x00"), Malformed.VALUE),
-        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 40 + 8, b"\xee"), Malformed.VALUE),
-        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 40 + 10, b"\x1b"), Malformed.VALUE),
-        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 40 + 9, b"\xc8"), Malformed.TRUNCATED),
-        (patched(update.StatePart(1, 2, 0, 1, b"x"), 40 + 8, b"\x01"), Malformed.VALUE),
-        (patched(update.StatePart(1, 2, 0, 1, b"x"), 40 + 9, b"\x41"), Malformed.VALUE),
+        (patched(Rst(1, LEG, Cause.LOOP, "x"), 72 + 56, b"\xee"), Malformed.VALUE),
+        (patched(Rst(1, LEG, Cause.LOOP, "x" * 200), 72 + 57, b"\xc9"), Malformed.OVERSIZED),
+        (patched(JOIN, 72 + 40, bytes(8)), Malformed.VALUE),  # no number of the change
+        (patched(JOIN, 72 + 48, b"\x03"), Malformed.VALUE),  # mode
+        (patched(JOIN, 72 + 65 + 36, b"\x01"), Malformed.VALUE),  # a supersession of ICMP
+        (patched(JOIN, 72 + 105, b"\x09"), Malformed.OVERSIZED),  # nine hosts
+        (patched(JOIN, 72 + 106 + 16, b"\x03"), Malformed.VALUE),  # a server among them
+        (patched(JOIN, 72 + 106 + 36, b"\x00\x43"), Malformed.VALUE),  # an MTU of 67
+        (patched(update.UpdateSynAck(1, 2, 68), 72 + 8, b"\x00\x00"), Malformed.VALUE),
+        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 72 + 8, b"\xee"), Malformed.VALUE),
+        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 72 + 10, b"\x1b"), Malformed.VALUE),
+        (patched(update.Reject(1, 2, Cause.BUSY, "x"), 72 + 9, b"\xc8"), Malformed.TRUNCATED),
+        (patched(update.StatePart(1, 2, 0, 1, b"x"), 72 + 8, b"\x01"), Malformed.VALUE),
+        (patched(update.StatePart(1, 2, 0, 1, b"x"), 72 + 9, b"\x41"), Malformed.VALUE),
         (
-            patched(update.StateAck(1, 2, 0, update.Progress.FAILED), 40 + 9, b"\x03"),
+            patched(update.StateAck(1, 2, 0, update.Progress.FAILED), 72 + 9, b"\x03"),
             Malformed.VALUE,
         ),
-        (patched(update.Done(1, 2, 0, True), 40 + 12, b"\x02"), Malformed.VALUE),  # yes or no?
+        (patched(update.Done(1, 2, 0, True), 72 + 12, b"\x02"), Malformed.VALUE),  # yes or no?
+        (patched(REBIND, 72 + 80, b"\x00"), Malformed.VALUE),  # no legs
+        (patched(REBIND, 72 + 80, b"\x02"), Malformed.TRUNCATED),
+        (patched(REBIND, 72 + 80, b"\x19"), Malformed.OVERSIZED),  # 25 legs
+        (patched(REBIND, 72 + 81, b"\x09"), Malformed.VALUE),  # not the header's session
+        (patched(REBIND, 72 + 81 + 8, b"\x02"), Malformed.VALUE),  # an end
+        (patched(REBIND, 72 + 81 + 9, b"\x01"), Malformed.VALUE),  # ICMP
+        (patched(REBOUND, 72 + 32, b"\x00"), Malformed.VALUE),
+        (patched(REBOUND, 72 + 32, b"\x02"), Malformed.TRUNCATED),
+        (patched(REBOUND, 72 + 33 + 8, b"\x02"), Malformed.VALUE),
+        (patched(REBOUND, 72 + 33 + 13, b"\x05"), Malformed.VALUE),  # a result
     ],
 )
 def test_refusals(data: bytes, reason: Malformed) -> None:
@@ -245,9 +283,9 @@ def test_refusals(data: bytes, reason: Malformed) -> None:
 
 
 def test_no_hops_at_all() -> None:
-    data = bytearray(sealed(SYN)[: 40 + 94])
-    struct.pack_into("!H", data, 6, 94)
-    data[40 + 92] = 0
+    data = bytearray(sealed(SYN)[: 72 + 126])
+    struct.pack_into("!H", data, 6, 126)
+    data[72 + 124] = 0
     assert refusal(bytes(data)) is Malformed.VALUE
 
 
@@ -273,10 +311,15 @@ def test_a_report_has_a_bound() -> None:
         update.StatePart(1, 2, 0, 1, bytes(961)),
         update.StatePart(1, 2, 0, 65, b""),
         update.Done(1, 2, 2**32, True),
+        msgspec.structs.replace(REBIND, legs=()),
+        msgspec.structs.replace(REBIND, legs=(MOVED,) * 25),
+        msgspec.structs.replace(REBIND, session=1),
+        msgspec.structs.replace(REBOUND, legs=()),
     ],
     ids=[
         "empty", "no server", "17 hops", "long name", "long text", "long report", "nine hosts",
         "a server in a run", "no number", "long reason", "long part", "65 parts", "too many held",
+        "no legs", "25 legs", "another session", "no answers",
     ],
 )  # fmt: skip
 def test_what_cannot_be_sent(message: wire.Message) -> None:
@@ -293,7 +336,7 @@ def test_every_message_has_its_strategy() -> None:
     drawn = {branch.__name__ for branch in typing.get_args(wire.Message)}
     page = Path(__file__).read_text()
     for name in drawn:
-        assert re.search(rf"st\.builds\(\s*(update\.)?{name}\b", page), name
+        assert re.search(rf"st\.builds\(\s*((update|rebind)\.)?{name}\b", page), name
 
 
 def test_next_host_is_the_one_after_the_receiver() -> None:
