@@ -140,11 +140,13 @@ class Tools:
         ports: PortAllocator,
         register: Register,
         over: Callable[[Commands, Session], None],
+        closing: Callable[[Commands, Session], None],
     ) -> None:
         self.settings = settings
         self.ports = ports
         self.register = register
         self.over = over  # the session's change is over: what waited may begin
+        self.closing = closing  # this host forgets the session: other names of its legs go
 
     # -- time ---------------------------------------------------------------------------
 

@@ -175,6 +175,30 @@ class ReleaseState(NamedTuple):
     keep: bool
 
 
+class Rehome(NamedTuple):
+    """Accept packets by new names of legs, then send by them: for all sessions of a batch, or for
+    none; then nothing is accepted by these names. *redirected* live on as with :class:`Redirect`.
+    Answered by Rehomed."""
+
+    batch: int
+    accepted: tuple[Entry, ...]
+    redirected: tuple[Entry, ...]
+
+
+class Keep(NamedTuple):
+    """Keep these notes with sessions, for a restarted agent. Each replaces an earlier one."""
+
+    notes: tuple[tuple[int, bytes], ...]
+
+
+class Rebound(NamedTuple):
+    """A leg leads to where its mover is now (for reports). At the hop, *mover* is the other end."""
+
+    view: SessionView
+    leg: Flow
+    here: bool  # whether it is this host that has moved
+
+
 class Switched(NamedTuple):
     """Packets towards the server take the new path from now on (for reports)."""
 
@@ -206,4 +230,5 @@ Command: TypeAlias = (
     Send | Install | Remove | Steer | Refuse | SetTimer | CancelTimer | Established | Closed
     | Accept | Withdraw | Redirect | Count | Hold | Resume | WatchAck | WatchCount
     | ExportState | ImportState | ReleaseState | Switched | ChangeDone | ChangeRefused
+    | Rehome | Keep | Rebound
 )  # fmt: skip

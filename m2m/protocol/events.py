@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
+from m2m.identity import ANONYMOUS
 from m2m.protocol.flow import Address, Flow
-from m2m.protocol.translation import Hook, SessionView, Toward
+from m2m.protocol.translation import Entry, Hook, SessionView, Toward
 from m2m.protocol.update import Mode, Step
 from m2m.protocol.wire import Hop, Message
 
@@ -17,6 +18,9 @@ class Timer(IntEnum):
     SESSION = 0
     CHANGE = 1
     REQUEST = 2
+    # Of all sessions together; set for session 0.
+    MOVE = 3
+    FADE = 4  # old names of legs
 
 
 class Route(NamedTuple):
@@ -49,6 +53,7 @@ class Received(NamedTuple):
     peer: Address
     message: Message
     route: Route | None = None
+    device: bytes = ANONYMOUS  # the sender's
 
 
 class TimerFired(NamedTuple):
@@ -76,10 +81,30 @@ class Adopted(NamedTuple):
     """A session found in the kernel by a restarted agent.
 
     *spare*: a second left or right leg from which packets are accepted, of an unfinished change.
+    *moved*: rows of a leg's old names, or of a proposed one. *note*: what was kept of it.
     """
 
     view: SessionView
     spare: Flow | None = None
+    moved: tuple[Entry, ...] = ()
+    note: bytes = b""
+
+
+class Moved(NamedTuple):
+    """The legs of these sessions between an own address and a neighbour have to go by another
+    route from now on."""
+
+    own: Address
+    neighbour: Address
+    route: Route
+    sessions: tuple[int, ...]
+
+
+class Rehomed(NamedTuple):
+    """The answer to Rehome: what each redirected row had counted; None: nothing was done."""
+
+    batch: int
+    packets: tuple[int, ...] | None
 
 
 class ChangeWanted(NamedTuple):
@@ -190,5 +215,5 @@ class StateImported(NamedTuple):
 Event: TypeAlias = (
     Opened | Received | TimerFired | InstallFailed | Ended | Adopted
     | ChangeWanted | RequestWanted | Redirected | Counted | Holding | Resumed | HoldOverflow
-    | Acked | Reached | StateExported | StateImported
+    | Acked | Reached | StateExported | StateImported | Moved | Rehomed
 )  # fmt: skip

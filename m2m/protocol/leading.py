@@ -129,6 +129,7 @@ class Leading:
         syn = UpdateSyn(
             session.id, new, change.id, change.mode, change.leader, session.supersession,
             change.hops, change.right, change.mtu, session.policy, session.generation,
+            session.client, session.server,
         )  # fmt: skip
         lock = Lock(
             session.id, old, change.id, change.mode, change.leader, change.steps, change.right

@@ -10,6 +10,7 @@ wait for each other*: so there is no ring of hosts that wait, and nobody has to 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from m2m.protocol.change import Change, Commands, Part, Phase, Tools, UpdateSettings
@@ -80,11 +81,13 @@ class Migration:
         step: Take,
         admit: Admit,
         claim: Claim,
+        closing: Callable[[Commands, Session], None],
     ) -> None:
-        """*step* takes a step of the session's table, *admit* makes a new hop, and *claim* gets
-        a left leg out of the hands of any other session that had it."""
+        """*step* takes a step of the session's table, *admit* makes a new hop, *claim* gets a left
+        leg out of the hands of any other session that had it, and *closing* is told of sessions
+        that this host forgets."""
         self._register = register
-        self._tools = tools = Tools(settings, ports, register, self._next)
+        self._tools = tools = Tools(settings, ports, register, self._next, closing)
         self._left = Leading(tools, rng)
         self._right = Receiving(tools)
         self._hop = Passing(tools)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from m2m.errors import M2MError
+from m2m.identity import ANONYMOUS, Identity
 from m2m.protocol.change import Commands
 from m2m.protocol.commands import (
     Command,
@@ -31,10 +32,12 @@ from m2m.protocol.events import (
     Holding,
     HoldOverflow,
     InstallFailed,
+    Moved,
     Opened,
     Reached,
     Received,
     Redirected,
+    Rehomed,
     RequestWanted,
     Resumed,
     Route,
@@ -44,6 +47,7 @@ from m2m.protocol.events import (
     TimerFired,
 )
 from m2m.protocol.flow import Address, format_address
+from m2m.protocol.mobility import follow_ends
 from m2m.protocol.ports import PortAllocator, PortsExhausted
 from m2m.protocol.reasons import (
     LEFT_KNOWS,
@@ -57,6 +61,7 @@ from m2m.protocol.reasons import (
     told,
     unknown,
 )
+from m2m.protocol.rebind import Rebind, Rebound
 from m2m.protocol.register import Register
 from m2m.protocol.session import Input, Opening, Role, Session, State
 from m2m.protocol.steps import Settings, SetUp, Steps
@@ -89,7 +94,15 @@ class Node:
     :class:`Install` fails, the commands behind it are dropped and ``InstallFailed`` comes next.
     """
 
-    def __init__(self, settings: Settings, ports: PortAllocator, rng: random.Random) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ports: PortAllocator,
+        rng: random.Random,
+        identity: Identity,
+        devices: Mapping[Address, bytes],
+    ) -> None:
+        """*devices* tells whose device was seen last at an address (``Association.devices``)."""
         self.settings = settings
         self.ports = ports
         self.sessions: Mapping[int, Session]
@@ -97,8 +110,10 @@ class Node:
         self._register = Register()
         self.sessions = self._register.by_id
         self._rng = rng
-        self._steps = Steps(settings, ports, self._register, rng, self._join)
+        self._device = identity.device
+        self._steps = Steps(settings, ports, self._register, rng, self._join, identity, devices)
         self._migration = self._steps.migration
+        self.mobility = self._steps.mobility
 
     def view(self, session: int) -> SessionView | None:
         """A session as the datapath knows it; None when it is not here."""
@@ -107,7 +122,7 @@ class Node:
 
     def handle(self, event: Event) -> list[Command]:
         """What is to be done about *event*, in order."""
-        return _HANDLERS[type(event)](self, event)
+        return self.mobility.silence(_HANDLERS[type(event)](self, event))
 
     # -- events -------------------------------------------------------------------------
 
@@ -131,11 +146,12 @@ class Node:
             self._new_id(), Position.CLIENT, State.OPENING, flow, None, right,
             event.policy, event.generation,
         )  # fmt: skip
+        session.client = self._device
         session.mtu = min(route.mtu, 0xFFFF)
         patience = self.settings.setup_timeout
         syn = Syn(
             session.id, right, flow, chain, session.mtu, event.policy, event.generation,
-            min(max(1, round(patience * 1000)), 0xFFFF),
+            min(max(1, round(patience * 1000)), 0xFFFF), self._device,
         )  # fmt: skip
         session.opening = Opening(syn, patience)
         session.held = True
@@ -146,6 +162,12 @@ class Node:
         return out
 
     def _received(self, event: Received) -> Commands:
+        event = self.mobility.today(event)
+        if self.mobility.is_strange(event):
+            return []
+        session = self._register.get(getattr(event.message, "session", 0))
+        if session is not None and session.change is not None:
+            follow_ends(session, session.change, event)
         done = self._migration.received(event)
         return (
             done
@@ -163,7 +185,7 @@ class Node:
         session = self._register.get(message.session)
         setup = SetUp(message, event.route)
         if session is None:
-            self._admit(out, setup)
+            self._admit(out, setup, event.device)
             return out
         leg = message.subsession
         if session.left is None or session.left.src != leg.src:
@@ -173,6 +195,8 @@ class Node:
             text = "the session is here with another kind of network function"
             _refuse(out, message, Why(Cause.NOT_MINE, text, leg.dst))
         else:
+            if session.client == ANONYMOUS:  # adopted; nobody takes a session over by a SYN
+                session.client = message.client
             same = session.left == leg
             self._steps.take(out, session, Input.SYN if same else Input.SYN_NEW_LEG, setup)
         return out
@@ -185,6 +209,8 @@ class Node:
             return []  # which of the two legs is in will be told in time
         if session is None or session.right != message.subsession:
             return [Send(event.peer, unknown(message))]
+        if session.server == ANONYMOUS:
+            session.server = message.server
         out: Commands = []
         self._steps.take(out, session, Input.SYNACK, message)
         return out
@@ -243,6 +269,8 @@ class Node:
         return out
 
     def _timer_fired(self, event: TimerFired) -> Commands:
+        if event.timer in _OF_MOVES:
+            return self.mobility.timer_fired(event.timer)
         if event.timer is not Timer.SESSION:
             return self._migration.timer_fired(event, request=event.timer is Timer.REQUEST)
         out: Commands = []
@@ -291,6 +319,7 @@ class Node:
         self._register.list(session)
         if session.right is not None:
             self.ports.adopt(session.right)
+        self.mobility.adopted(out, session, event)
         # The client's last ACK may have died with the agent; others may have been taken out of
         # the chain while there was none. Soon, but spread: there may be 100 000 of these.
         spread = self.settings.update.ask + len(self.sessions) * _ADOPTED_APART
@@ -302,11 +331,11 @@ class Node:
 
     # -- new sessions -------------------------------------------------------------------
 
-    def _admit(self, out: Commands, setup: SetUp) -> None:
-        """A SYN of a session that is not here: make it, or say why not."""
+    def _admit(self, out: Commands, setup: SetUp, device: bytes) -> None:
+        """A SYN of a session that is not here, from *device*: make it, or say why not."""
         syn, route = setup
         leg, me = syn.subsession, syn.chain[0]
-        objection = self._objection(setup)
+        objection = self._objection(setup, device)
         if objection is not None:
             _refuse(out, syn, objection)
             return
@@ -322,6 +351,9 @@ class Node:
             syn.session, me.kind, State.CONFIRMING if right is None else State.OPENING,
             syn.supersession, leg, right, syn.policy, syn.generation,
         )  # fmt: skip
+        session.client = syn.client
+        if right is None:
+            session.server = self._device
         self._steps.start(out, session, setup)
 
     def _join(self, out: Commands, syn: UpdateSyn, route: Route | None) -> None:
@@ -355,12 +387,14 @@ class Node:
         self._steps.displace(out, session)
         self._register.list(session)
         session.mtu = min(syn.mtu, route.mtu)
+        session.client, session.server = syn.client, syn.server
         # First of all: R answers L and not this host, so packets may come as soon as R knows.
         out.append(Install(session.view))
         self._migration.joined(out, session, syn)
+        self._steps.keep(out, session)
 
-    def _objection(self, setup: SetUp) -> Why | None:
-        """What speaks against a new session at this host."""
+    def _objection(self, setup: SetUp, device: bytes) -> Why | None:
+        """What speaks against a new session at this host, of which *device* has told."""
         syn, route = setup
         leg, me = syn.subsession, syn.chain[0]
         here = format_address(leg.dst)
@@ -369,6 +403,10 @@ class Node:
         if me.address != leg.dst or leg.proto != syn.supersession.proto:
             text = f"the chain starts at {describe_hop(me)} but was sent for {leg}"
             return Why(Cause.NOT_MINE, text, leg.dst)
+        rival = self._rival(syn, device)
+        if rival is not None:
+            text = "another device, which may be back, has a session by the same ports"
+            return Why(Cause.NO_PORTS, text, leg.dst)
         if me.kind is Position.SERVER:
             return None
         following = syn.chain[1]
@@ -377,6 +415,19 @@ class Node:
             return Why(Cause.NO_ROUTE, text, following.address)
         if following.address in (leg.dst, route.source):
             return Why(Cause.LOOP, f"the chain visits {here} twice in a row", leg.dst)
+        return None
+
+    def _rival(self, syn: Syn, device: bytes) -> Session | None:
+        """A session of another client that this one would end: its own address may be somebody
+        else's by now."""
+        others = [self._register.with_supersession(syn.supersession)]
+        if device == syn.client:
+            others.append(self._register.with_left(syn.subsession))
+        for other in others:
+            if other is None or other.client in (ANONYMOUS, syn.client):
+                continue
+            if syn.subsession == other.left or syn.supersession == other.supersession:
+                return other
         return None
 
     # -- bookkeeping --------------------------------------------------------------------
@@ -411,6 +462,8 @@ _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {
     Ended: Node._ended_event,
     Adopted: Node._adopted,
     ChangeWanted: lambda node, event: node._migration.change_wanted(event),
+    Moved: lambda node, event: node.mobility.moved(event),
+    Rehomed: lambda node, event: node.mobility.rehomed(event),
     RequestWanted: lambda node, event: node._migration.request_wanted(event),
     Redirected: lambda node, event: node._migration.redirected(event),
     Counted: lambda node, event: node._migration.counted(event),
@@ -429,4 +482,7 @@ _RECEIVERS: Final[dict[type, Callable[[Node, Received], Commands]]] = {
     Fin: Node._over,
     Rst: Node._over,
     FinAck: Node._finack,
+    Rebind: lambda node, event: node.mobility.rebind(event),
+    Rebound: lambda node, event: node.mobility.rebound(event),
 }
+_OF_MOVES: Final = frozenset((Timer.MOVE, Timer.FADE))

@@ -204,6 +204,7 @@ class Passing:
         assert change is not None and session.left is not None and session.right is not None
         if change.exported:
             out.append(ReleaseState(session.id, keep=False))
+        tools.closing(out, session)
         out.append(Remove(session.view))
         tools.register.unlist(session)
         tools.register.forget(session)

@@ -382,7 +382,7 @@ def onward(syn: UpdateSyn, leg: Flow, mtu: int) -> UpdateSyn:
     """An UPDATE-SYN as a new hop passes it on."""
     return UpdateSyn(
         syn.session, leg, syn.change, syn.mode, syn.leader, syn.supersession, syn.hops[1:],
-        syn.right, mtu, syn.policy, syn.generation,
+        syn.right, mtu, syn.policy, syn.generation, syn.client, syn.server,
     )  # fmt: skip
 
 

@@ -71,6 +71,12 @@ class PortAllocator:
         dport = self.first + self._sources + (cycle + place) % self._destinations
         return Flow(proto, local, sport, peer, dport)
 
+    def claim(self, flow: Flow) -> bool:
+        """Take the pair of this very subsession, unless it is in use or was lately; whether it is
+        taken now."""
+        index = self._index(flow)
+        return index is not None and self._pool(flow.src, flow.dst).claim(index)
+
     def adopt(self, flow: Flow) -> None:
         """Mark the pair of a subsession as in use that was set up before this agent started."""
         index = self._index(flow)
@@ -122,6 +128,12 @@ class _Pool:
             index = self._search(rng)
         self.used.add(index)
         return index
+
+    def claim(self, index: int) -> bool:
+        if index in self.used or index in self._kept:
+            return False
+        self.used.add(index)
+        return True
 
     def free(self, index: int, flow: Flow) -> None:
         if index not in self.used:

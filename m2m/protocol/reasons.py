@@ -9,8 +9,8 @@ from m2m.protocol.session import Ending, Session
 from m2m.protocol.wire import Ack, Cause, Fin, Hop, Message, Rst, SynAck
 
 __all__ = [
-    "LEFT_KNOWS", "RIGHT_KNOWS", "SPARE_KNOWS", "Why", "describe_hop", "hop_silent",
-    "install_failed", "notice", "own_address", "replaced", "told", "unknown",
+    "LEFT_KNOWS", "RIGHT_KNOWS", "SPARE_KNOWS", "Why", "describe_hop", "hop_gone",
+    "hop_silent", "install_failed", "notice", "own_address", "replaced", "told", "unknown",
 ]  # fmt: skip
 
 
@@ -57,6 +57,13 @@ def hop_silent(session: Session) -> Why:
     waits_for = session.left.src if session.left is not None else None
     name = "the next host" if waits_for is None else format_address(waits_for)
     return Why(Cause.TIMEOUT, f"{name} does not confirm the session", waits_for)
+
+
+def hop_gone(leg: Flow, *, by_left: bool) -> Why:
+    """This host has moved, and the neighbour by *leg* does not know the session."""
+    peer = leg.src if by_left else leg.dst
+    text = f"{format_address(peer)} has no such session any more"
+    return Why(Cause.UNKNOWN_SESSION, text, peer, by_left, not by_left)
 
 
 def unknown(message: Ack | SynAck) -> Rst:

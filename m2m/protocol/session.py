@@ -90,6 +90,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from m2m.identity import ANONYMOUS
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Position, SessionView
 from m2m.protocol.wire import Cause, Syn
@@ -279,6 +280,8 @@ class Ending(NamedTuple):
     spare_ports: bool = False  # whether its ports are ours to free
 
 
+_NO_MOVES = 0, 0
+_NOT_REBOUND = None, None
 _ROLES = {
     Position.CLIENT: Role.CLIENT,
     Position.TAP: Role.MIDDLE,
@@ -294,9 +297,10 @@ class Session:
     """
 
     __slots__ = (
-        "change", "delay", "ending", "fail_open", "generation", "held", "id", "left", "more_left",
-        "more_right", "mss", "mtu", "opening", "policy", "position", "right", "role", "sent_left",
-        "sent_right", "state", "supersession", "waited", "waiting",
+        "change", "client", "delay", "ending", "fail_open", "generation", "held", "id", "left",
+        "more_left", "more_right", "moves", "mss", "mtu", "opening", "policy", "position",
+        "rebound", "right", "role", "sent_left", "sent_right", "server", "state", "supersession",
+        "waited", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -337,6 +341,11 @@ class Session:
         # tap is also the one that sends to the other side, and counts what it has split.
         self.more_left = False
         self.more_right = False
+        self.client = self.server = ANONYMOUS  # devices of both ends
+        self.moves = _NO_MOVES  # the numbers of the last moves of client and server
+        # What this host has renamed their legs to then: known to be theirs, whatever they are
+        # called by who has not heard of it.
+        self.rebound: tuple[Flow | None, Flow | None] = _NOT_REBOUND
 
     @property
     def view(self) -> SessionView:

@@ -7,27 +7,31 @@ state. Here are the actions, one method for each, and the timers between them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from m2m.identity import Identity
 from m2m.protocol.change import Commands, UpdateSettings
 from m2m.protocol.commands import (
     CancelTimer,
     Closed,
     Established,
     Install,
+    Keep,
     Refuse,
     Remove,
     Send,
     SetTimer,
     Steer,
 )
+from m2m.protocol.devices import note_of
 from m2m.protocol.events import Route
-from m2m.protocol.flow import Flow, Proto, is_ipv4
+from m2m.protocol.flow import Address, Flow, Proto, is_ipv4
 from m2m.protocol.migration import Migration
+from m2m.protocol.mobility import Mobility
 from m2m.protocol.paths import Admit
 from m2m.protocol.ports import PortAllocator
-from m2m.protocol.reasons import Why, notice, replaced
+from m2m.protocol.reasons import Why, hop_gone, notice, replaced
 from m2m.protocol.register import Register
 from m2m.protocol.session import TABLE, Action, Ending, Input, Opening, Session, State
 from m2m.protocol.wire import Ack, Cause, Syn, SynAck, clip
@@ -63,7 +67,8 @@ class SetUp(NamedTuple):
 
 
 class Steps:
-    """The steps of all sessions of one host, and with them its :class:`Migration`."""
+    """The steps of all sessions of one host, and with them its :class:`Migration` and
+    :class:`Mobility`."""
 
     def __init__(
         self,
@@ -72,14 +77,19 @@ class Steps:
         register: Register,
         rng: random.Random,
         admit: Admit,
+        identity: Identity,
+        devices: Mapping[Address, bytes],
     ) -> None:
-        """*admit* makes a new hop of a session that stands."""
+        """*admit* makes a new hop of a session that stands; *devices* tells whose device is at an
+        address."""
         self._settings = settings
         self._ports = ports
         self._register = register
+        self.mobility = Mobility(identity, devices, ports, register, self.claim, self._unknown)
         self.migration = Migration(
-            settings.update, ports, register, rng, self.take, admit, self.claim
-        )
+            settings.update, ports, register, rng, self.take, admit, self.claim,
+            self.mobility.closing,
+        )  # fmt: skip
         self._limits: Final = {
             State.CONFIRMING: settings.confirm_timeout,
             State.CLOSING: settings.teardown_timeout,
@@ -107,7 +117,7 @@ class Steps:
             patience = syn.patience / 1000 * _PATIENCE_SHARE
             onward = Syn(
                 syn.session, session.right, syn.supersession, syn.chain[1:], session.mtu,
-                syn.policy, syn.generation, max(1, int(patience * 1000)),
+                syn.policy, syn.generation, max(1, int(patience * 1000)), session.client,
             )  # fmt: skip
             session.opening = Opening(onward, patience)
             # First the SYN: while this host installs, the next one is at work already.
@@ -116,7 +126,8 @@ class Steps:
         else:
             session.mss = _mss(session)
             out.append(Install(session.view))
-            out.append(Send(session.left.src, SynAck(session.id, session.left, session.mtu)))
+            answer = SynAck(session.id, session.left, session.mtu, session.server)
+            out.append(Send(session.left.src, answer))
         self.set_timer(out, session)
 
     def displace(self, out: Commands, session: Session) -> None:
@@ -124,7 +135,11 @@ class Steps:
         for old in sorted(self._register.rivals(session), key=lambda old: old.id):
             if session.left is not None and self.migration.accepts(old, session.left):
                 self.migration.drop_spare(out, old)
-            else:
+            elif (
+                session.left is None
+                or old.supersession == session.supersession
+                or not self.mobility.unused(out, old, session.left)
+            ):
                 self.take(out, old, Input.REPLACED, replaced(session.supersession))
 
     def claim(self, out: Commands, session: Session, leg: Flow) -> None:
@@ -133,8 +148,19 @@ class Steps:
         if old is not None and old is not session:
             if self.migration.accepts(old, leg):
                 self.migration.drop_spare(out, old)
-            else:
+            elif not self.mobility.unused(out, old, leg):
                 self.take(out, old, Input.REPLACED, replaced(old.supersession))
+
+    def keep(self, out: Commands, session: Session) -> None:
+        """A restarted agent has to know whose the session is."""
+        out.append(Keep(((session.id, note_of(session)),)))
+
+    def _unknown(self, out: Commands, session: Session, leg: Flow) -> None:
+        """The neighbour by this leg, which has moved, has no such session."""
+        by_left = leg == session.left
+        why = hop_gone(leg, by_left=by_left)
+        if not self.migration.spare_over(out, session, leg, why):
+            self.take(out, session, Input.LEFT_OVER if by_left else Input.RIGHT_OVER, why)
 
     # -- actions, one method for each of the table's ------------------------------------
 
@@ -151,7 +177,8 @@ class Steps:
             session.opening = None
         elif isinstance(detail, SetUp) and not session.mtu:  # adopted: nobody knows, and the
             session.mtu = detail.syn.mtu  # client, being established, does not care
-        out.append(Send(session.left.src, SynAck(session.id, session.left, session.mtu)))
+        answer = SynAck(session.id, session.left, session.mtu, session.server)
+        out.append(Send(session.left.src, answer))
         if session.state is State.CONFIRMING:
             self.set_timer(out, session)
 
@@ -167,6 +194,7 @@ class Steps:
         out.append(Steer(session.supersession))
         self._send_ack(out, session, None)
         out.append(Established(session.view))
+        self.keep(out, session)
         session.delay = self._settings.probe
         out.append(SetTimer(session.id, session.delay))
 
@@ -175,6 +203,7 @@ class Steps:
             self._send_ack(out, session, None)
         out.append(CancelTimer(session.id))
         out.append(Established(session.view))
+        self.keep(out, session)
 
     def _send_ack(self, out: Commands, session: Session, _detail: object) -> None:
         if session.right is not None:
@@ -196,6 +225,7 @@ class Steps:
             text = "the session was set up again with another chain"
             self.take(out, session, Input.REPLACED, Why(Cause.NOT_MINE, text))
             return
+        self.mobility.closing(out, session)
         self.migration.closing(out, session, Why(Cause.REPLACED, "the session is set up anew"))
         if session.left != syn.subsession:
             out.append(Remove(session.view))
@@ -206,6 +236,7 @@ class Steps:
     def _close(self, out: Commands, session: Session, detail: object) -> None:
         assert isinstance(detail, Why)
         cause, text, blame, left_knows, right_knows, _ = detail
+        self.mobility.closing(out, session)
         leg, ours = self.migration.closing(out, session, detail)
         self._register.unlist(session)
         if session.held:

@@ -27,6 +27,9 @@ from typing import NamedTuple
 
 from m2m.protocol.flow import Address, Flow
 
+MOVED = 0xFFFFFFFF
+"""The generation of a row for a name of a leg that is not the leg's, or not yet (mobility)."""
+
 
 class Hook(IntEnum):
     """Where a packet meets the datapath."""
@@ -222,3 +225,30 @@ def view_and_spare(entries: Iterable[Entry]) -> tuple[SessionView, Flow | None]:
         if expected == {key: entry.rewrite for key, entry in rows.items()}:
             return view, others[0] if others else None
     raise ValueError(f"{name}: entries do not belong together")
+
+
+def without_moved(entries: Iterable[Entry]) -> tuple[list[Entry], tuple[Entry, ...]]:
+    """The entries of a session, apart from those that accept packets by an old or a proposed name
+    of one of its legs (``docs/mobility.md``).
+
+    Such a name is marked :data:`MOVED`, or has the far end or the ports of a leg that is in use on
+    the same side: the second leg of a change leads to another host, by other ports.
+    """
+    rows = list(entries)
+    used = {row.rewrite for row in rows if row.action is Action.SEND and row.generation != MOVED}
+    kept: list[Entry] = []
+    moved: list[Entry] = []
+    in_use: dict[Toward, set[object]] = {Toward.RIGHT: set(), Toward.LEFT: set()}
+    for row in rows:
+        if row.hook is Hook.IN and row.match.reverse() in used:
+            in_use[row.toward] |= {row.match.src, (row.match.sport, row.match.dport)}
+    for row in rows:
+        flow, known = row.match, in_use[row.toward]
+        stray = row.hook is Hook.IN and flow.reverse() not in used
+        ports = (flow.sport, flow.dport)
+        if stray and (row.generation == MOVED or flow.src in known or ports in known):
+            moved.append(row)
+        else:
+            kept.append(row)
+    generation = min((row.generation for row in kept), default=0)
+    return [row._replace(generation=generation) for row in kept], tuple(moved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
@@ -16,10 +16,11 @@ from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
 from m2m.agent.sessions import Sessions
 from m2m.agent.turn import Turn
-from m2m.agent.watch import NoRoute, Way
+from m2m.agent.watch import Link, NoRoute, Way
 from m2m.datapath.fake import FakeDatapath
 from m2m.datapath.fake_kernel import FakeKernel, Fate, Outcome
 from m2m.datapath.fake_packets import Tcp
+from m2m.identity import Identity
 from m2m.policy.compile import compile_policy
 from m2m.policy.language import parse_source
 from m2m.policy.rules import PolicySet
@@ -79,11 +80,30 @@ class Routes:
         self.mtu = mtu
         self.ifindex = 2
         self.cut: set[Address] = set()  # hosts without a route
+        self.links: dict[int, Link] = {}
+
+    def has(self, address: Address) -> bool:
+        return False
+
+    def home(self, address: Address) -> int | None:
+        return self.ifindex if address == self.own else None
 
     def way_to(self, destination: Address) -> Way:
         if destination in self.cut or destination == self.own:
             raise NoRoute(f"no route to {format_address(destination)}: ENETUNREACH")
         return Way(self.own, NextHop(self.ifindex, destination, self.mtu))
+
+
+class NothingKept:
+    """In place of addresses that are kept alive: there are none in memory."""
+
+    kept: frozenset[Address] = frozenset()
+
+    def silence(self, interfaces: Iterable[str]) -> None:
+        pass
+
+    def may_be_over(self) -> None:
+        pass
 
 
 class Host:
@@ -102,13 +122,15 @@ class Host:
         self.forwards = True
         self.nf_state = NfState(address)
         rng = random.Random(address)
+        identity = Identity(rng.randbytes(32))
         self.sessions = Sessions(
-            Node(Settings(), PortAllocator(61000, 65535, rng), rng),
+            Node(Settings(), PortAllocator(61000, 65535, rng), rng, identity, {}),
             self.datapath,
             self.routes,  # type: ignore[arg-type]  # has what is used of it
             self.send,
             self.journal,
             lambda: self.forwards,
+            NothingKept(),  # type: ignore[arg-type]  # has what is used of it
             Turn(),
             holds=holds,
             open_state=self._open_state,

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from m2m.auth import DomainKey
+from m2m.identity import Identity
 from m2m.protocol.association import Association
 from m2m.protocol.change import Part, Phase
 from m2m.protocol.commands import (
@@ -27,8 +28,10 @@ from m2m.protocol.commands import (
     Hold,
     ImportState,
     Install,
+    Keep,
     Redirect,
     Refuse,
+    Rehome,
     ReleaseState,
     Remove,
     Resume,
@@ -46,9 +49,11 @@ from m2m.protocol.events import (
     Event,
     Holding,
     InstallFailed,
+    Moved,
     Opened,
     Received,
     Redirected,
+    Rehomed,
     Resumed,
     Route,
     StateExported,
@@ -68,6 +73,7 @@ from m2m.protocol.translation import (
     SessionView,
     entries_for,
     view_and_spare,
+    without_moved,
 )
 from m2m.protocol.wire import Hop, WireError, next_host
 
@@ -94,6 +100,7 @@ class Kernel:
         self.host = host
         self.entries: dict[tuple[Hook, Flow], Entry] = {}
         self.held: set[Flow] = set()
+        self.notes: dict[int, bytes] = {}
 
     def install(self, view: SessionView) -> None:
         self.add(entries_for(view))
@@ -155,6 +162,8 @@ class Host:
         self.world = world
         self.index = index
         self.address = parse_address(f"10.0.{index}.1")
+        self.secret = world.rng.randbytes(32)
+        self.home = self.address  # where it can be reached
         self.kernel = world.make_kernel(self)
         self.up = False
         self.failing_installs = 0
@@ -165,18 +174,27 @@ class Host:
         self.told: list[Command] = []  # what is for reports only
         self.start()
 
+    def __repr__(self) -> str:
+        return f"host {self.index}"
+
     def start(self) -> None:
         """Start the agent; it takes over what the kernel has."""
         rng = self.world.rng
         self.up = True
         self.timers = {}
         self.other_timers = {}
-        self.association = Association(KEY, rng)
+        identity = Identity(self.secret)
+        self.association = Association(KEY, rng, device=identity.device)
         self.ports = PortAllocator(61000, 61000 + self.world.ports - 1, rng)
-        self.node = Node(self.world.settings, self.ports, rng)
-        for entries in self.kernel.sessions().values():
-            self.carry_out(self.node.handle(Adopted(*view_and_spare(entries))))
+        self.node = Node(
+            self.world.settings, self.ports, rng, identity, self.association.devices
+        )  # fmt: skip
+        for number, entries in self.kernel.sessions().items():
+            kept, moved = without_moved(entries)
+            note = self.kernel.notes.get(number, b"")
+            self.carry_out(self.node.handle(Adopted(*view_and_spare(kept), moved, note)))
         self.check()
+        self.look()
 
     def kill_agent(self) -> None:
         """The kernel lets held packets go by itself when its agent is gone."""
@@ -210,6 +228,11 @@ class Host:
                         answers.append(answer)
                 case Remove(view):
                     kernel.remove(entries_for(view))
+                    kernel.notes.pop(view.session, None)
+                case Keep(notes):
+                    kernel.notes.update(notes)
+                case Rehome(batch, accepted, redirected):
+                    answers.append(Rehomed(batch, self.rehome(accepted, redirected)))
                 case Withdraw(entries=entries):
                     kernel.remove(entries)
                 case Count(session, change, key):
@@ -265,6 +288,16 @@ class Host:
                 return Redirected(session, change, self.kernel.redirect(entry))
         return None
 
+    def rehome(
+        self, accepted: tuple[Entry, ...], redirected: tuple[Entry, ...]
+    ) -> tuple[int, ...] | None:
+        if self.failing_redirects:
+            self.failing_redirects -= 1
+            self.kernel.remove(accepted)
+            return None
+        self.kernel.add(accepted)
+        return tuple(self.kernel.redirect(entry) for entry in redirected)
+
     def set_timer(self, session: int, timer: Timer, number: int | None) -> None:
         timers, key = (
             (self.timers, session) if timer is Timer.SESSION
@@ -289,13 +322,23 @@ class Host:
         if not self.up or flow in self.kernel.held or (Hook.OUT, flow) in self.kernel.entries:
             return
         self.kernel.held.add(flow)
-        self.feed(Opened(flow, chain, fail_open, 1, 1, Route(self.address, 1500)))
+        self.feed(Opened(flow, chain, fail_open, 1, 1, Route(self.home, 1500)))
+
+    def look(self) -> None:
+        """What the agent does when its network has changed."""
+        if not self.up or not self.home:
+            return
+        mobility = self.node.mobility
+        route = Route(self.home, self.world.mtu(self))
+        due = {key[1:]: found for key, found in mobility.ends().items() if key[1] != self.home}
+        for (own, hop), sessions in {**due, **mobility.unconfirmed()}.items():
+            self.feed(Moved(own, hop, route, tuple(sessions)))
 
     def datagram(self, peer: Address, data: bytes) -> None:
         if not self.up:
             return
         try:
-            message, reply = self.association.open(peer, data)
+            message, reply, device = self.association.open(peer, data)
         except WireError:
             return
         if reply is not None:
@@ -303,8 +346,8 @@ class Host:
         if message is not None:
             route = None
             if next_host(message) is not None:
-                route = Route(self.address, self.world.mtu(self))
-            self.feed(Received(peer, message, route))
+                route = Route(self.home, self.world.mtu(self))
+            self.feed(Received(peer, message, route, device))
 
     def check(self) -> None:
         """What holds after every event."""
@@ -315,7 +358,9 @@ class Host:
                 rights.append(session.change.spare)
             if session.ending is not None and session.ending.spare_ports:
                 rights.append(session.ending.spare_leg)
-        assert len(rights) == len(set(rights)) == self.ports.in_use
+        assert len(rights) == len(set(rights))
+        other_names = self.node.mobility.ports_in_use()
+        assert len(rights) + other_names == self.ports.in_use
         for session in live:
             waiting = session.state in (State.OPENING, State.CONFIRMING, State.CLOSING)
             # One that leaves tells its neighbour again and again, by the change's timer.
@@ -334,6 +379,7 @@ class Host:
                 "nothing would ever end this change" if changing else "a timer for nothing"
             )
             assert changing or not session.waiting, "nothing would ever end this wait"
+        self.timers.pop(0, None)
         assert self.timers.keys() <= self.node.sessions.keys()
         open_ones = {session.id for session in live if session.state is not State.CLOSING}
         assert self.kernel.sessions().keys() <= open_ones
@@ -382,8 +428,23 @@ class World:
         return 1500 - host.index
 
     def transmit(self, sender: Host, to: Address, data: bytes) -> None:
+        if not sender.home:
+            return  # there is no route
         for delay in self.fate().copies:
-            self.after(delay, lambda: self._by_address[to].datagram(sender.address, data))
+            self.after(delay, lambda: self._deliver(sender.home, to, data))
+
+    def _deliver(self, peer: Address, to: Address, data: bytes) -> None:
+        if to in self._by_address:
+            self._by_address[to].datagram(peer, data)
+
+    def move(self, host: Host, to: str | None) -> None:
+        """*host* has another address from now on, or none. Sockets go on using its first one."""
+        self._by_address.pop(host.home, None)
+        host.home = b"" if to is None else parse_address(to)
+        if to is not None:
+            assert host.home not in self._by_address, "somebody else is there"
+            self._by_address[host.home] = host
+            host.look()
 
     def run(self, seconds: float) -> None:
         until = self.now + seconds
@@ -414,12 +475,14 @@ class World:
     def trace(self, flow: Flow) -> tuple[list[Host], Flow] | None:
         """Where a packet of *flow* (either direction) ends up by the kernels' tables, and what
         it looks like there; None when nothing steers it or it is lost on the way."""
-        host = self._by_address[flow.src]
+        host = self.server if flow.src == self.server.address else self.client
         passed, packet = [host], flow
         entry = host.kernel.entries.get((Hook.OUT, packet))
         while entry is not None:
             packet = entry.rewrite
             if entry.action is Action.SEND:
+                if packet.dst not in self._by_address:
+                    return None  # nobody is there now
                 host = self._by_address[packet.dst]
                 passed.append(host)
                 entry = host.kernel.entries.get((Hook.IN, packet))
@@ -441,8 +504,9 @@ class World:
                 if at_client is None or at_client.state is not State.ESTABLISHED:
                     host.feed(Ended(session, "idle"))
 
-    def check_agreement(self) -> None:
-        """Every session stands at all hosts with matching tuples, or is gone from all."""
+    def check_agreement(self, *, others: bool = False) -> None:
+        """Every session stands at all hosts with matching tuples, or is gone from all. *others*:
+        there may be rows of other names of legs, and rows may have been installed as such."""
         for session in self.ids():
             here = [host.node.sessions.get(session) for host in self.hosts]
             states = [None if one is None else one.state for one in here]
@@ -456,9 +520,17 @@ class World:
         for host in self.hosts:
             live = host.node.sessions.values()
             expected = {entry.key: entry for one in live for entry in entries_for(one.view)}
-            assert host.kernel.entries == expected
+            there = host.kernel.entries
+            if others:
+                there = {
+                    key: row._replace(generation=expected[key].generation)
+                    for key, row in there.items()
+                    if key in expected
+                }
+            assert there == expected
             assert not host.kernel.held
-            assert host.ports.in_use == sum(one.right is not None for one in live)
+            in_use = host.ports.in_use - (host.node.mobility.ports_in_use() if others else 0)
+            assert in_use == sum(one.right is not None for one in live)
             assert host.timers.keys() == (
                 host.node.sessions.keys() if host is self.client else set()
             )

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from m2m.identity import Identity
 from m2m.protocol.commands import (
     CancelTimer,
     Closed,
@@ -804,7 +805,8 @@ def test_every_session_can_end_from_every_state() -> None:
 
 def test_many_sessions_cost_little_and_leave_nothing() -> None:
     count = 5000
-    node = Node(Settings(), PortAllocator(61000, 65535, random.Random(1)), random.Random(2))
+    ports, identity = PortAllocator(61000, 65535, random.Random(1)), Identity(bytes(32))
+    node = Node(Settings(), ports, random.Random(2), identity, {})
 
     def fresh(address: bytes) -> bytes:
         return bytes(bytearray(address))  # as from the network, shared with nobody

@@ -1,0 +1,63 @@
+"""What a host remembers of a session's ends: their devices, and how often they have moved."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from m2m.identity import DEVICE_SIZE
+from m2m.protocol.flow import Flow
+from m2m.protocol.rebind import End
+from m2m.protocol.session import Session
+
+__all__ = [
+    "MAX_NUMBER", "NOTE_SIZE", "device_of", "note_of", "number_of", "read_note", "set_device",
+    "set_number", "set_rebound",
+]  # fmt: skip
+
+_NOTE = struct.Struct(f"!{DEVICE_SIZE}s{DEVICE_SIZE}sII")
+NOTE_SIZE: Final = _NOTE.size
+MAX_NUMBER: Final = 0xFFFFFFFF
+
+
+def device_of(session: Session, end: End) -> bytes:
+    """The device of one end of the session."""
+    return session.client if end is End.CLIENT else session.server
+
+
+def number_of(session: Session, end: End) -> int:
+    """The number of that end's last move."""
+    return session.moves[end]
+
+
+def set_number(session: Session, end: End, number: int) -> None:
+    """It has moved."""
+    moves = list(session.moves)
+    moves[end] = number
+    session.moves = moves[0], moves[1]
+
+
+def set_device(session: Session, end: End, device: bytes) -> None:
+    """That end of the session belongs to *device*."""
+    if end is End.CLIENT:
+        session.client = device
+    else:
+        session.server = device
+
+
+def set_rebound(session: Session, end: End, leg: Flow) -> None:
+    """*leg* leads to that end."""
+    client, server = session.rebound
+    session.rebound = (leg, server) if end is End.CLIENT else (client, leg)
+
+
+def note_of(session: Session) -> bytes:
+    """What is kept of this in the kernel, :data:`NOTE_SIZE` bytes."""
+    return _NOTE.pack(session.client, session.server, *session.moves)
+
+
+def read_note(session: Session, note: bytes) -> None:
+    """The inverse of :func:`note_of`; what is no note says nothing."""
+    if len(note) == NOTE_SIZE:
+        session.client, session.server, first, second = _NOTE.unpack(note)
+        session.moves = first, second
