@@ -27,6 +27,7 @@ from m2m.agent.asking import Asking
 from m2m.agent.config import Config
 from m2m.agent.following import Following
 from m2m.agent.journal import Journal
+from m2m.agent.keeping import Keeping
 from m2m.agent.path import Paths
 from m2m.agent.policy_client import PolicyClient
 from m2m.agent.sessions import Sessions
@@ -35,10 +36,11 @@ from m2m.agent.transport import Transport
 from m2m.agent.turn import Turn
 from m2m.agent.watch import Network
 from m2m.auth import DomainKey
-from m2m.datapath import Datapath, DatapathError
+from m2m.datapath import ALL_ADDRESSES, Datapath, DatapathError
 from m2m.datapath.hold_device import is_hold_device
 from m2m.datapath.pins import directory_of
 from m2m.errors import ConfigError
+from m2m.identity import Identity
 from m2m.policy.exempt import Service
 from m2m.policy.messages import Load, Role
 from m2m.policy.rules import Kind, PolicySet
@@ -53,6 +55,7 @@ __all__ = ["Agent", "serve"]
 _log = structlog.get_logger()
 
 _COLLECT_AFTER = 50_000  # objects; the interpreter's own 700 would be several times per set-up
+_SETTLED = 0.01  # s after news of the network, while more may come
 _STOPPING = 5.0  # s that letting go of the datapath may take
 
 
@@ -96,9 +99,13 @@ class Agent:
         # Whether the host's kernel part outlives us: sessions of a predecessor, or of our own. An
         # agent that fails to start leaves a host as it was.
         self._keeps = False
+        self._network_changed = trio.Event()
         self.turn = Turn()
         self.journal = Journal()
-        self.transport = Transport(Association(key, random.SystemRandom()), config.port)
+        self._identity = Identity.load(device_file(config))
+        self._keeping = Keeping(kept_record(config))
+        self._association = Association(key, random.SystemRandom(), device=self._identity.device)
+        self.transport = Transport(self._association, config.port, network.has)
 
     def close(self) -> None:
         """Let go of the socket."""
@@ -120,7 +127,7 @@ class Agent:
             datapath = await open_datapath(config)
             try:
                 await datapath.attach(served)
-                await datapath.set_addresses(self.addresses())
+                await datapath.set_addresses(self._local_addresses())
                 self._warn_of_strict_filters(served)
                 await self._run_with(datapath, task_status)
             finally:
@@ -129,46 +136,56 @@ class Agent:
         finally:
             if not self._keeps:
                 host.release_ports(record)
+                self._keeping.only(())
+                device_file(config).unlink(missing_ok=True)
+            self._keeping.close()
 
     async def _run_with(self, datapath: Datapath, task_status: trio.TaskStatus[None]) -> None:
         config = self._config
         sessions = Sessions(
             self._node(), datapath, self._network, self.transport.send, self.journal,
-            self._can_forward, self.turn, self._own_traffic(), holds=self._role is Role.CLIENT,
+            self._can_forward, self._keeping, self.turn, self._own_traffic(),
+            holds=self._role is Role.CLIENT,
         )  # fmt: skip
         self.sessions = sessions
         self.paths = Paths(config.name, self._role, sessions, self.transport.send)
         asking = Asking(config.name, sessions, self.paths)
         self.following = Following(sessions, asking)
         await sessions.adopt()
-        await sessions.follow_routes()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.transport.run, self._received)
-            nursery.start_soon(self._follow_datapath, datapath)
-            nursery.start_soon(sessions.run_timers)
-            await nursery.start(sessions.states.run)
-            nursery.start_soon(self.following.run)
-            nursery.start_soon(notify.keep_alive)
-            client = self._policy_client()
-            nursery.start_soon(self._follow_network, datapath, client)
-            if client is not None:
-                await nursery.start(client.run)
-            answers = Answers(
-                config.name, self._role, sessions, self.paths, asking, self.transport.counters,
-                client, "" if client is None else str(client.server),
-            )  # fmt: skip
-            await nursery.start(control.serve, config.control_socket, answers)
-            await nursery.start(control.serve_nfs, config.nf_socket, answers)
-            _log.info(
-                "serving", role=config.role, name=config.name, sessions=len(sessions),
-                datapath=datapath.name, secure=not config.insecure,
-            )  # fmt: skip
-            self._keeps = True
-            notify.ready(_status(self._served()))
-            gc.collect()
-            gc.freeze()  # what is there now stays: no need to look through it again
-            gc.set_threshold(_COLLECT_AFTER, 20, 100)
-            task_status.started()
+        await sessions.follow_network()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.transport.run, self._received)
+                nursery.start_soon(self._follow_datapath, datapath)
+                nursery.start_soon(sessions.run_timers)
+                nursery.start_soon(sessions.moves.let_go)
+                await nursery.start(sessions.states.run)
+                nursery.start_soon(self.following.run)
+                nursery.start_soon(notify.keep_alive)
+                client = self._policy_client()
+                nursery.start_soon(self._follow_network, datapath)
+                if client is not None:
+                    await nursery.start(client.run)
+                    nursery.start_soon(self._tell_of_addresses, client)
+                answers = Answers(
+                    config.name, self._role, sessions, self.paths, asking, self.transport.counters,
+                    client, "" if client is None else str(client.server),
+                )  # fmt: skip
+                await nursery.start(control.serve, config.control_socket, answers)
+                await nursery.start(control.serve_nfs, config.nf_socket, answers)
+                _log.info(
+                    "serving", role=config.role, name=config.name, sessions=len(sessions),
+                    datapath=datapath.name, secure=not config.insecure,
+                )  # fmt: skip
+                self._keeps = True
+                notify.ready(_status(self._served()))
+                gc.collect()
+                gc.freeze()  # what is there now stays: no need to look through it again
+                gc.set_threshold(_COLLECT_AFTER, 20, 100)
+                task_status.started()
+        finally:
+            if not len(sessions):  # else they run on, and need their addresses
+                self._keeping.only(())
 
     def addresses(self) -> tuple[Address, ...]:
         """The addresses of this host that sessions use."""
@@ -179,10 +196,18 @@ class Agent:
             address for address, ifindex in self._network.addresses.items() if ifindex in served
         )
 
+    def _local_addresses(self) -> frozenset[Address]:
+        """Those, and the ones that only sessions keep alive; all, where nothing is forwarded: an
+        address that another host had a moment ago has packets of its sessions coming."""
+        if not host.forwards():
+            return frozenset((ALL_ADDRESSES,))
+        return self._keeping.kept.union(self.addresses())
+
     def _node(self) -> Node:
         rng = random.SystemRandom()
         settings = Settings(setup_timeout=self._config.setup_timeout)
-        return Node(settings, PortAllocator(*self._config.ports, rng), rng)
+        ports = PortAllocator(*self._config.ports, rng)
+        return Node(settings, ports, rng, self._identity, self._association.devices)
 
     def _own_traffic(self) -> tuple[Service, ...]:
         """What no policy may hold: without it no chain could ever be set up."""
@@ -212,20 +237,22 @@ class Agent:
 
     # -- what comes in ------------------------------------------------------------------
 
-    async def _received(self, peer: Address, message: Message, at: Address | None) -> None:
+    async def _received(
+        self, peer: Address, message: Message, at: Address | None, device: bytes
+    ) -> None:
         if isinstance(message, PathReq):
             await self.paths.asked(peer, message, at)
         elif isinstance(message, PathRep):
             self.paths.answered(peer, message)
         else:
-            await self.sessions.received(peer, message)
+            await self.sessions.received(peer, message, device)
 
     async def _follow_datapath(self, datapath: Datapath) -> None:
         async for event in datapath.events():
             await self.sessions.told(event)
 
-    async def _follow_network(self, datapath: Datapath, client: PolicyClient | None) -> None:
-        served, addresses = self._served(), frozenset(self.addresses())
+    async def _follow_network(self, datapath: Datapath) -> None:
+        served, local = self._served(), self._local_addresses()
         async for _ in self._network.changes():
             wanted = self._served()
             if wanted != served:
@@ -238,13 +265,23 @@ class Agent:
                         served = wanted
                         _log.info("interfaces changed", interfaces=",".join(served.values()))
                         notify.status(_status(served))
-            if frozenset(self.addresses()) != addresses:
-                addresses = frozenset(self.addresses())
+            if self._local_addresses() != local:
+                local = self._local_addresses()
                 async with self.turn:
-                    await datapath.set_addresses(addresses)
-                if client is not None:
-                    client.addresses_changed()
-            await self.sessions.follow_routes()
+                    await datapath.set_addresses(local)
+            await self.sessions.follow_network()
+            self._network_changed.set()
+
+    async def _tell_of_addresses(self, client: PolicyClient) -> None:
+        """The policy server can wait until the sessions have moved."""
+        addresses = set(self.addresses())
+        while True:
+            await self._network_changed.wait()
+            await trio.sleep(_SETTLED)
+            self._network_changed = trio.Event()
+            if set(self.addresses()) != addresses:
+                addresses = set(self.addresses())
+                client.addresses_changed()
 
     async def _load_policy(self, policy: PolicySet) -> None:
         before = self.sessions.policy.generation
@@ -302,6 +339,16 @@ class Agent:
 
 def _status(served: dict[int, str]) -> str:
     return f"Serving on {', '.join(sorted(served.values())) or 'no interface'}"
+
+
+def device_file(config: Config) -> Path:
+    """The file that an agent of this name keeps its device key in."""
+    return config.run_dir / f"{config.name}.device"
+
+
+def kept_record(config: Config) -> Path:
+    """The file that tells which addresses an agent of this name keeps alive."""
+    return config.run_dir / f"{config.name}.kept"
 
 
 def ports_record(config: Config) -> Path:

@@ -263,6 +263,7 @@ class Stats(msgspec.Struct, frozen=True):
     control: dict[str, int]  # control messages: "sent.syn", "received.ack", "dropped.bad-mac", ...
     setups: dict[str, int]  # "established", "failed", "closed", "adopted", ...
     datapath: str = ""  # "ebpf", "fake", ...
+    moves: dict[str, int] = {}  # "moved", "rebound", "rebind unproven", ...: legs and refusals
     ports: int = 0  # pairs of subsession ports that this host has allocated, in use now
 
 
@@ -273,6 +274,7 @@ class EventKind(StrEnum):
     CLOSED = "closed"
     CHANGED = "changed"  # packets take another chain from now on; told by the host that leads
     UNCHANGED = "unchanged"  # a change that was asked for here was refused or undone
+    MOVED = "moved"  # this host or its neighbour is an end that has moved
     REFUSED = "refused"  # a chain could not be set up
     POLICY = "policy"  # a new set is in force
     SERVER = "server"  # the policy server went away or came back

@@ -29,6 +29,10 @@ class NextHops:
         hop = self._in_use[neighbour] = self._network.way_to(neighbour).hop
         return hop
 
+    def in_use(self, neighbour: Address) -> NextHop | None:
+        """The way to *neighbour* that entries have."""
+        return self._in_use.get(neighbour)
+
     def note(self, entries: Iterable[Entry]) -> None:
         """These entries are in the kernel already."""
         for entry in entries:

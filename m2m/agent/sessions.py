@@ -28,6 +28,8 @@ from m2m import datapath
 from m2m.agent.api import EventKind, SessionState, format_session
 from m2m.agent.changes import Changes
 from m2m.agent.journal import Journal
+from m2m.agent.keeping import Keeping
+from m2m.agent.moves import Moves
 from m2m.agent.next_hops import NextHops, move
 from m2m.agent.states import States, open_conntrack
 from m2m.agent.timers import Timers
@@ -35,6 +37,7 @@ from m2m.agent.turn import Turn
 from m2m.agent.watch import Network, NoRoute
 from m2m.datapath import Datapath, DatapathError, EndReason, Row, Verdict
 from m2m.datapath._core import RuleTable
+from m2m.identity import ANONYMOUS
 from m2m.policy.choose import ChainError, resolve
 from m2m.policy.exempt import Service, exempting
 from m2m.policy.rules import EMPTY, Fail, Kind, Policy, PolicySet
@@ -45,8 +48,11 @@ from m2m.protocol.commands import (
     Command,
     Established,
     Install,
+    Keep,
+    Rebound,
     Redirect,
     Refuse,
+    Rehome,
     Remove,
     Send,
     SetTimer,
@@ -74,6 +80,7 @@ from m2m.protocol.translation import (
     SessionView,
     entries_for,
     view_and_spare,
+    without_moved,
 )
 from m2m.protocol.update import Step
 from m2m.protocol.wire import Hop, Message, next_host
@@ -112,6 +119,7 @@ class Sessions:
         send: Callable[[Address, Message], None],
         journal: Journal,
         can_forward: Callable[[], bool],
+        keeping: Keeping,
         turn: Turn,
         own_traffic: Sequence[Service] = (),
         *,
@@ -130,6 +138,7 @@ class Sessions:
         self.former_nfs: dict[tuple[Address, Kind], str] = {}
         self._network = network
         self._send = send
+        self._keeping = keeping
         self._can_forward = can_forward
         self._own_traffic = own_traffic
         self._holds = holds
@@ -137,6 +146,7 @@ class Sessions:
         self.states = States(open_state, self.feed)
         self._next_hops = NextHops(network)
         self.changes = Changes(node, datapath, self.states, journal, self._next_hops.to)
+        self.moves = Moves(node, datapath, network, journal, self._next_hops, keeping)
         self._rules = RuleTable(EMPTY)
         self._policies: dict[int, Policy] = {}
         self._avoid: dict[Address, float] = {}  # hosts that did not answer -> until when
@@ -149,8 +159,8 @@ class Sessions:
         async with self.turn:
             await self._carry_out(event)
 
-    async def received(self, peer: Address, message: Message) -> None:
-        """A message from another agent has come."""
+    async def received(self, peer: Address, message: Message, device: bytes = ANONYMOUS) -> None:
+        """A message from another agent, whose device this is, has come."""
         route = None
         following = next_host(message)
         if following is not None:
@@ -159,7 +169,7 @@ class Sessions:
             except NoRoute as error:
                 number = getattr(message, "session", 0)
                 _log.info("no way on", session=format_session(number), why=str(error))
-        await self.feed(Received(peer, message, route))
+        await self.feed(Received(peer, message, route, device))
 
     async def told(self, event: datapath.Event) -> None:
         """The datapath has something to say."""
@@ -243,9 +253,11 @@ class Sessions:
         found: dict[int, list[Entry]] = {}
         async for row in self.datapath.dump():
             found.setdefault(row.entry.session, []).append(row.entry)
-        for entries in found.values():
+        notes = await self.datapath.kept()
+        for number, entries in found.items():
             try:
-                view, spare = view_and_spare(entries)
+                kept, moved = without_moved(entries)
+                view, spare = view_and_spare(kept)
             except ValueError as error:
                 _log.warning("incomplete session removed", why=str(error))
                 async with self.turn:
@@ -253,21 +265,37 @@ class Sessions:
                 self.journal.counts["incomplete"] += 1
             else:
                 self._next_hops.note(entries)
-                await self.feed(Adopted(view, spare))
+                self.moves.stands(view)
+                await self.feed(Adopted(view, spare, moved, notes.pop(number, b"")))
                 self.journal.counts["adopted"] += 1
+        async with self.turn:
+            await self.datapath.forget(notes)  # of sessions that are no more
         if found:
             _log.info("sessions taken over", sessions=len(self))
 
-    async def follow_routes(self) -> None:
-        """The ways to other hosts may have changed: give the datapath the new ones."""
+    async def follow_network(self) -> None:
+        """Addresses or routes may have changed: sessions that end here move, and the others get
+        their new next hops."""
+        moving = 0
+        for event in self.moves.due():
+            moving += len(event.sessions)
+            await self.feed(event)
+            await trio.lowlevel.checkpoint()  # the answers about the first may be here
+        if moving:
+            _log.info("the network has changed, sessions move", sessions=moving)
+        await self._follow_routes()
+
+    async def _follow_routes(self) -> None:
         moved = self._next_hops.moved()
         if not moved:
             return
         count = 0
         for sessions in self._chunks():
             async with self.turn:
+                under_way = self.node.mobility.moving()  # these get it when the hop has confirmed
                 for session in sessions:
-                    count += await move(session, moved, self.datapath)
+                    if session.id not in under_way:
+                        count += await move(session, moved, self.datapath)
             await trio.lowlevel.checkpoint()
         self._next_hops.have_moved(moved, self.node.sessions.values())
         _log.info("next hops changed", neighbours=len(moved), sessions=count)
@@ -356,8 +384,13 @@ class Sessions:
             case Remove(view):
                 await self.datapath.remove([entry.key for entry in entries_for(view)])
             case Established(view):
+                self.moves.stands(view)
                 self._tell(EventKind.ESTABLISHED, view, "")
+            case Rehome() | Keep() | Rebound():
+                return await self.moves.do(command)
             case Closed(view, why):
+                await self.datapath.forget([view.session])
+                self._keeping.may_be_over()
                 self._tell(EventKind.CLOSED, view, why)
             case _:
                 return await self.changes.do(command)

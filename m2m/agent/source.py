@@ -120,6 +120,7 @@ class Answers:
             reasons={reason.name.lower(): count for reason, count in reasons.items()},
             control=self._counters(),
             setups=set_ups,
+            moves=dict(sessions.node.mobility.counts),
             datapath=sessions.datapath.name,
             ports=sessions.node.ports.in_use,
         )

@@ -22,12 +22,14 @@ import trio
 from m2m.errors import ConfigError
 from m2m.protocol.association import Association
 from m2m.protocol.flow import V4_PREFIX, Address, Flow, format_address
+from m2m.protocol.rebind import Rebind, Rebound
 from m2m.protocol.wire import MAX_DATAGRAM, Message, PathReq, WireError
 
 __all__ = ["Receive", "Transport"]
 
-Receive: TypeAlias = Callable[[Address, Message, Address | None], Awaitable[None]]
-"""Takes a message's sender, the message and, for a question, our address that it was sent to."""
+Receive: TypeAlias = Callable[[Address, Message, Address | None, bytes], Awaitable[None]]
+"""Takes a message's sender, the message, for a question our address that it was sent to, and the
+sender's device."""
 
 _log = structlog.get_logger()
 
@@ -46,9 +48,15 @@ _NAMES = {kind: kind.__name__.lower() for kind in get_args(Message)}
 class Transport:
     """The agent's UDP socket."""
 
-    def __init__(self, association: Association, port: int) -> None:
-        """Bind to *port* on all addresses. Raises :exc:`~m2m.errors.ConfigError`."""
+    def __init__(
+        self, association: Association, port: int, is_here: Callable[[Address], bool]
+    ) -> None:
+        """Bind to *port* on all addresses. *is_here*: whether an interface has an address.
+
+        Raises :exc:`~m2m.errors.ConfigError`.
+        """
         self.association = association
+        self._is_here = is_here
         self.port = port
         self._sent: Counter[type[Message]] = Counter()
         self._received: Counter[type[Message]] = Counter()
@@ -90,11 +98,18 @@ class Transport:
         """Send *message* to the agent at *peer*, now or never.
 
         A message about a subsession leaves from our end of it, the address by which the peer
-        knows us, whatever the route prefers; others from *source*, if given.
+        knows us, whatever the route prefers; others from *source*, if given. An address that we
+        have moved away from is left to who has it now.
         """
         leg: Flow | None = getattr(message, "subsession", None)
         if leg is not None:
             source = leg.src if leg.dst == peer else leg.dst
+        elif isinstance(message, Rebind):
+            source = message.new
+        elif isinstance(message, Rebound):
+            source = message.hop
+        if source is not None and not self._is_here(source):
+            source = None
         self._sent[type(message)] += 1
         self._send(peer, self.association.seal(peer, message), source)
 
@@ -111,7 +126,7 @@ class Transport:
                     break
                 peer = V4_PREFIX + socket.inet_aton(host)
                 try:
-                    message, reply = self.association.open(peer, datagram)
+                    message, reply, device = self.association.open(peer, datagram)
                 except WireError as error:
                     _log.debug("datagram refused", peer=host, reason=error.reason, why=str(error))
                     continue
@@ -120,7 +135,7 @@ class Transport:
                 if message is not None:
                     self._received[type(message)] += 1
                     at = _local_address(extra) if isinstance(message, PathReq) else None
-                    await receive(peer, message, at)
+                    await receive(peer, message, at, device)
 
     def _send(
         self, peer: Address, datagram: bytes, source: Address | None, port: int | None = None

@@ -102,6 +102,10 @@ class Network:
             for address, interfaces in self._interfaces.items()
         }
 
+    def has(self, address: Address) -> bool:
+        """Whether some interface has *address*, whatever its state."""
+        return address in self._interfaces
+
     def home(self, address: Address) -> int | None:
         """The interface by which others can reach *address* here: it is up, and not loopback."""
         for ifindex in self._interfaces.get(address, ()):

@@ -52,6 +52,14 @@ static __always_inline int m2m_drop(enum m2m_reason reason, u32 packets)
 	return TC_ACT_SHOT;
 }
 
+/* Whether packets to this address are for the host itself. */
+static __always_inline int m2m_is_own(const struct m2m_addr *to)
+{
+	const struct m2m_addr any = {}; /* an agent says so where nothing is forwarded */
+
+	return bpf_map_lookup_elem(&addresses, to) || bpf_map_lookup_elem(&addresses, &any);
+}
+
 /* A packet that no entry matches. */
 static __always_inline int m2m_unknown(const struct m2m_config *config,
 				       const struct m2m_key *key,
@@ -67,7 +75,7 @@ static __always_inline int m2m_unknown(const struct m2m_config *config,
 		 * the stack for a datagram that never becomes whole.
 		 */
 		if (m2m_find_fragment(key, M2M_ANY_DATAGRAM, now) &&
-		    bpf_map_lookup_elem(&addresses, &key->tuple.dst))
+		    m2m_is_own(&key->tuple.dst))
 			return m2m_drop(M2M_FRAGMENT_UNKNOWN, 1);
 		return TC_ACT_UNSPEC;
 	}
@@ -77,7 +85,7 @@ static __always_inline int m2m_unknown(const struct m2m_config *config,
 	 */
 	if (m2m_is_subsession_port(config, key->tuple.dport) &&
 	    m2m_is_subsession_port(config, key->tuple.sport) &&
-	    bpf_map_lookup_elem(&addresses, &key->tuple.dst))
+	    m2m_is_own(&key->tuple.dst))
 		return m2m_drop(M2M_NO_ENTRY, 1);
 	return TC_ACT_UNSPEC;
 }

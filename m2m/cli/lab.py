@@ -19,6 +19,7 @@ from m2m.lab.netns import LabError
 from m2m.lab.topology import load
 
 _SCENARIOS = ("replace", "insert", "remove", "drain", "contend")
+_MOBILITY = ("handover", "ping-pong", "outage", "server-move")
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
 
@@ -80,9 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     play = commands.add_parser(
-        "run", help="change the chains of live sessions under load, and count what it did to them"
+        "run",
+        help="change the chains of live sessions under load, or move their endpoints, and count"
+        " what it did to them",
     )
-    play.add_argument("scenario", metavar="NAME", choices=_SCENARIOS, help=", ".join(_SCENARIOS))
+    scenarios = (*_SCENARIOS, *_MOBILITY)
+    play.add_argument("scenario", metavar="NAME", choices=scenarios, help=", ".join(scenarios))
+    play.add_argument(
+        "--moves", type=int, default=10, metavar="N",
+        help=f"how often endpoints move in {', '.join(_MOBILITY)} (default: %(default)s)",
+    )  # fmt: skip
     play.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
     play.add_argument("--json", action="store_true", help="print the results as JSON")
     play.set_defaults(run=_play)
@@ -192,6 +200,14 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _play(options: argparse.Namespace) -> int:
+    if options.scenario in _MOBILITY:
+        from m2m.lab import mobility
+
+        return trio_run(
+            lambda: mobility.run(
+                options.scenario, keep=options.keep, as_json=options.json, moves=options.moves
+            )
+        )
     from m2m.lab import scenarios
 
     return trio_run(

@@ -43,6 +43,7 @@ _EVENTS = {
     EventKind.CLOSED: "cyan",
     EventKind.CHANGED: "green",
     EventKind.UNCHANGED: "red",
+    EventKind.MOVED: "magenta",
     EventKind.REFUSED: "red",
     EventKind.POLICY: "blue",
     EventKind.SERVER: "yellow",
@@ -173,6 +174,7 @@ def stats_view(stats: Stats) -> RenderableType:
         ("PACKETS DROPPED, HELD OR LET GO", stats.reasons),
         ("CONTROL MESSAGES", stats.control),
         ("SESSIONS", stats.setups),
+        ("MOVES OF ENDPOINTS", stats.moves),
     ):
         table = _table(title, "")
         table.columns[1].justify = "right"

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from m2m.errors import M2MError
 from m2m.policy.rules import PolicySet
@@ -20,9 +20,9 @@ from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Entry, Hook, Toward
 
 __all__ = [
-    "Acked", "Counters", "Datapath", "DatapathError", "DatapathFull", "Ended", "EndReason", "Event",
-    "Held", "HoldOverflow", "Holding", "Limits", "NOTE_SIZE", "Reached", "Reason", "Row", "Verdict",
-    "check_notes", "check_redirect",
+    "ALL_ADDRESSES", "Acked", "Counters", "Datapath", "DatapathError", "DatapathFull", "Ended",
+    "EndReason", "Event", "Held", "HoldOverflow", "Holding", "Limits", "NOTE_SIZE", "Reached",
+    "Reason", "Row", "Verdict", "check_notes", "check_redirect",
 ]  # fmt: skip
 
 NOTE_SIZE = 72  # octets that Datapath.keep takes for each session
@@ -51,6 +51,10 @@ class Reason(IntEnum):
     HOLD_OVERFLOW = 9  # too many packets waiting: dropped
     AGENT_AWAY_OPEN = 10  # no agent, policy fails open: sent on unsteered
     AGENT_AWAY_CLOSED = 11  # no agent, policy fails closed: dropped
+
+
+ALL_ADDRESSES: Final = bytes(16)
+"""Of a host that forwards nothing: what comes is for it, though its address may be a moment old."""
 
 
 class Limits(NamedTuple):
@@ -184,7 +188,8 @@ class Datapath(ABC):
 
     @abstractmethod
     async def set_addresses(self, addresses: Iterable[Address]) -> None:
-        """The host's own addresses, as a whole (see :attr:`Reason.NO_ENTRY`)."""
+        """The host's own addresses, as a whole (see :attr:`Reason.NO_ENTRY`).
+        :data:`ALL_ADDRESSES` stands for all that packets may come to."""
 
     @abstractmethod
     async def load_policy(self, policy: PolicySet) -> None:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import trio
 
 from m2m.datapath import (
+    ALL_ADDRESSES,
     Acked,
     Counters,
     DatapathError,
@@ -189,7 +190,7 @@ class FakeKernel:
             return self._translate(packet, slot)
         if packet.hook is Hook.OUT:
             return self._unsteered(packet)
-        mine = packet.flow.dst in self.addresses
+        mine = not self.addresses.isdisjoint((packet.flow.dst, ALL_ADDRESSES))
         subsession = packet.flow.sport in self.ports and packet.flow.dport in self.ports
         if packet.hook is Hook.IN and mine and subsession:
             return self._drop(packet, Reason.NO_ENTRY)

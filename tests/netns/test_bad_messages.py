@@ -111,8 +111,8 @@ def malformed(key: DomainKey, leg: Flow, session: int) -> dict[str, list[bytes]]
             signed(body[:HEADER_SIZE]),
         ],
         "oversized": [bytes(MAX_DATAGRAM + 1), bytes(9000), signed(body + b"\0")],
-        "version": [signed(b"M2\x02" + body[3:]), signed(b"M2\x00" + body[3:])],
-        "type": [signed(b"M2\x01\x00" + body[4:]), signed(b"M2\x01\x63" + body[4:])],
+        "version": [signed(b"M2\x03" + body[3:]), signed(b"M2\x00" + body[3:])],
+        "type": [signed(b"M2\x02\x00" + body[4:]), signed(b"M2\x02\x63" + body[4:])],
         "magic": [signed(b"GE" + body[2:])],
         "value": [
             signed(body[:4] + b"\x80" + body[5:]), signed(body[:32] + bytes(8) + body[40:]),

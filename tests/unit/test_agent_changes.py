@@ -162,7 +162,7 @@ async def test_changed_routes_reach_the_second_leg_too(autojump_clock: MockClock
         await wait_all_tasks_blocked()
         before = {row.entry.key: row.counters.packets for row in chain.ids.kernel.rows()}
         chain.ids.routes.ifindex = 7
-        await chain.ids.sessions.follow_routes()
+        await chain.ids.sessions.follow_network()
         rows = chain.ids.kernel.rows()
         assert len(rows) == 3
         assert {row.entry.hop.ifindex for row in rows if row.entry.hop} == {7}
@@ -178,7 +178,7 @@ async def test_the_way_to_a_new_neighbour_is_followed_from_then_on(
         with trio.fail_after(5):
             await expected.wait()
         chain.firewall.routes.ifindex = 7
-        await chain.firewall.sessions.follow_routes()
+        await chain.firewall.sessions.follow_network()
         hops = {row.entry.rewrite.dst: row.entry.hop for row in chain.firewall.kernel.rows()
                 if row.entry.hop is not None}  # fmt: skip
         assert {hop.ifindex for hop in hops.values()} == {7}

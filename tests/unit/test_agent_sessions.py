@@ -267,10 +267,10 @@ async def test_changed_routes_reach_the_entries(autojump_clock: MockClock) -> No
     async with running() as chain:
         await established(chain)
         before = chain.ids.kernel.rows()
-        await chain.ids.sessions.follow_routes()
+        await chain.ids.sessions.follow_network()
         assert chain.ids.kernel.rows() == before
         chain.ids.routes.ifindex = 7
-        await chain.ids.sessions.follow_routes()
+        await chain.ids.sessions.follow_network()
         hops = {row.entry.hop.ifindex for row in chain.ids.kernel.rows() if row.entry.hop}
         assert hops == {7}
 

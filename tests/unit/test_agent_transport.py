@@ -11,11 +11,13 @@ import trio
 from m2m.agent.transport import Transport
 from m2m.auth import DomainKey
 from m2m.errors import ConfigError
+from m2m.identity import ANONYMOUS
 from m2m.protocol.association import Association
 from m2m.protocol.flow import Address, Flow, parse_address
+from m2m.protocol.rebind import Bound, End, Leg, Rebind, Rebound, Result
 from m2m.protocol.wire import Ack, Fin, Message, PathRep, PathReq
 
-A, B = parse_address("127.0.0.2"), parse_address("127.0.0.3")
+A, B, C = (parse_address(f"127.0.0.{n}") for n in (2, 3, 4))
 LEG = Flow(6, A, 61000, B, 63264)
 KEY = DomainKey(b"k" * 32)
 
@@ -24,12 +26,16 @@ class Host:
     """One end: what it has received, with the sender's address and the one it was asked at."""
 
     def __init__(self, port: int, seed: int, key: DomainKey = KEY) -> None:
-        self.transport = Transport(Association(key, random.Random(seed)), port)
+        association = Association(key, random.Random(seed))
+        self.gone: set[Address] = set()  # addresses that no interface has
+        self.transport = Transport(association, port, lambda one: one not in self.gone)
         self.send, self._receive = trio.open_memory_channel[
             tuple[Address, Message, Address | None]
         ](1000)
 
-    async def take(self, peer: Address, message: Message, at: Address | None) -> None:
+    async def take(
+        self, peer: Address, message: Message, at: Address | None, _device: bytes
+    ) -> None:
         await self.send.send((peer, message, at))
 
     async def next(self) -> tuple[Address, Message, Address | None]:
@@ -76,6 +82,25 @@ async def test_a_message_leaves_from_our_end_of_its_subsession() -> None:
         assert await host.next() == (A, Ack(1, LEG), None)
         host.transport.send(A, Ack(1, LEG))  # to the left
         assert await host.next() == (B, Ack(1, LEG), None)
+
+
+async def test_an_address_that_we_have_left_is_not_used() -> None:
+    async with one_host() as host:
+        host.gone.add(A)
+        host.transport.send(B, Ack(1, LEG))
+        peer, message, _ = await host.next()
+        assert message == Ack(1, LEG) and peer != A
+
+
+async def test_a_move_is_told_from_the_new_address_and_answered_from_the_hops() -> None:
+    leg = Leg(7, End.CLIENT, 6, 1, (61000, 62000), (61000, 62000))
+    done = Bound(7, End.CLIENT, 1, Result.DONE, (61000, 62000))
+    async with one_host() as host:
+        rebind = Rebind(7, C, A, B, ANONYMOUS, (leg,))
+        host.transport.send(B, rebind)
+        assert await host.next() == (A, rebind, None)
+        host.transport.send(A, Rebound(7, A, B, (done,)))
+        assert await host.next() == (B, Rebound(7, A, B, (done,)), None)
 
 
 async def test_a_question_tells_where_it_was_asked_and_is_answered_from_there() -> None:
