@@ -1,6 +1,6 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm model soak faults bench lint fuzz clean
+.PHONY: help setup demo test test-vm model soak faults handovers bench lint fuzz clean
 .DELETE_ON_ERROR:
 
 # ip, tc, nft, bpftool and nginx are there, whatever PATH the caller came with.
@@ -37,6 +37,9 @@ soak: setup ## open and close 100 000 sessions through a chain; nothing may stay
 
 faults: setup ## kill agents at each step of a change of a chain, in every mode (root)
 	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_change_faults.py
+
+handovers: setup ## 2 GB and an SSH session through 100 handovers (root)
+	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_handover.py
 
 bench: setup ## measure against plain forwarding (root)
 	@$(VENV)/bin/m2m-lab bench

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m2m.datapath import DatapathError, DatapathFull, Reason, Row
+from m2m.datapath import ALL_ADDRESSES, DatapathError, DatapathFull, Reason, Row
 from m2m.datapath.fake_packets import Tcp
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, Position
@@ -167,6 +167,11 @@ async def test_i8_a_subsession_without_entry_is_dropped_and_counted(rig: Rig, pr
     await rig.packet(Hook.IN, transit, b"x")
     assert await rig.seen() == [Seen(Place.WIRE, transit, b"x")]
     assert (await rig.datapath.reasons())[Reason.NO_ENTRY] == 1
+    # Unless nothing is forwarded: then it is for an address that is too new to be known.
+    await rig.datapath.set_addresses([ALL_ADDRESSES])
+    await rig.packet(Hook.IN, transit, b"x")
+    assert await rig.seen() == []
+    assert (await rig.datapath.reasons())[Reason.NO_ENTRY] == 2
 
 
 async def test_packets_and_bytes_are_counted_per_entry(rig: Rig) -> None:
