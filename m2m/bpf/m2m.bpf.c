@@ -52,16 +52,20 @@ static __always_inline int m2m_drop(enum m2m_reason reason, u32 packets)
 	return TC_ACT_SHOT;
 }
 
-/* Whether packets to this address are for the host itself. */
-static __always_inline int m2m_is_own(const struct m2m_addr *to)
-{
-	const struct m2m_addr any = {}; /* an agent says so where nothing is forwarded */
+#define M2M_PACKET_HOST 0 /* PACKET_HOST of if_packet.h; a bridge passes on what is to others */
 
-	return bpf_map_lookup_elem(&addresses, to) || bpf_map_lookup_elem(&addresses, &any);
+/* Whether a packet is for the host itself. */
+static __always_inline int m2m_is_own(const struct __sk_buff *skb, const struct m2m_addr *to)
+{
+	const struct m2m_addr any = {}; /* an agent says so where nothing is routed */
+
+	return bpf_map_lookup_elem(&addresses, to) ||
+	       (skb->pkt_type == M2M_PACKET_HOST && bpf_map_lookup_elem(&addresses, &any));
 }
 
 /* A packet that no entry matches. */
-static __always_inline int m2m_unknown(const struct m2m_config *config,
+static __always_inline int m2m_unknown(const struct __sk_buff *skb,
+				       const struct m2m_config *config,
 				       const struct m2m_key *key,
 				       const struct m2m_headers *headers, u32 now)
 {
@@ -75,7 +79,7 @@ static __always_inline int m2m_unknown(const struct m2m_config *config,
 		 * the stack for a datagram that never becomes whole.
 		 */
 		if (m2m_find_fragment(key, M2M_ANY_DATAGRAM, now) &&
-		    m2m_is_own(&key->tuple.dst))
+		    m2m_is_own(skb, &key->tuple.dst))
 			return m2m_drop(M2M_FRAGMENT_UNKNOWN, 1);
 		return TC_ACT_UNSPEC;
 	}
@@ -85,7 +89,7 @@ static __always_inline int m2m_unknown(const struct m2m_config *config,
 	 */
 	if (m2m_is_subsession_port(config, key->tuple.dport) &&
 	    m2m_is_subsession_port(config, key->tuple.sport) &&
-	    m2m_is_own(&key->tuple.dst))
+	    m2m_is_own(skb, &key->tuple.dst))
 		return m2m_drop(M2M_NO_ENTRY, 1);
 	return TC_ACT_UNSPEC;
 }
@@ -129,12 +133,12 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	if (headers.later_fragment) {
 		fragment = m2m_find_fragment(&key, headers.ip_id, now);
 		if (!fragment)
-			return m2m_unknown(config, &key, &headers, now);
+			return m2m_unknown(skb, config, &key, &headers, now);
 		key = fragment->key;
 	}
 	entry = m2m_find_entry(&key);
 	if (!entry || !m2m_edit_of(&edit, &key, entry))
-		return m2m_unknown(config, &key, &headers, now);
+		return m2m_unknown(skb, config, &key, &headers, now);
 	m2m_measure(skb, &headers, &wire);
 	packet.hook = hook;
 	packet.ttl = headers.ttl;

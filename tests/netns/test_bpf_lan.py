@@ -12,6 +12,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from m2m.datapath import ALL_ADDRESSES
 from m2m.protocol.flow import Flow, Proto, parse_address
 from m2m.protocol.translation import Action, NextHop, Position, SessionView, entries_for
 from tests.support.line import PATIENCE, Host, Wire, udp_socket
@@ -22,8 +23,10 @@ pytestmark = pytest.mark.needs("netns", "bpffs", "nfqueue")
 CLIENT, MIDDLE, SERVER = "10.9.3.1", "10.9.3.2", "10.9.3.3"
 
 
+@pytest.mark.parametrize("an_agent_at_the_bridge", [False, True])
 async def test_i2_packets_go_to_the_next_host_not_where_routing_would_send_them(
     netns: NamespaceFactory,
+    an_agent_at_the_bridge: bool,
 ) -> None:
     bridge = netns("lan")
     bridge.run("ip", "link", "add", "br0", "type", "bridge")
@@ -43,6 +46,11 @@ async def test_i2_packets_go_to_the_next_host_not_where_routing_would_send_them(
     }
     opened = []
     try:
+        if an_agent_at_the_bridge:  # which routes nothing, but what it bridges is not its own
+            there = Host(bridge, list(hosts), [])
+            await there.open()
+            opened.append(there)
+            await there.datapath.set_addresses([ALL_ADDRESSES])
         for label, view in views.items():
             host = hosts[label]
             await host.open()
