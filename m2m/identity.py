@@ -28,6 +28,7 @@ ANONYMOUS = bytes(DEVICE_SIZE)
 """No device: nothing can be proved to it, or by it."""
 
 _PEERS = 1024  # whose shared secret, and whose device, is remembered
+_SESSIONS = 4096  # whose keys are: both an entry and its answer need one
 
 
 class Identity:
@@ -40,6 +41,7 @@ class Identity:
         self._private = X25519PrivateKey.from_private_bytes(secret)
         self.device: bytes = self._private.public_key().public_bytes_raw()
         self._shared = functools.lru_cache(_PEERS)(self._exchange)
+        self._key = functools.lru_cache(_SESSIONS)(self._derive)
 
     @classmethod
     def load(cls, path: Path) -> Identity:
@@ -60,15 +62,17 @@ class Identity:
 
     def prove(self, device: bytes, session: int, content: bytes) -> bytes:
         """:data:`PROOF_SIZE` bytes that only this host and *device* can make of *content*."""
-        key = hmac.digest(
-            self._shared(device), b"m2m session" + session.to_bytes(8, "big"), "sha256"
-        )
-        return hmac.digest(key, content, "sha256")[:PROOF_SIZE]
+        return hmac.digest(self._key(device, session), content, "sha256")[:PROOF_SIZE]
 
     def proves(self, device: bytes, session: int, content: bytes, proof: bytes) -> bool:
         """Whether *proof* was made of *content* by *device* for this host (or by this one)."""
         return device != ANONYMOUS and hmac.compare_digest(
             self.prove(device, session, content), proof
+        )
+
+    def _derive(self, device: bytes, session: int) -> bytes:
+        return hmac.digest(
+            self._shared(device), b"m2m session" + session.to_bytes(8, "big"), "sha256"
         )
 
     def _exchange(self, device: bytes) -> bytes:

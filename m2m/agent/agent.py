@@ -265,11 +265,12 @@ class Agent:
                         served = wanted
                         _log.info("interfaces changed", interfaces=",".join(served.values()))
                         notify.status(_status(served))
-            if self._local_addresses() != local:
-                local = self._local_addresses()
+            await self.sessions.follow_network()
+            now_local = self._local_addresses()
+            if now_local != local:
+                local = now_local
                 async with self.turn:
                     await datapath.set_addresses(local)
-            await self.sessions.follow_network()
             self._network_changed.set()
 
     async def _tell_of_addresses(self, client: PolicyClient) -> None:

@@ -15,7 +15,6 @@ import structlog
 from m2m.agent.api import EventKind, format_session
 from m2m.agent.journal import Journal
 from m2m.agent.keeping import Keeping
-from m2m.agent.neighbours import forget_neighbour
 from m2m.agent.next_hops import NextHops
 from m2m.agent.watch import Network, NoRoute, Way
 from m2m.datapath import Datapath, DatapathError, DatapathFull
@@ -24,7 +23,7 @@ from m2m.protocol.events import Event, Moved, Rehomed, Route
 from m2m.protocol.flow import Address
 from m2m.protocol.node import Node
 from m2m.protocol.rebind import MAX_LEGS, End
-from m2m.protocol.translation import Action, Entry, NextHop, Position, SessionView
+from m2m.protocol.translation import Action, Entry, Position, SessionView
 
 __all__ = ["Moves"]
 
@@ -49,12 +48,10 @@ class Moves:
         self._journal = journal
         self._next_hops = next_hops
         self._keeping = keeping
-        self._dead_ends: set[NextHop] = set()  # on interfaces that are down
 
     def due(self) -> Iterator[Moved]:
         """What the node has to know of the network as it is now; each is of a few sessions, so
         that the first are through while the last are still told of."""
-        self._keeping.silence(self._interfaces())
         mobility = self._node.mobility
         for (end, own, neighbour), sessions in mobility.ends().items():
             way = self._way_from(own, neighbour, follows=end is End.CLIENT)
@@ -66,6 +63,7 @@ class Moves:
                 yield from _moved(own, neighbour, Route(way.source, way.hop.mtu), sessions)
             elif self._network.home(own) is not None:  # back before the hop has confirmed
                 yield from _moved(own, neighbour, Route(own, 0), sessions)
+        self._keeping.silence(self._interfaces())
 
     def _way_from(self, own: Address, neighbour: Address, *, follows: bool) -> Way | None:
         """The way that a leg from *own* has to go, unless it is the one that it goes already, or
@@ -80,9 +78,6 @@ class Moves:
             return None
         if home == way.hop.ifindex or self._network.home(way.source) is None:
             return None
-        before = self._next_hops.in_use(neighbour)
-        if before is not None and home is None and before.ifindex != way.hop.ifindex:
-            self._dead_ends.add(before)
         return way
 
     def stands(self, view: SessionView) -> None:
@@ -116,8 +111,6 @@ class Moves:
                 except DatapathFull as error:  # only a restarted agent would miss them
                     _log.warning("not kept for a restart", why=str(error))
             case Rebound():
-                for hop in self._dead_ends if command.here else ():
-                    forget_neighbour(hop)
                 self._tell(command)
         return None
 
@@ -131,6 +124,8 @@ class Moves:
             _log.warning("legs not moved", why=str(error))
             await self._datapath.remove([entry.key for entry in command.accepted])
             return Rehomed(command.batch, None)
+        if redirected:
+            self._next_hops.give_up_former()
         return Rehomed(command.batch, tuple(packets))
 
     def _with_hop(self, entry: Entry) -> Entry:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
+from m2m.agent.neighbours import forget_neighbour
 from m2m.agent.watch import Network, NoRoute
 from m2m.datapath import Datapath, DatapathError
 from m2m.protocol.flow import Address, Flow
@@ -23,15 +24,27 @@ class NextHops:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._in_use: dict[Address, NextHop] = {}
+        self._former: set[NextHop] = set()  # of which the interface may be down
 
     def to(self, neighbour: Address) -> NextHop:
         """The way to *neighbour*, for an entry. Raises :exc:`~m2m.agent.watch.NoRoute`."""
-        hop = self._in_use[neighbour] = self._network.way_to(neighbour).hop
+        hop = self._network.way_to(neighbour).hop
+        before = self._in_use.get(neighbour)
+        if hop != before:
+            self._in_use[neighbour] = hop
+            if before is not None and before.ifindex != hop.ifindex:
+                self._former.add(before)
         return hop
 
-    def in_use(self, neighbour: Address) -> NextHop | None:
-        """The way to *neighbour* that entries have."""
-        return self._in_use.get(neighbour)
+    def give_up_former(self) -> None:
+        """Entries have been redirected: what was sent by an interface that is down since does not
+        wait there any longer."""
+        for hop in list(self._former):
+            link = self._network.links.get(hop.ifindex)
+            if link is None or link.up:  # up: it may be, or come to be, in use again
+                self._former.remove(hop)
+            else:
+                forget_neighbour(hop)
 
     def note(self, entries: Iterable[Entry]) -> None:
         """These entries are in the kernel already."""
@@ -53,6 +66,8 @@ class NextHops:
 
     def have_moved(self, moved: dict[Address, NextHop], sessions: Iterable[Session]) -> None:
         """All entries of *sessions*, and there are no others, go the new ways."""
+        self._former.update(self._in_use[host] for host in moved)
+        self.give_up_former()
         in_use = {flow.dst for session in sessions for flow in _outward(session)}
         self._in_use = {host: hop for host, hop in (self._in_use | moved).items() if host in in_use}
 

@@ -1,9 +1,8 @@
 """What the kernel says about this host's network: interfaces, own addresses, ways to others.
 
-Two rtnetlink sockets with pyroute2's codecs (its own calls would block Trio or run asyncio).
-One hears of changes; the other asks for routes. The kernel answers a route request inside the
-send call, so :meth:`Network.way_to` needs no waiting and answers from a cache that every change
-of links, addresses, routes or rules empties.
+Two rtnetlink sockets. One hears of changes; the other asks for routes. The kernel answers a route
+request inside the send call, so :meth:`Network.way_to` needs no waiting and answers from a cache
+that every change of links, addresses, routes or rules empties.
 """
 
 from __future__ import annotations
@@ -11,48 +10,26 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import trio
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
+from m2m.agent import rtnetlink
+from m2m.agent.rtnetlink import Link, Message
 from m2m.errors import M2MError
-from m2m.protocol.flow import Address, format_address, is_ipv4, parse_address
+from m2m.protocol.flow import Address, format_address, is_ipv4
 from m2m.protocol.translation import NextHop
 
-_NLMSG = struct.Struct("=IHHII")  # length, type, flags, sequence number, port id
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x001, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
-_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
-_NEWROUTE, _GETROUTE = 24, 26
-_GROUPS = 0x1 | 0x10 | 0x40 | 0x80  # link, IPv4 address, IPv4 route, IPv4 rule
-_RTN_UNICAST = 1
-_IFF_UP = 0x1
-_ARPHRD_ETHER, _ARPHRD_LOOPBACK = 1, 772
+__all__ = ["Link", "Network", "NoRoute", "Way"]
 
-_RECEIVE = 1 << 18
+_GROUPS = 0x1 | 0x10 | 0x40 | 0x80  # link, IPv4 address, IPv4 route, IPv4 rule
 _CACHED_WAYS = 65536
 
 
 class NoRoute(M2MError):
     """There is no way from this host to an address; the message says why."""
-
-
-class Link(NamedTuple):
-    """A network interface."""
-
-    ifindex: int
-    name: str
-    mtu: int
-    up: bool
-    ethernet: bool  # by its link layer, which is what the datapath can read
-    loopback: bool = False
 
 
 class Way(NamedTuple):
@@ -137,8 +114,8 @@ class Network:
         while True:
             await trio.lowlevel.wait_readable(sock)
             try:
-                for kind, body in _drain(sock):
-                    _learn(kind, body, self.links, self._interfaces)
+                for message in _drain(sock):
+                    _learn(message, self.links, self._interfaces)
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
@@ -171,17 +148,18 @@ class Network:
         assert sock is not None
         for _ in _drain(sock):  # what is older than the answers
             pass
-        for message in (_request(ifinfmsg, _GETLINK), _request(ifaddrmsg, _GETADDR)):
-            sock.send(self._sealed(message, _NLM_F_REQUEST | _NLM_F_DUMP))
+        self._sequence += 2
+        for question in rtnetlink.questions_of_all(self._sequence):
+            sock.send(question)
             done = False
             while not done:
                 await trio.lowlevel.wait_readable(sock)
-                for kind, body in _drain(sock):
-                    if kind == _NLMSG_ERROR:
-                        code = _error_of(body)
-                        raise OSError(code, f"the kernel does not tell: {os.strerror(code)}")
-                    done |= kind == _NLMSG_DONE
-                    _learn(kind, body, links, interfaces)
+                for message in _drain(sock):
+                    if message.kind == rtnetlink.ERROR:
+                        why = os.strerror(message.error)
+                        raise OSError(message.error, f"the kernel does not tell: {why}")
+                    done |= message.kind == rtnetlink.DONE
+                    _learn(message, links, interfaces)
 
     def _is_loopback(self, ifindex: int) -> bool:
         link = self.links.get(ifindex)
@@ -193,71 +171,50 @@ class Network:
             raise NoRoute(f"{name} is an IPv6 address; sessions are IPv4 in this version")
         sock = self._questions
         assert sock is not None
-        question = _request(rtmsg, _GETROUTE, family=socket.AF_INET, dst_len=32)
-        question["attrs"] = [("RTA_DST", name)]
+        self._sequence += 1
         try:
-            sock.send(self._sealed(question, _NLM_F_REQUEST))
-            kind, body = next(_drain(sock))
+            sock.send(rtnetlink.question_of_route(destination, self._sequence))
+            message = next(_drain(sock))
         except (BlockingIOError, StopIteration) as error:
             raise NoRoute(f"the kernel did not answer a route request for {name}") from error
-        if kind == _NLMSG_ERROR:
-            code = _error_of(body)
-            raise NoRoute(f"no route to {name}: {errno.errorcode.get(code, code)}")
-        route = _decode(rtmsg, body)
-        if route["type"] != _RTN_UNICAST:
+        if message.error:
+            code = errno.errorcode.get(message.error, message.error)
+            raise NoRoute(f"no route to {name}: {code}")
+        route = rtnetlink.route(message.body)
+        if route is None or not route.unicast or route.ifindex is None or route.source is None:
             raise NoRoute(
                 f"{name} cannot be a next hop: it is this host itself, or its packets are dropped"
             )
-        index: int = route.get_attr("RTA_OIF")
-        gateway = route.get_attr("RTA_GATEWAY") or name
-        metrics = route.get_attr("RTA_METRICS")
-        mtu = metrics.get_attr("RTAX_MTU") if metrics is not None else None
-        link = self.links.get(index)
+        mtu = route.mtu
         if mtu is None:
+            link = self.links.get(route.ifindex)
             mtu = link.mtu if link is not None else 1500
-        source = parse_address(route.get_attr("RTA_PREFSRC"))
-        return Way(source, NextHop(index, parse_address(gateway), mtu))
-
-    def _sealed(self, message: Any, flags: int) -> bytes:
-        self._sequence += 1
-        message["header"]["flags"] = flags
-        message["header"]["sequence_number"] = self._sequence
-        message.encode()
-        return bytes(message.data)
+        return Way(route.source, NextHop(route.ifindex, route.gateway or destination, mtu))
 
 
-def _learn(
-    kind: int, body: bytes, links: dict[int, Link], interfaces: dict[Address, list[int]]
-) -> None:
+def _learn(message: Message, links: dict[int, Link], interfaces: dict[Address, list[int]]) -> None:
     """What a message says is from now on in *links*, and in the *interfaces* of addresses."""
-    if kind in (_NEWLINK, _DELLINK):
-        link = _decode(ifinfmsg, body)
-        if link["family"] != socket.AF_UNSPEC:  # a bridge port's notification, not a link's
+    kind = message.kind
+    if kind in (rtnetlink.NEWLINK, rtnetlink.DELLINK):
+        link = rtnetlink.link(message.body)
+        if link is None:
             return
-        if kind == _DELLINK:
-            links.pop(link["index"], None)
+        if kind == rtnetlink.DELLINK:
+            links.pop(link.ifindex, None)
         else:
-            links[link["index"]] = Link(
-                link["index"],
-                link.get_attr("IFLA_IFNAME"),
-                link.get_attr("IFLA_MTU"),
-                bool(link["flags"] & _IFF_UP),
-                link["ifi_type"] == _ARPHRD_ETHER,
-                link["ifi_type"] == _ARPHRD_LOOPBACK,
-            )
-    elif kind in (_NEWADDR, _DELADDR):
-        found = _decode(ifaddrmsg, body)
-        if found["family"] != socket.AF_INET:
+            links[link.ifindex] = link
+    elif kind in (rtnetlink.NEWADDR, rtnetlink.DELADDR):
+        found = rtnetlink.local_address(message.body)
+        if found is None:
             return
-        address = parse_address(found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS"))
-        having = interfaces.setdefault(address, [])
-        if kind == _NEWADDR:
-            if found["index"] not in having:
-                having.append(found["index"])
-        elif found["index"] in having:
-            having.remove(found["index"])
+        having = interfaces.setdefault(found.address, [])
+        if kind == rtnetlink.NEWADDR:
+            if found.ifindex not in having:
+                having.append(found.ifindex)
+        elif found.ifindex in having:
+            having.remove(found.ifindex)
         if not having:
-            del interfaces[address]
+            del interfaces[found.address]
 
 
 def _netlink(groups: int) -> socket.socket:
@@ -269,34 +226,11 @@ def _netlink(groups: int) -> socket.socket:
     return sock
 
 
-def _request(codec: Any, kind: int, **fields: int) -> Any:
-    message = codec()
-    for name, value in fields.items():
-        message[name] = value
-    message["header"] = {"type": kind, "pid": 0}
-    return message
-
-
-def _decode(codec: Any, body: bytes) -> Any:
-    message = codec(body)
-    message.decode()
-    return message
-
-
-def _error_of(body: bytes) -> int:
-    (code,) = struct.unpack_from("=i", body, _NLMSG.size)
-    return -int(code)
-
-
-def _drain(sock: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """Type and whole text of each netlink message that is waiting."""
+def _drain(sock: socket.socket) -> Iterator[Message]:
+    """The netlink messages that are waiting."""
     while True:
         try:
-            data = sock.recv(_RECEIVE)
+            data = sock.recv(rtnetlink.LARGEST)
         except BlockingIOError:
             return
-        offset = 0
-        while offset + _NLMSG.size <= len(data):
-            length, kind, *_ = _NLMSG.unpack_from(data, offset)
-            yield kind, data[offset : offset + length]
-            offset += (length + 3) & ~3
+        yield from rtnetlink.messages(data)

@@ -104,8 +104,14 @@ class Changes:
 
     def redirect(self, entries: Sequence[Entry]) -> list[int]:
         values = self._entries([entry.key for entry in entries])
-        for entry, value in zip(entries, values.values(), strict=True):
-            check_redirect(layout.unpack_row(layout.pack_key(*entry.key), value, 0).entry, entry)
+        for entry, (key, value) in zip(entries, values.items(), strict=True):
+            if layout.fixed_of(value) != (
+                entry.session,
+                entry.action,
+                entry.toward,
+                entry.position,
+            ):
+                check_redirect(layout.unpack_row(key, value, 0).entry, entry)
         for key, entry in zip(values, entries, strict=True):
             self._record(key, values[key])
             redirect = layout.pack_redirect(entry, self._next_serial())
@@ -272,11 +278,11 @@ class Changes:
 
     def _record(self, key: bytes, value: bytes) -> _Record:
         record = self._records.get(key)
-        entry = layout.unpack_row(key, value, 0).entry
+        session, _, toward, _ = layout.fixed_of(value)
         if record is None:
             self._tables.add(key)
-            record = self._records[key] = _Record(entry.session, entry.toward)
-        record.session, record.toward = entry.session, entry.toward
+            record = self._records[key] = _Record(session, toward)
+        record.session, record.toward = session, toward
         record.stage, record.since = 0, time.monotonic()
         return record
 

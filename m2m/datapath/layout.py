@@ -37,6 +37,9 @@ RULE_SIZE = _RULE.size
 # next hop, generation tag packets zero again
 _REDIRECT = struct.Struct("=IIHHHH12s4sIIQII")
 _CHANGING = 0x40  # M2M_ROLE_CHANGING
+_ROLES = tuple(
+    (Action(role & 3), Toward(role >> 2 & 1), Position(role >> 3)) for role in range(0x20)
+)
 
 _EVENT = struct.Struct("=QII")  # struct m2m_event_record of m2m/bpf/sweep.h
 EVENT_OVERFLOW, EVENT_ACKED, EVENT_STRAY, EVENT_COUNTED = 16, 17, 18, 19
@@ -164,6 +167,11 @@ def unpack_row(key: bytes, value: bytes, now: int) -> Row:
 def session_of(value: bytes) -> int:
     """The session of a packed entry; 0 for flows that are passed or refused."""
     return int.from_bytes(value[_SESSION], "little" if struct.pack("=H", 1)[0] else "big")
+
+
+def fixed_of(value: bytes) -> tuple[int, Action, Toward, Position]:
+    """What of a packed entry stays as it is for as long as the entry is there."""
+    return session_of(value), *_ROLES[value[_ROLE_OFFSET] & 0x1F]
 
 
 def says_nothing(value: bytes, now: int) -> bool:

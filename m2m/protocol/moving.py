@@ -61,7 +61,6 @@ class _Move:
         """Whether the session still has this leg: the spare one of a change may have gone."""
         return (self.end, self.leg) in _own_legs(self.session)
 
-    @property
     def renaming(self) -> Renaming:
         return Renaming(self.session, self.leg, self.new, left=self.end is End.SERVER)
 
@@ -97,6 +96,7 @@ class Moving:
         self._counts = counts
         self._moves: dict[tuple[int, Address], _Move] = {}
         self._delay = 0.0  # s; 0: no timer is set
+        self._heard = False  # some have been confirmed since the timer was set
 
     # -- what is known ------------------------------------------------------------------
 
@@ -244,7 +244,8 @@ class Moving:
 
     def _prepare(self, out: Commands, moves: list[_Move]) -> None:
         for chunk in _chunks(moves):
-            steps = [Rehoming(one.renaming, one.renaming.accepted(moved=True), ()) for one in chunk]
+            renamings = [one.renaming() for one in chunk]
+            steps = [Rehoming(one, one.accepted(moved=True), ()) for one in renamings]
             self._batches.start(out, steps, partial(self._prepared, chunk))
 
     def _prepared(self, moves: list[_Move], out: Commands, outcomes: list[Outcome]) -> None:
@@ -291,12 +292,15 @@ class Moving:
         return Rebind(bare.session, old, new, hop, bare.device, proved)
 
     def tick(self, out: Commands) -> None:
-        """Tell again."""
+        """Tell again, unless the hop is busy with them: it answers one batch after the other."""
         waited, self._delay = self._delay, 0.0
         for move in list(self._moves.values()):
             if not move.is_wanted:
                 self._drop(out, move)
         if not self._moves:
+            return
+        if self._heard:
+            self._arm(out)
             return
         self._prepare(out, [move for move in self._moves.values() if not move.ready])
         ready = [move for move in self._moves.values() if move.ready]
@@ -307,6 +311,7 @@ class Moving:
 
     def _arm(self, out: Commands, waited: float = 0.0) -> None:
         self._delay = min(max(2 * waited, _RETRY), _RETRY_MAX)
+        self._heard = False
         out.append(SetTimer(0, self._delay, Timer.MOVE))
 
     # -- what the hop says --------------------------------------------------------------
@@ -341,6 +346,7 @@ class Moving:
             elif bound.result is Result.DONE and mine and _own(move.end, move.new) == message.new:
                 self._take_ports(move, bound.ports)
                 confirmed.append(move)
+        self._heard |= bool(confirmed)
         self._tell(out, again)
         self._confirm(out, confirmed)
 
@@ -355,21 +361,26 @@ class Moving:
         for chunk in _chunks(moves):
             steps = []
             for one in chunk:
-                renaming = one.renaming
+                renaming = one.renaming()
                 accepted = () if one.ready else renaming.accepted()
                 steps.append(Rehoming(renaming, accepted, renaming.redirected()))
-            self._batches.start(out, steps, partial(self._confirmed, chunk))
+            self._batches.start(out, steps, partial(self._confirmed, chunk, steps))
 
-    def _confirmed(self, moves: list[_Move], out: Commands, outcomes: list[Outcome]) -> None:
-        for move, outcome in zip(moves, outcomes, strict=True):
+    def _confirmed(
+        self,
+        moves: list[_Move],
+        steps: list[Rehoming],
+        out: Commands,
+        outcomes: list[Outcome],
+    ) -> None:
+        for move, step, outcome in zip(moves, steps, outcomes, strict=True):
             if not outcome.ok:
                 self._counts["not redirected"] += 1  # told again, and confirmed again
             elif self._moves.get(move.key) is move and move.is_wanted:
                 del self._moves[move.key]
-                self._done(out, move, outcome.packets)
+                self._done(out, move, step.renaming, outcome.packets)
 
-    def _done(self, out: Commands, move: _Move, packets: int | None) -> None:
-        renaming = move.renaming
+    def _done(self, out: Commands, move: _Move, renaming: Renaming, packets: int | None) -> None:
         renaming.apply(self._register, packets)
         for name in (move.leg, *move.names):
             if name != move.new:

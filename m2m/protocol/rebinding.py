@@ -12,7 +12,7 @@ from functools import partial
 
 from m2m.identity import ANONYMOUS, Identity
 from m2m.protocol.change import Commands, Part
-from m2m.protocol.commands import Keep, Send
+from m2m.protocol.commands import Command, Keep, Send
 from m2m.protocol.commands import Rebound as Told
 from m2m.protocol.devices import (
     MAX_NUMBER,
@@ -160,6 +160,7 @@ class Rebinding:
         outcomes: list[Outcome],
     ) -> None:
         notes = []
+        told: list[Command] = []
         faded: list[Rehoming] = []
         for leg, step, outcome in zip(legs, steps, outcomes, strict=True):
             renaming, session = step.renaming, step.renaming.session
@@ -187,8 +188,9 @@ class Rebinding:
             new = renaming.new
             answers.append(_answer(leg, Result.DONE)._replace(ports=(new.sport, new.dport)))
             self._counts["rebound"] += 1
-            out.append(Told(session.view, new, here=False))
+            told.append(Told(session.view, new, here=False))
         out.append(Send(peer, self._answered(message, answers)))
+        out += told
         if notes:
             out.append(Keep(tuple(notes)))
         if faded:

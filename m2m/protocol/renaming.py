@@ -21,8 +21,7 @@ from m2m.protocol.translation import (
     MOVED,
     Entry,
     Position,
-    SessionView,
-    redirected_entry,
+    leg_entries,
     spare_entries,
 )
 
@@ -32,7 +31,7 @@ __all__ = ["Batches", "Fading", "Outcome", "Rehoming", "Renaming", "rows_of"]
 class Renaming:
     """One leg of a session that is to be named otherwise. *left*: it is on the session's left."""
 
-    __slots__ = ("_view", "left", "leg", "new", "session", "spare")
+    __slots__ = ("_received", "_sent", "left", "leg", "new", "session", "spare")
 
     def __init__(self, session: Session, leg: Flow, new: Flow, *, left: bool) -> None:
         """*leg* must be one of the session's; raises :exc:`ValueError`."""
@@ -44,21 +43,18 @@ class Renaming:
         change = session.change
         if self.spare and (change is None or change.spare != leg):
             raise ValueError(f"{leg} is no leg of session {session.id:016x}")
-        self._view = self._with(leg)
-
-    def _with(self, leg: Flow) -> SessionView:
-        return (with_left if self.left else with_right)(self.session.view, leg)
+        renamed = (with_left if left else with_right)(session.view, new)
+        self._received, self._sent = leg_entries(renamed, left=left)
 
     def accepted(self, *, moved: bool = False) -> tuple[Entry, ...]:
-        """The rows that accept packets by the new name; *moved*: not confirmed yet."""
-        rows = spare_entries(self._view, self._with(self.new))
-        return tuple(row._replace(generation=MOVED) for row in rows) if moved else rows
+        """The row that accepts packets by the new name; *moved*: not confirmed yet."""
+        if self.leg == self.new:
+            return ()
+        return (self._received._replace(generation=MOVED) if moved else self._received,)
 
     def redirected(self) -> tuple[Entry, ...]:
         """The row that sends by it, if any does: packets are not sent by a spare leg."""
-        if self.spare or self.leg == self.new:
-            return ()
-        return (redirected_entry(self._view, self._with(self.new)),)
+        return () if self.spare or self.leg == self.new else (self._sent,)
 
     def apply(self, register: Register, packets: int | None) -> None:
         """The datapath has done it. *packets*: counted by the row that sends, when it changed."""

@@ -117,29 +117,44 @@ def entries_for(
 
     *hop_to* finds the way to a neighbour, for SEND; without it the entries have no hop.
     """
-    session, position, sup, left, right, mss, chain, generation = view
-    rows: list[tuple[Hook, Flow, Flow, Action, Toward]] = []
+    entries: tuple[Entry, ...] = ()
+    if view.left is not None:
+        entries = leg_entries(view, left=True)
+    if view.right is not None and view.position is not Position.TAP:
+        received, sent = leg_entries(view, left=False)
+        entries += (sent, received)
+    if hop_to is None:
+        return entries
+    return tuple(
+        entry._replace(hop=hop_to(entry.rewrite.dst)) if entry.action is Action.SEND else entry
+        for entry in entries
+    )
+
+
+def leg_entries(view: SessionView, *, left: bool) -> tuple[Entry, Entry]:
+    """The entries of the left leg, or else of the right one: what receives by it, what sends by it.
+
+    At a tap the entry that receives by one leg is the one that sends by the other.
+    """
+    session, position, sup, left_leg, right_leg, mss, chain, generation = view
+    if not left:
+        left_leg, right_leg = _reverse(right_leg), _reverse(left_leg)
+        sup = sup.reverse()
+    assert left_leg is not None
+    onward, back = (Toward.RIGHT, Toward.LEFT) if left else (Toward.LEFT, Toward.RIGHT)
     if position is Position.TAP:
-        assert left is not None and right is not None
-        rows.append((Hook.IN, left, right, Action.SEND, Toward.RIGHT))
-        rows.append((Hook.IN, right.reverse(), left.reverse(), Action.SEND, Toward.LEFT))
+        assert right_leg is not None
+        received = Hook.IN, left_leg, right_leg, Action.SEND, onward
+        sent = Hook.IN, right_leg.reverse(), left_leg.reverse(), Action.SEND, back
     else:
-        if left is not None:
-            rows.append((Hook.IN, left, sup, Action.DELIVER, Toward.RIGHT))
-            rows.append((Hook.OUT, sup.reverse(), left.reverse(), Action.SEND, Toward.LEFT))
-        if right is not None:
-            rows.append((Hook.OUT, sup, right, Action.SEND, Toward.RIGHT))
-            rows.append((Hook.IN, right.reverse(), sup.reverse(), Action.DELIVER, Toward.LEFT))
-    entries = []
-    for hook, match, rewrite, action, toward in rows:
-        hop = hop_to(rewrite.dst) if hop_to is not None and action is Action.SEND else None
-        entries.append(
-            Entry(
-                session, hook, match, rewrite, action, toward, position, sup,
-                mss, chain, generation, hop,
-            )
-        )  # fmt: skip
-    return tuple(entries)
+        received = Hook.IN, left_leg, sup, Action.DELIVER, onward
+        sent = Hook.OUT, sup.reverse(), left_leg.reverse(), Action.SEND, back
+    rest = position, view.supersession, mss, chain, generation
+    return Entry(session, *received, *rest), Entry(session, *sent, *rest)
+
+
+def _reverse(leg: Flow | None) -> Flow | None:
+    return None if leg is None else leg.reverse()
 
 
 def spare_entries(view: SessionView, spare: SessionView) -> tuple[Entry, ...]:
