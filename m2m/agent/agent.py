@@ -39,7 +39,7 @@ from m2m.auth import DomainKey
 from m2m.datapath import ALL_ADDRESSES, Datapath, DatapathError
 from m2m.datapath.hold_device import is_hold_device
 from m2m.datapath.pins import directory_of
-from m2m.errors import ConfigError
+from m2m.errors import ConfigError, UnsupportedHost
 from m2m.identity import Identity
 from m2m.policy.exempt import Service
 from m2m.policy.messages import Load, Role
@@ -119,6 +119,11 @@ class Agent:
     ) -> None:
         """Serve until cancelled; started when sessions can be set up."""
         config = self._config
+        if self._role is Role.GATEWAY and not self._can_forward():
+            raise UnsupportedHost(
+                "a gateway forwards packets, but this host does not: run "
+                "sysctl -w net.ipv4.ip_forward=1"
+            )
         served = self._served(at_start=True)
         record = ports_record(config)
         self._keeps = directory_of(config.name).exists()
@@ -145,7 +150,7 @@ class Agent:
         sessions = Sessions(
             self._node(), datapath, self._network, self.transport.send, self.journal,
             self._can_forward, self._keeping, self.turn, self._own_traffic(),
-            holds=self._role is Role.CLIENT,
+            role=self._role,
         )  # fmt: skip
         self.sessions = sessions
         self.paths = Paths(config.name, self._role, sessions, self.transport.send)
@@ -166,7 +171,7 @@ class Agent:
                 nursery.start_soon(self._follow_network, datapath)
                 if client is not None:
                     await nursery.start(client.run)
-                    nursery.start_soon(self._tell_of_addresses, client)
+                nursery.start_soon(self._tell_of_addresses, client)
                 answers = Answers(
                     config.name, self._role, sessions, self.paths, asking, self.transport.counters,
                     client, "" if client is None else str(client.server),
@@ -273,8 +278,8 @@ class Agent:
                     await datapath.set_addresses(local)
             self._network_changed.set()
 
-    async def _tell_of_addresses(self, client: PolicyClient) -> None:
-        """The policy server can wait until the sessions have moved."""
+    async def _tell_of_addresses(self, client: PolicyClient | None) -> None:
+        """All but the sessions that move can wait until they have."""
         addresses = set(self.addresses())
         while True:
             await self._network_changed.wait()
@@ -282,7 +287,9 @@ class Agent:
             self._network_changed = trio.Event()
             if set(self.addresses()) != addresses:
                 addresses = set(self.addresses())
-                client.addresses_changed()
+                await self.sessions.own_addresses_changed()
+                if client is not None:
+                    client.addresses_changed()
 
     async def _load_policy(self, policy: PolicySet) -> None:
         before = self.sessions.policy.generation

@@ -133,10 +133,12 @@ _SECONDS_A_WEEK = 7 * 86400.0
 
 _OPTIONS = (
     _Option(
-        "role", "who this agent is", "ROLE", _one_of("client", "server", "middlebox"), None,
-        "client, server or middlebox. A client holds the first packet of sessions that a policy "
-        "matches and sets up their chains; a middlebox runs network functions and passes chains "
-        "on; a server is where chains end. Needed.",
+        "role", "who this agent is", "ROLE",
+        _one_of("client", "server", "middlebox", "gateway"), None,
+        "client, server, middlebox or gateway. A client holds the first packet of sessions that a "
+        "policy matches and sets up their chains; a middlebox runs network functions and passes "
+        "chains on; a server is where chains end. A gateway is a router that does what clients and "
+        "servers do, for the hosts behind it. Needed.",
     ),
     _Option(
         "name", "who this agent is", "NAME", _name, None,
@@ -342,7 +344,7 @@ def _checked(values: dict[str, Any]) -> Config:
             raise ConfigError(f"the host name {error}; give another one with --name") from None
     if not values["cleanup"]:
         if values["role"] is None:
-            raise ConfigError("no role is given: add --role client, server or middlebox")
+            raise ConfigError("no role is given: add --role client, server, middlebox or gateway")
         if values["key-file"] is None and not values["insecure"]:
             raise ConfigError(
                 "no key is given: add --key-file FILE (made by 'm2m-policy keygen FILE'), or "
@@ -350,8 +352,10 @@ def _checked(values: dict[str, Any]) -> Config:
             )
         if values["key-file"] is not None and values["insecure"]:
             raise ConfigError("--key-file and --insecure contradict each other: give one")
-        if values["role"] == "client" and values["policy-server"] is None:
-            raise ConfigError("a client has no policies without --policy-server HOST[:PORT]")
+        if values["role"] in ("client", "gateway") and values["policy-server"] is None:
+            raise ConfigError(
+                f"a {values['role']} has no policies without --policy-server HOST[:PORT]"
+            )
         low, high = values["ports"]
         if low <= values["port"] <= high:
             raise ConfigError(

@@ -13,6 +13,7 @@ import trio
 
 from m2m.agent.api import HopReport, format_session
 from m2m.agent.asking import STANDING, Asking, Wanted
+from m2m.agent.chain import types_to_pass
 from m2m.agent.plan import Plan, plan_to_follow
 from m2m.agent.sessions import Sessions
 from m2m.policy.rules import Asker, Live, Policy
@@ -74,10 +75,13 @@ class Following:
         sessions, changed = self._sessions, None
 
         def planner(hops: Sequence[HopReport], here: str, flow: Flow) -> Plan:
-            plan = plan_to_follow(
-                policy.chain, hops, here, flow, sessions.policy, sessions.unanswering(),
-                sessions.placed,
+            chain = types_to_pass(
+                sessions.policy, policy, flow, sessions.unanswering(), sessions.placed,
+                sessions.gateway(),
             )  # fmt: skip
+            plan = plan_to_follow(
+                chain, hops, here, flow, sessions.policy, sessions.unanswering(), sessions.placed
+            )
             if plan is None:
                 raise _Follows
             sessions.place(plan.hops, plan.steps)

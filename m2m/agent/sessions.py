@@ -14,6 +14,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Container,
     Iterable,
     Iterator,
@@ -26,6 +27,7 @@ import trio
 
 from m2m import datapath
 from m2m.agent.api import EventKind, SessionState, format_session
+from m2m.agent.chain import chain_for, end_of
 from m2m.agent.changes import Changes
 from m2m.agent.journal import Journal
 from m2m.agent.keeping import Keeping
@@ -38,8 +40,10 @@ from m2m.agent.watch import Network, NoRoute
 from m2m.datapath import Datapath, DatapathError, EndReason, Row, Verdict
 from m2m.datapath._core import RuleTable
 from m2m.identity import ANONYMOUS
-from m2m.policy.choose import ChainError, resolve
+from m2m.policy.choose import ChainError
 from m2m.policy.exempt import Service, exempting
+from m2m.policy.gateways import of_served_clients
+from m2m.policy.messages import Role
 from m2m.policy.rules import EMPTY, Fail, Kind, Policy, PolicySet
 from m2m.protocol.commands import (
     Accept,
@@ -91,6 +95,7 @@ __all__ = ["Sessions"]
 _log = structlog.get_logger()
 
 _AVOID = 10.0  # s for which a host that did not answer is not chosen when there are others
+_NO_AGENT = "no agent"  # counts sessions whose end has none
 _CHUNK = 256  # sessions looked at before other tasks get their turn
 
 _STATES = {
@@ -101,7 +106,6 @@ _STATES = {
     State.CLOSING: SessionState.CLOSING,
     State.GONE: SessionState.CLOSING,
 }
-_POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
 
 
 class Sessions:
@@ -123,10 +127,11 @@ class Sessions:
         turn: Turn,
         own_traffic: Sequence[Service] = (),
         *,
-        holds: bool = True,
+        role: Role = Role.CLIENT,
         open_state: Callable[[], Awaitable[StateAdapter | None]] = open_conntrack,
     ) -> None:
-        """*holds*: sessions begin here. Elsewhere rules are known, but hold no packet."""
+        """*role*: at a client and a gateway sessions begin. Elsewhere rules are known, but hold no
+        packet."""
         self.node = node
         self.datapath = datapath
         self.journal = journal
@@ -141,7 +146,7 @@ class Sessions:
         self._keeping = keeping
         self._can_forward = can_forward
         self._own_traffic = own_traffic
-        self._holds = holds
+        self._role = role
         self._timers = Timers()
         self.states = States(open_state, self.feed)
         self._next_hops = NextHops(network)
@@ -161,6 +166,8 @@ class Sessions:
 
     async def received(self, peer: Address, message: Message, device: bytes = ANONYMOUS) -> None:
         """A message from another agent, whose device this is, has come."""
+        if self._avoid:
+            self._avoid.pop(peer, None)  # it answers again
         route = None
         following = next_host(message)
         if following is not None:
@@ -196,27 +203,42 @@ class Sessions:
         self._held.setdefault(flow, perf_counter())
         fail_open = policy.fail is Fail.OPEN
         try:
-            hops = [
-                Hop(one.address, _POSITIONS[one.kind], one.nf_type)
-                for one in resolve(self.policy, policy, flow, self.unanswering(), self.placed)
-            ]
+            self._check_end(flow)
+            hops = chain_for(
+                self.policy, policy, flow, self.unanswering(), self.placed, self.gateway()
+            )
+            if not hops:
+                self._held.pop(flow, None)
+                async with self.turn:
+                    await self.datapath.release(flow, Verdict.PASS)
+                return
             route = self.route_to(hops[0].address)
         except (ChainError, NoRoute) as error:
             async with self.turn:
                 await self._do(Refuse(flow, fail_open, str(error), None))
             return
-        self.place(hops)
-        hops.append(Hop(flow.dst, Position.SERVER))
+        self.place(hops[:-1])
         await self.feed(
             Opened(
                 flow,
-                tuple(hops),
+                hops,
                 fail_open,
                 policy.id,
                 self.policy.generation,
                 route,
             )
         )
+
+    def _check_end(self, flow: Flow) -> None:
+        """Raises :exc:`ChainError` where no agent has answered a moment ago: nobody waits for that
+        again, session by session."""
+        end = end_of(self.policy, flow)
+        if end in self.unanswering():
+            self.journal.counts[_NO_AGENT] += 1
+            raise ChainError(
+                f"{format_address(end)}, where the session would end, has not answered in the last "
+                f"{_AVOID:.0f} s: start an agent there, or let a gateway serve it"
+            )
 
     async def ended(self, session: int, reason: EndReason) -> None:
         """The datapath has seen the end of a session."""
@@ -231,9 +253,9 @@ class Sessions:
         """From now on hold and choose by *policy*; live sessions keep their chains."""
         rules = RuleTable(policy)
         async with self.turn:
-            changed = (policy.rules, policy.policies) != (self.policy.rules, self.policy.policies)
-            if changed and self._holds:  # else only loads have changed
-                await self.datapath.load_policy(exempting(policy, self._own_traffic))
+            changed = _held_by(policy) != _held_by(self.policy)
+            if changed:  # else only loads have changed
+                await self._hold_by(policy)
             if policy.nfs != self.policy.nfs:
                 self.placed.clear()
             for nf in self.policy.nfs:
@@ -247,6 +269,20 @@ class Sessions:
                     self._network.way_to(instance.address)  # warms the cache
                 except NoRoute as error:
                     _log.debug("no way to an instance", nf=nf.name, why=str(error))
+
+    async def _hold_by(self, policy: PolicySet) -> None:
+        """From now on hold what is for *policy* to decide and begins here."""
+        match self._role:
+            case Role.CLIENT:
+                await self.datapath.load_policy(exempting(policy, self._own_traffic))
+            case Role.GATEWAY:
+                await self.datapath.load_policy(of_served_clients(policy, self.gateway()))
+
+    async def own_addresses_changed(self) -> None:
+        """A gateway may be another one by now."""
+        if self._role is Role.GATEWAY:
+            async with self.turn:
+                await self._hold_by(self.policy)
 
     async def adopt(self) -> None:
         """Take over the sessions that the kernel has kept while no agent was here."""
@@ -375,11 +411,13 @@ class Sessions:
             case Steer(flow):
                 await self.datapath.release(flow, Verdict.STEER)
                 self._released(flow)
-            case Refuse(flow, fail_open, why, blame):
+            case Refuse(flow, fail_open, why, blame, silent):
                 await self.datapath.release(flow, Verdict.PASS if fail_open else Verdict.DROP)
                 self._held.pop(flow, None)
-                if blame is not None:
+                if blame is not None and silent:
                     self._avoid[blame] = trio.current_time() + _AVOID
+                    if blame == end_of(self.policy, flow):
+                        self.journal.counts[_NO_AGENT] += 1
                 self._tell_refused(flow, fail_open, why, blame)
             case Remove(view):
                 await self.datapath.remove([entry.key for entry in entries_for(view)])
@@ -415,6 +453,10 @@ class Sessions:
         if since is not None:
             self.journal.set_up_times.append(perf_counter() - since)
 
+    def gateway(self) -> Collection[Address]:
+        """The addresses of this host if it is a gateway; else none."""
+        return self._network.addresses if self._role is Role.GATEWAY else ()
+
     def unanswering(self) -> Container[Address]:
         """Hosts that lately did not answer."""
         if self._avoid:
@@ -449,6 +491,11 @@ class Sessions:
         who = "" if blame is None else f" (at {format_address(blame)})"
         _log.warning("session refused", flow=str(flow), packets=fate, why=why + who)
         self.journal.tell(EventKind.REFUSED, f"{why}{who}; its packets are {fate}", None, flow)
+
+
+def _held_by(policy: PolicySet) -> tuple[object, ...]:
+    """What decides which packets are held."""
+    return policy.rules, policy.policies, policy.gateways
 
 
 def _session_of(command: Install | Accept | Redirect) -> int:

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
  * Holding first packets. An iptables rule of the mangle table's OUTPUT chain asks `hold` about
- * every packet that leaves the host's own sockets; what it picks is shown to `refuse`, whose yes
+ * every packet that leaves the host's own sockets, or, at a gateway, one of the FORWARD chain about
+ * every packet that is forwarded; what it picks is shown to `refuse`, whose yes
  * drops the packet and whose no sends it to the agent's netfilter queue (m2m.datapath.hold).
  *
  * Two programs, because the answer to iptables is one bit: `hold` runs for every packet and
  * decides alone, `refuse` runs for the few and keeps the counts.
  *
- * Packets begin at the network header here, whole: fragmentation comes later on the way out.
+ * Packets begin at the network header here, whole: fragmentation comes later on the way out, and
+ * at a gateway fragments have been put together before.
  * The sender of a dropped datagram is told (EPERM), as by any firewall of its own host.
  */
 #include <linux/bpf.h>

@@ -15,7 +15,9 @@ from m2m.agent.config import Config, configure
 from m2m.agent.keeping import Keeping
 from m2m.datapath import Datapath
 from m2m.datapath.bpf import EbpfDatapath
+from m2m.datapath.hold_rules import Where
 from m2m.errors import M2MError, UnsupportedHost
+from m2m.policy.messages import Role
 from nf_adapters.state.lock import Locks
 
 
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _open(config: Config) -> Datapath:
-    return await EbpfDatapath.open(config.name, config.limits, ports=config.ports)
+    where = Where.FORWARD if config.role == Role.GATEWAY else Where.OUTPUT
+    return await EbpfDatapath.open(config.name, config.limits, ports=config.ports, where=where)
 
 
 async def _clean_up(config: Config) -> None:

@@ -41,6 +41,7 @@ from m2m.datapath.change import Changes
 from m2m.datapath.flow_table import FlowTable
 from m2m.datapath.hold import HoldQueue
 from m2m.datapath.hold_device import HoldDevice
+from m2m.datapath.hold_rules import Where
 from m2m.datapath.hold_tables import HoldTables
 from m2m.datapath.notes import Notes
 from m2m.datapath.pins import Pins
@@ -68,7 +69,9 @@ class EbpfDatapath(Datapath):
 
     name: ClassVar[str] = "ebpf"
 
-    def __init__(self, pins: Pins, limits: Limits, ports: tuple[int, int], name: str) -> None:
+    def __init__(
+        self, pins: Pins, limits: Limits, ports: tuple[int, int], name: str, where: Where
+    ) -> None:
         """Use :meth:`open`."""
         loaded = pins.load(
             _PROGRAMS / "m2m.bpf.o",
@@ -86,7 +89,7 @@ class EbpfDatapath(Datapath):
         for side, program in (("in", "m2m_let_go"), ("out", "m2m_held")):
             attach_own(pins, self._device.ifindex, side, loaded.program(program))
         self._changes = Changes(loaded, self._device, limits)
-        self._queue, self._hold_tables = self._open_queue(hold, name, limits.hold_packets)
+        self._queue, self._hold_tables = self._open_queue(hold, name, limits.hold_packets, where)
         self._ticker = Ticker(_HEARTBEAT)
         self._ready = select.epoll()
         self._ready.register(self._ticker.fileno(), select.EPOLLIN)
@@ -104,10 +107,12 @@ class EbpfDatapath(Datapath):
         limits: Limits = Limits(),  # noqa: B008 - immutable
         *,
         ports: tuple[int, int] = (61000, 65535),
+        where: Where = Where.OUTPUT,
     ) -> EbpfDatapath:
         """Load the programs and make, or take over, the tables of the agent *name*.
 
-        *ports* are the first and the last subsession port. Tables taken over keep their size.
+        *ports* are the first and the last subsession port; *where* tells whose first packets are
+        held. Tables taken over keep their size.
         Raises :exc:`~m2m.errors.UnsupportedHost` when the host cannot do it, and
         :exc:`~m2m.datapath.DatapathError` when another agent has the tables.
         """
@@ -118,7 +123,7 @@ class EbpfDatapath(Datapath):
         try:
             _make_way(pins, name, limits)
             found_something = bool(pins.names())
-            return cls(pins, limits, ports, name)
+            return cls(pins, limits, ports, name, where)
         except BaseException:
             pins.release(keep=found_something)
             raise
@@ -285,7 +290,9 @@ class EbpfDatapath(Datapath):
 
     # -- first packets ------------------------------------------------------------------
 
-    def _open_queue(self, hold: Object, name: str, limit: int) -> tuple[HoldQueue, HoldTables]:
+    def _open_queue(
+        self, hold: Object, name: str, limit: int, where: Where
+    ) -> tuple[HoldQueue, HoldTables]:
         tables = HoldTables(
             flows=FlowTable(hold.map("flows")),
             holds=hold.map("holds"),
@@ -295,7 +302,7 @@ class EbpfDatapath(Datapath):
         for program in ("hold", "refuse"):
             self._pins.replace(program, hold.program(program))
         pins = {program: self._pins.path(program) for program in ("hold", "refuse")}
-        return HoldQueue.open(name, tables, limit=limit, **pins), tables
+        return HoldQueue.open(name, tables, limit=limit, where=where, **pins), tables
 
     def _watch_first_packets(self) -> None:
         """No rules, nothing to hold: then packets need not be shown to iptables at all."""

@@ -1,7 +1,7 @@
 """Holding first packets: they wait in a netfilter queue, in the kernel, until their chain stands.
 
-A packet's way: it leaves a local socket, ``hold.bpf.c`` picks it, iptables queues it
-(:mod:`m2m.datapath.hold_rules`), :meth:`HoldQueue.held` tells of its flow. Then
+A packet's way: it leaves a local socket, or a gateway forwards it; ``hold.bpf.c`` picks it,
+iptables queues it (:mod:`m2m.datapath.hold_rules`), :meth:`HoldQueue.held` tells of its flow. Then
 :meth:`HoldQueue.release`: the verdict re-injects it, tc egress finds the entries that stand by
 now, translates and sends it, all of that before the verdict's system call returns.
 
@@ -25,6 +25,7 @@ import trio
 
 from m2m.datapath import DatapathError, Verdict, hold_rules
 from m2m.datapath._nfqueue import ACCEPT, BATCH, DROP, REPEAT, NfQueue
+from m2m.datapath.hold_rules import Where
 from m2m.datapath.hold_tables import HoldTables
 from m2m.errors import UnsupportedHost
 from m2m.protocol.flow import PACKED_SIZE, Flow, Proto
@@ -45,12 +46,20 @@ class HoldQueue:
     """The packets that wait in one network namespace."""
 
     def __init__(
-        self, queue: NfQueue, queues: _Queues, tables: HoldTables, *, hold: Path, refuse: Path
+        self,
+        queue: NfQueue,
+        queues: _Queues,
+        tables: HoldTables,
+        *,
+        hold: Path,
+        refuse: Path,
+        where: Where,
     ) -> None:
         self._queue = queue
         self._queues = queues
         self._tables = tables
         self._programs = hold, refuse  # pins
+        self._where = where
         self._waiting: dict[bytes, list[int]] = {}  # packed flow -> packet ids, in order
         # Flows let go of which BPF still counts packets under way, and how many at the last tick.
         self._leaving: dict[bytes, int] = {}
@@ -59,7 +68,14 @@ class HoldQueue:
 
     @classmethod
     def open(
-        cls, name: str, tables: HoldTables, *, hold: Path, refuse: Path, limit: int
+        cls,
+        name: str,
+        tables: HoldTables,
+        *,
+        hold: Path,
+        refuse: Path,
+        limit: int,
+        where: Where = Where.OUTPUT,
     ) -> HoldQueue:
         """Take a queue and put the rules in; nothing is held before :meth:`watch`.
 
@@ -84,12 +100,12 @@ class HoldQueue:
             if queue is not None:
                 queue.close()
             raise
-        return cls(queue, queues, tables, hold=hold, refuse=refuse)
+        return cls(queue, queues, tables, hold=hold, refuse=refuse, where=where)
 
     def watch(self, interfaces: Iterable[str]) -> None:
         """Hold first packets that leave by these interfaces (names), and by no others."""
         hold, refuse = self._programs
-        hold_rules.install(interfaces, hold, refuse, self._queue.number)
+        hold_rules.install(interfaces, hold, refuse, self._queue.number, self._where)
 
     def fileno(self) -> int:
         """Readable when :meth:`receive` has work."""

@@ -1,7 +1,10 @@
 """The iptables rules that bring first packets to :mod:`m2m.datapath.hold`.
 
-They stand at the end of the mangle table's OUTPUT chain, behind whatever the host does there
-itself: a held packet goes on with the next table, not with the next rule of this chain.
+They stand at the end of a chain of the mangle table, behind whatever the host does there itself: a
+held packet goes on with the next table, not with the next rule of this chain. The chain is OUTPUT
+for what leaves the host's own sockets, FORWARD at a gateway. A gateway also has to put fragments
+together, for only the first one says by its ports whose it is: the kernel does so in every
+namespace that has a rule with the socket match, which none of its packets need ever reach.
 
 The commands are run by blocking calls. They are few (at the start, the end and when interfaces
 change), take some 5 ms each, and must run in the calling thread's network namespace, which a
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 
 from m2m.errors import UnsupportedHost
@@ -23,10 +27,22 @@ _QUEUE_CHAIN = "M2M-QUEUE"  # what becomes of them
 # other packets that a busy host sends this costs a comparison or two, or nothing.
 _OPENINGS = (("-p", "udp"), ("-p", "tcp", "--tcp-flags", "SYN,ACK", "SYN"))
 
+
+class Where(StrEnum):
+    """Which packets are looked at."""
+
+    OUTPUT = "OUTPUT"  # those of this host's own sockets
+    FORWARD = "FORWARD"  # those of others
+
+
+_DEFRAGMENT = ("-i", "m2m-none", "-m", "socket", "-j", "RETURN")
+
 _WAIT = "5"  # s for another program's iptables to finish
 
 
-def install(interfaces: Iterable[str], hold: Path, refuse: Path, queue: int) -> None:
+def install(
+    interfaces: Iterable[str], hold: Path, refuse: Path, queue: int, where: Where = Where.OUTPUT
+) -> None:
     """Show what leaves by *interfaces* to the pinned programs; what they pick goes to *queue*.
 
     Replaces, in one step, rules that are there already. Raises :exc:`UnsupportedHost`.
@@ -48,14 +64,17 @@ def install(interfaces: Iterable[str], hold: Path, refuse: Path, queue: int) -> 
     said = _run("iptables-restore", "--noflush", "--wait", _WAIT, given=rules)
     if said is None and not interfaces:
         _remove_jumps()
-    for opening in _OPENINGS if interfaces else ():
-        if said is None and _iptables("-C", "OUTPUT", *opening, "-j", CHAIN) is not None:
-            said = _iptables("-A", "OUTPUT", *opening, "-j", CHAIN)
+    wanted = [(where.value, *opening, "-j", CHAIN) for opening in _OPENINGS]
+    if where is Where.FORWARD:
+        wanted.append(("PREROUTING", *_DEFRAGMENT))
+    for rule in wanted if interfaces else ():
+        if said is None and _iptables("-C", *rule) is not None:
+            said = _iptables("-A", *rule)
     if said is not None:
         raise UnsupportedHost(
             f"the rule that holds first packets cannot be installed ({said}); M2M needs iptables"
             " and a kernel with xt_bpf and xt_NFQUEUE (CONFIG_NETFILTER_XT_MATCH_BPF,"
-            " CONFIG_NETFILTER_XT_TARGET_NFQUEUE)"
+            " CONFIG_NETFILTER_XT_TARGET_NFQUEUE), at a gateway also with xt_socket"
         )
 
 
@@ -69,8 +88,9 @@ def remove() -> None:
 
 
 def _remove_jumps() -> None:
-    for opening in _OPENINGS:
-        while _iptables("-D", "OUTPUT", *opening, "-j", CHAIN) is None:
+    rules = [(where.value, *opening, "-j", CHAIN) for where in Where for opening in _OPENINGS]
+    for rule in (*rules, ("PREROUTING", *_DEFRAGMENT)):
+        while _iptables("-D", *rule) is None:
             pass
 
 

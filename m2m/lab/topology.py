@@ -40,6 +40,7 @@ class Role(StrEnum):
     CLIENT = "client"
     SERVER = "server"
     MIDDLEBOX = "middlebox"
+    GATEWAY = "gateway"
 
 
 class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -104,7 +105,8 @@ class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def forwards(self) -> bool:
         """Whether the host forwards packets that are not its own."""
-        return self.role in (None, Role.MIDDLEBOX) if self.forward is None else self.forward
+        by_itself = self.role in (None, Role.MIDDLEBOX, Role.GATEWAY)
+        return by_itself if self.forward is None else self.forward
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

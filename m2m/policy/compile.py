@@ -24,7 +24,7 @@ from m2m.policy.regions import (
     families,
     region_of,
 )
-from m2m.policy.rules import FlatRule, Instance, NfType, Policy, PolicySet
+from m2m.policy.rules import FlatRule, Gateway, Instance, Network, NfType, Policy, PolicySet
 from m2m.policy.source import PolicyError, Source
 from m2m.policy.syntax import STEERED, PolicyFile, RuleDecl
 from m2m.protocol.flow import Flow, is_ipv4
@@ -70,7 +70,15 @@ def compile_policy(policy: PolicyFile, generation: int = 0, max_rows: int = MAX_
                 rule.allow,
             )
         )  # fmt: skip
-    return PolicySet(generation, tuple(policies), tuple(map(_flat, table.rows)), nfs)
+    gateways = tuple(
+        Gateway(
+            one.name,
+            one.address,
+            tuple(Network(low.to_bytes(16), high.to_bytes(16)) for low, high in one.serves),
+        )
+        for one in policy.gateways
+    )
+    return PolicySet(generation, tuple(policies), tuple(map(_flat, table.rows)), nfs, gateways)
 
 
 def evaluate(policy_set: PolicySet, flow: Flow) -> Policy | None:

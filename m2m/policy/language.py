@@ -28,6 +28,7 @@ from m2m.policy.syntax import (
     And,
     Anything,
     Field,
+    GatewayDecl,
     InstanceDecl,
     NfDecl,
     Not,
@@ -35,11 +36,12 @@ from m2m.policy.syntax import (
     PolicyFile,
     Predicate,
     RuleDecl,
+    Span,
     Step,
     Term,
 )
 from m2m.policy.values import Wrong, host_address, spans_of
-from m2m.protocol.flow import Address, format_address
+from m2m.protocol.flow import Address, format_address, is_ipv4
 from m2m.protocol.wire import MAX_CHAIN
 
 __all__ = ["MAX_NESTING", "PolicyError", "parse", "parse_predicate", "parse_source"]
@@ -54,6 +56,8 @@ _INSTANCE_NAME = re.compile(r"[a-z][a-z0-9_.-]{0,62}", re.ASCII)
 _FIELDS = ", ".join(Field)
 _TERMINALS = {
     "_NF": "'nf'",
+    "_GATEWAY": "'gateway'",
+    "_SERVES": "'serves'",
     "_MATCH": "'match'",
     "_CHOOSE": "'choose'",
     "FAIL": "'fail'",
@@ -79,7 +83,9 @@ _TERMINALS = {
     "KIND": "the kind of the NF type (tap or inline)",
     "CHOICE": "hash, least-loaded or agent",
     "INSTANCE_NAME": "the name of an instance",
-    "ADDRESS": "the address of the instance",
+    "ADDRESS": "an address",
+    "GATEWAY_NAME": "the name of a gateway",
+    "NETWORK": "a network",
     "CHAIN_NAME": "the name of an NF type",
     "FAILURE": "open or closed",
     "MODE": "lf, op or ss+op",
@@ -185,7 +191,55 @@ class _Reader:
                 )
             nfs[nf.name] = nf
         rules = tuple(self._rule(node, nfs) for node in tree.children if node.data == "rule")
-        return PolicyFile(self._source, tuple(nfs.values()), rules)
+        gateways = self._gateways([node for node in tree.children if node.data == "gateway"])
+        return PolicyFile(self._source, tuple(nfs.values()), rules, gateways)
+
+    def _gateways(self, trees: list[_Node]) -> tuple[GatewayDecl, ...]:
+        """All of them: no two have a name, an address or a network in common."""
+        gateways: list[GatewayDecl] = []
+        for tree in trees:
+            name, address, *networks = tree.children
+            self._name(name, _INSTANCE_NAME, "a gateway", 63)
+            try:
+                host = host_address(str(address))
+            except Wrong as wrong:
+                raise self._wrong(address, wrong) from None
+            serves: list[Span] = []
+            for token in networks:
+                serves.append(self._network(token, host, [*gateways, (name, host, serves)]))
+            for other in gateways:
+                if name == other.name or host == other.address:
+                    raise self._error(
+                        _place(name if name == other.name else address),
+                        f"a new {'name' if name == other.name else 'address'} for a gateway",
+                        shown(name) if name == other.name else format_address(host),
+                        f"line {other.place.line} has it already; put all its networks there",
+                    )
+            gateways.append(GatewayDecl(str(name), host, tuple(serves), _place(name)))
+        return tuple(gateways)
+
+    def _network(self, token: Token, host: Address, served: list[Any]) -> Span:
+        """Not one of those that are *served* already, and of the same family as *host*."""
+        try:
+            ((low, high),) = spans_of(Field.SRCIP, str(token))
+        except Wrong as wrong:
+            raise self._wrong(token, wrong) from None
+        if is_ipv4(low.to_bytes(16)) != is_ipv4(host):
+            raise self._error(
+                _place(token),
+                "networks of the family of the gateway's address",
+                f"{token} behind {format_address(host)}",
+                "headers are not translated between families; declare another gateway for it",
+            )
+        for name, _, spans, *_ in served:
+            if any(low <= last and first <= high for first, last in spans):
+                raise self._error(
+                    _place(token),
+                    "a network that no gateway serves yet",
+                    f"{token}, of which {name} serves a part",
+                    "hosts have one gateway; divide the networks between the two",
+                )
+        return low, high
 
     def _nf(self, tree: _Node) -> NfDecl:
         name, kind, choice, *rest = tree.children

@@ -19,9 +19,10 @@ AWAY_LOAD = 1e9
 def subset(policy_set: PolicySet, role: Role, addresses: Collection[Address]) -> PolicySet:
     """What an agent with *role* at *addresses* needs to know; policies keep their ids.
 
-    A client: the rows that can match a session it opens, their policies, and the NF types those
-    name. The others: everything. Any session may come to pass them, and they may be asked to
-    change its chain: they have to know who may ask for that, and where other instances are.
+    A client: the rows that can match a session it opens, their policies, the NF types those
+    name, and all gateways, one of which may serve the server. The others: everything. Any session
+    may come to pass them, and they may be asked to change its chain: they have to know who may ask
+    for that, and where other instances are.
     """
     if role is Role.CLIENT:
         rules = tuple(
@@ -33,7 +34,7 @@ def subset(policy_set: PolicySet, role: Role, addresses: Collection[Address]) ->
         policies = tuple(policy for policy in policy_set.policies if policy.id in wanted)
         named = {name for policy in policies for name in policy.chain}
         nfs = tuple(nf for nf in policy_set.nfs if nf.name in named)
-        return PolicySet(policy_set.generation, policies, rules, nfs)
+        return PolicySet(policy_set.generation, policies, rules, nfs, policy_set.gateways)
     return policy_set
 
 

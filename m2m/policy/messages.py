@@ -38,6 +38,7 @@ class Role(StrEnum):
     CLIENT = "client"
     SERVER = "server"
     MIDDLEBOX = "middlebox"
+    GATEWAY = "gateway"
 
 
 class _Message(msgspec.Struct, frozen=True, tag_field="t", tag=str.lower):

@@ -78,6 +78,24 @@ class NfType(msgspec.Struct, frozen=True):
     instances: tuple[Instance, ...]
 
 
+class Network(msgspec.Struct, frozen=True):
+    """A range of addresses; both bounds are inclusive."""
+
+    lo: Address
+    hi: Address
+
+    def __contains__(self, address: Address) -> bool:
+        return self.lo <= address <= self.hi
+
+
+class Gateway(msgspec.Struct, frozen=True):
+    """A router with an agent, on behalf of the hosts of some networks that have none."""
+
+    name: str
+    address: Address
+    serves: tuple[Network, ...]
+
+
 class Policy(msgspec.Struct, frozen=True):
     """One ``match(...) >> {...}`` of the policy file. *id* is its place in the file, from 0."""
 
@@ -118,6 +136,7 @@ class PolicySet(msgspec.Struct, frozen=True):
     policies: tuple[Policy, ...]
     rules: tuple[FlatRule, ...]
     nfs: tuple[NfType, ...]
+    gateways: tuple[Gateway, ...] = ()
 
 
 EMPTY = PolicySet(generation=0, policies=(), rules=(), nfs=())

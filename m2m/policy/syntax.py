@@ -14,8 +14,8 @@ from m2m.policy.source import Place, Source
 from m2m.protocol.flow import Address, Flow, Proto, format_address
 
 __all__ = [
-    "STEERED", "And", "Anything", "Field", "InstanceDecl", "NfDecl", "Not", "Or", "PolicyFile",
-    "Predicate", "RuleDecl", "Span", "Step", "Term", "matches", "refusals",
+    "STEERED", "And", "Anything", "Field", "GatewayDecl", "InstanceDecl", "NfDecl", "Not", "Or",
+    "PolicyFile", "Predicate", "RuleDecl", "Span", "Step", "Term", "matches", "refusals",
 ]  # fmt: skip
 
 STEERED = frozenset(Proto)
@@ -141,12 +141,22 @@ class RuleDecl(NamedTuple):
     place: Place
 
 
+class GatewayDecl(NamedTuple):
+    """``gateway name = address serves network, ...``."""
+
+    name: str
+    address: Address
+    serves: tuple[Span, ...]
+    place: Place
+
+
 class PolicyFile(NamedTuple):
-    """A whole policy file: its NF types and its rules, each in the file's order."""
+    """A whole policy file: NF types, rules and gateways, each in the file's order."""
 
     source: Source
     nfs: tuple[NfDecl, ...]
     rules: tuple[RuleDecl, ...]
+    gateways: tuple[GatewayDecl, ...] = ()
 
 
 def matches(predicate: Predicate, flow: Flow) -> bool:

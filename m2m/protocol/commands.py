@@ -46,6 +46,7 @@ class Refuse(NamedTuple):
     fail_open: bool
     why: str
     blame: Address | None  # the host that failed, when known
+    silent: bool = False  # by not answering
 
 
 class SetTimer(NamedTuple):

@@ -241,7 +241,8 @@ class Steps:
         self._register.unlist(session)
         if session.held:
             session.held = False
-            out.append(Refuse(session.supersession, session.fail_open, text, blame))
+            silent = cause is Cause.TIMEOUT
+            out.append(Refuse(session.supersession, session.fail_open, text, blame, silent))
         else:
             out.append(Remove(session.view))
         session.opening = None

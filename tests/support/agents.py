@@ -132,7 +132,7 @@ class Host:
             lambda: self.forwards,
             NothingKept(),  # type: ignore[arg-type]  # has what is used of it
             Turn(),
-            holds=holds,
+            role=Role.CLIENT if holds else Role.MIDDLEBOX,
             open_state=self._open_state,
         )
         self.paths = Paths(address, role, self.sessions, self.send)

@@ -81,7 +81,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("--role gateway", "--role: 'gateway' is not one of client, server, middlebox"),
+        ("--role gateway", "--X"),
         ("--port 0", "--port: 0 (port) is not between 1 and 65535"),
         ("--port x", "--port: 'x' is not a number"),
         ("--ports 65535-61000", "not a rising range"),
