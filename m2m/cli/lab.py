@@ -19,6 +19,7 @@ from m2m.lab.netns import LabError
 from m2m.lab.topology import load
 
 _SCENARIOS = ("replace", "insert", "remove", "drain", "contend")
+_GATEWAY = "gateway"
 _MOBILITY = ("handover", "ping-pong", "outage", "server-move")
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="change the chains of live sessions under load, or move their endpoints, and count"
         " what it did to them",
     )
-    scenarios = (*_SCENARIOS, *_MOBILITY)
+    scenarios = (*_SCENARIOS, *_MOBILITY, _GATEWAY)
     play.add_argument("scenario", metavar="NAME", choices=scenarios, help=", ".join(scenarios))
     play.add_argument(
         "--moves", type=int, default=10, metavar="N",
@@ -200,6 +201,10 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _play(options: argparse.Namespace) -> int:
+    if options.scenario == _GATEWAY:
+        from m2m.lab import incremental
+
+        return trio_run(lambda: incremental.run(keep=options.keep, as_json=options.json))
     if options.scenario in _MOBILITY:
         from m2m.lab import mobility
 

@@ -53,7 +53,7 @@ class HoldQueue:
         *,
         hold: Path,
         refuse: Path,
-        where: Where,
+        where: Where = Where.OUTPUT,
     ) -> None:
         self._queue = queue
         self._queues = queues

@@ -34,7 +34,7 @@ CHAIN, CLOSED, OPEN, EDGE = 80, 81, 82, 83
 through a chain of which the first and the last NF are the gateways' own."""
 
 PORTS = (CHAIN, CLOSED, OPEN, EDGE)
-PAGE = 2_000_000  # bytes
+PAGE = 8_000_000  # bytes
 
 # Sessions that a host forwards with their own addresses: what an inline NF sees, and what must not
 # be seen in the core, where packets go from host to host.
@@ -75,7 +75,8 @@ def gateways(name: str = "gateways", setup_timeout: float = 2.0) -> Topology:
             servers=", ".join(address[host] for host in (WEB, SERVER, OLD)),
         )
     )
-    options = ["--setup-timeout", f"{setup_timeout:g}"]
+    # Sessions are to linger for as long as it takes to ask for their paths.
+    options = ["--setup-timeout", f"{setup_timeout:g}", "--linger", "3"]
     pages = Nginx(ports=list(PORTS), pages={"/page": PAGE})
     hosts = {
         PHONE: Host(forward=False, routes=[GivenRoute("default", "10.1.0.1")]),

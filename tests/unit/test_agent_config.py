@@ -81,7 +81,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ("--role gateway", "--X"),
+        ("--role router", "--role: 'router' is not one of client, server, middlebox, gateway"),
         ("--port 0", "--port: 0 (port) is not between 1 and 65535"),
         ("--port x", "--port: 'x' is not a number"),
         ("--ports 65535-61000", "not a rising range"),
