@@ -20,7 +20,7 @@ from m2m.errors import M2MError
 from m2m.policy.compile import compile_policy, unserved_families
 from m2m.policy.explain import Explanation, Outcome, explain, parse_flow
 from m2m.policy.language import parse_source
-from m2m.policy.rules import Fail, NfType, PolicySet
+from m2m.policy.rules import Fail, Gateway, Network, NfType, PolicySet
 from m2m.policy.source import PolicyError, Source
 from m2m.protocol.flow import format_address
 
@@ -146,6 +146,7 @@ def _check(args: argparse.Namespace) -> int:
                     }
                     for policy in policy_set.policies
                 ],
+                "gateways": [_gateway_json(gateway) for gateway in policy_set.gateways],
                 "notes": notes,
             }
         )
@@ -166,6 +167,14 @@ def _check(args: argparse.Namespace) -> int:
         )
     console.print(nfs)
     console.print(policies)
+    if policy_set.gateways:
+        gateways = Table("gateway", "address", "serves")
+        for gateway in policy_set.gateways:
+            serves = ", ".join(map(_range, gateway.serves))
+            gateways.add_row(
+                Text(gateway.name), Text(format_address(gateway.address)), Text(serves)
+            )
+        console.print(gateways)
     for note in notes:
         console.print(Text(f"note: {note}", style="yellow"))
     console.print(
@@ -197,6 +206,20 @@ def _nf_json(nf: NfType) -> dict[str, Any]:
             {"name": one.name, "address": format_address(one.address)} for one in nf.instances
         ],
     }
+
+
+def _gateway_json(gateway: Gateway) -> dict[str, Any]:
+    return {
+        "name": gateway.name,
+        "address": format_address(gateway.address),
+        "serves": [_range(network) for network in gateway.serves],
+    }
+
+
+def _range(network: Network) -> str:
+    if network.lo == network.hi:
+        return format_address(network.lo)
+    return f"{format_address(network.lo)}-{format_address(network.hi)}"
 
 
 def _explain(args: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ import msgspec
 from m2m.errors import ConfigError
 from m2m.policy.choose import ChainError, resolve
 from m2m.policy.compile import compile_policy, evaluate
+from m2m.policy.gateways import gateway_of
 from m2m.policy.rules import Choose, Fail, Policy, PolicySet
 from m2m.policy.syntax import PolicyFile, refusals
 from m2m.protocol.flow import Flow, Proto, format_address, is_ipv4, parse_address
@@ -113,7 +114,7 @@ def explain(policy: PolicyFile, flow: Flow) -> Explanation:
         try:
             chain = _hops(policy_set, matched, flow)
             outcome = Outcome.STEERED
-            notes = _notes(chain)
+            notes = (*_notes(chain), *_gateways(policy_set, flow))
         except ChainError as error:
             outcome = Outcome.PASSED if matched.fail is Fail.OPEN else Outcome.DROPPED
             notes = (str(error),)
@@ -144,6 +145,20 @@ def _notes(chain: tuple[Hop, ...]) -> tuple[str, ...]:
         notes.append("least-loaded: the loads of the moment decide; shown as if all were equal")
     if any(hop.choose == Choose.AGENT for hop in chain):
         notes.append("agent: the client's agent passes over instances that lately did not answer")
+    return tuple(notes)
+
+
+def _gateways(policy_set: PolicySet, flow: Flow) -> tuple[str, ...]:
+    """Who stands for its ends. They may run a part of the chain, which then needs no leg to it."""
+    notes = []
+    for what, host in (("begins", flow.src), ("ends", flow.dst)):
+        gateway = gateway_of(policy_set, host)
+        if gateway is not None:
+            address = format_address(gateway.address)
+            notes.append(
+                f"it {what} at the gateway {gateway.name}, {address}, which serves "
+                f"{format_address(host)}"
+            )
     return tuple(notes)
 
 

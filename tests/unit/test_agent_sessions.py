@@ -112,6 +112,34 @@ async def test_a_dead_hop_and_fail_open_passes_unsteered(autojump_clock: MockClo
         assert (outcome.fate, outcome.flow) == (Fate.UNTOUCHED, chain.client.flow(OPEN))
 
 
+async def test_a_server_without_an_agent_is_waited_for_once_in_a_while(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as chain:
+        chain.kill(chain.server)
+        for port in (CLOSED, OPEN):
+            chain.client.open(port, port)
+        await pass_time(1.05)
+        counts = chain.client.journal.counts
+        assert (counts["refused"], counts["no agent"]) == (2, 2)
+        chain.client.kernel.released.clear()
+
+        began = trio.current_time()
+        chain.client.open(OPEN, 2)
+        await wait_all_tasks_blocked()
+        (outcome,) = chain.client.kernel.released
+        assert outcome.fate is Fate.UNTOUCHED and trio.current_time() == began
+        assert (counts["refused"], counts["no agent"]) == (3, 3)
+
+        await pass_time(20)
+        chain.client.kernel.released.clear()
+        chain.client.open(OPEN, 3)  # it may have one by now: somebody has to find out
+        await wait_all_tasks_blocked()
+        assert not chain.client.kernel.released
+        await pass_time(1.05)
+        assert len(chain.client.kernel.released) == 1
+
+
 async def test_the_host_that_did_not_answer_is_blamed_and_avoided(
     autojump_clock: MockClock,
 ) -> None:

@@ -274,7 +274,7 @@ def test_the_error_table_is_read() -> None:
 
 def test_documented_policies_compile() -> None:
     blocks = re.findall(r"```m2m\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         assert compile_policy(parse(block)).rules
 
