@@ -156,6 +156,7 @@ class Agent:
         self.paths = Paths(config.name, self._role, sessions, self.transport.send)
         asking = Asking(config.name, sessions, self.paths)
         self.following = Following(sessions, asking)
+        sessions.moves.on_moved = self.following.policy_changed
         await sessions.adopt()
         await sessions.follow_network()
         try:
@@ -238,6 +239,7 @@ class Agent:
             on_policy=self._load_policy,
             on_link=self._heard_of_server,
             cache=config.run_dir / f"{config.name}.policy",
+            is_here=self._network.has,
         )
 
     # -- what comes in ------------------------------------------------------------------
@@ -292,9 +294,11 @@ class Agent:
                     client.addresses_changed()
 
     async def _load_policy(self, policy: PolicySet) -> None:
-        before = self.sessions.policy.generation
+        before = self.sessions.policy
         await self.sessions.load_policy(policy)
-        if policy.generation == before:
+        if (policy.generation, policy.rules) != (before.generation, before.rules):
+            self.following.policy_changed()
+        if policy.generation == before.generation:
             return  # loads or addresses have changed
         own = set(self.addresses())
         inline = [
@@ -311,7 +315,6 @@ class Agent:
         text = f"generation {policy.generation}, {len(policy.policies)} policies"
         _log.info("policy in force", generation=policy.generation, rules=len(policy.rules))
         self.journal.tell(EventKind.POLICY, text)
-        self.following.policy_changed()
 
     def _heard_of_server(self, connected: bool, why: str) -> None:
         self.journal.tell(EventKind.SERVER, "connected" if connected else f"away: {why}")

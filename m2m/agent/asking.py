@@ -111,7 +111,7 @@ class Asking:
         if session is None or session.state not in STANDING:
             raise _Refused("the session is not established at this host", self._name)
         flow, own = session.supersession, own_address(session)
-        case.mode = self._may(wanted, flow)
+        case.mode = self._may(wanted, session)
         for tries_left in reversed(range(_TRIES)):
             case.before = await self._paths.path(session.id)
             if not case.before.complete:
@@ -129,9 +129,9 @@ class Asking:
             if result.cause is not Cause.MOVED or not tries_left:
                 raise self._refusal(case, result)
 
-    def _may(self, wanted: Wanted, flow: Flow) -> ChangeMode:
+    def _may(self, wanted: Wanted, session: Session) -> ChangeMode:
         """In which mode the session may be changed, if this asker may ask at all."""
-        policy = self._sessions.policy_of(flow)
+        policy = self._sessions.policy_now(session)
         allowed = ALLOWED if policy is None else policy.allow
         if wanted.asker not in allowed:
             where = "by default" if policy is None else f"line {policy.line} of the policy says"
@@ -144,7 +144,8 @@ class Asking:
         if wanted.mode is not None:
             return wanted.mode
         mode = ChangeMode.OP if policy is None else policy.change
-        return ChangeMode.OP if flow.proto != Proto.TCP and mode is ChangeMode.SS_OP else mode
+        tcp = session.supersession.proto == Proto.TCP
+        return ChangeMode.OP if mode is ChangeMode.SS_OP and not tcp else mode
 
     def _event(
         self, session: Session, plan: Plan, number: int, mode: Mode

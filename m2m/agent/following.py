@@ -1,4 +1,5 @@
-"""Live sessions follow a new policy, where it says so (``live=follow``).
+"""Live sessions follow the policy, where it says so (``live=follow``): when it is new, and when
+their client has moved to where another one matches them.
 
 Each client brings the chains of its own sessions to what the policy in force says, one change of a
 session after the other. A session that cannot follow keeps its chain, and a reason is told.
@@ -17,6 +18,7 @@ from m2m.agent.chain import types_to_pass
 from m2m.agent.plan import Plan, plan_to_follow
 from m2m.agent.sessions import Sessions
 from m2m.policy.rules import Asker, Live, Policy
+from m2m.protocol.devices import has_moved
 from m2m.protocol.flow import Flow
 from m2m.protocol.session import Session
 from m2m.protocol.translation import Position
@@ -37,7 +39,7 @@ class Following:
         self._news = trio.Event()
 
     def policy_changed(self) -> None:
-        """Another policy is in force."""
+        """Another policy is in force, or sessions of this host have moved."""
         self._news.set()
 
     async def run(self) -> None:
@@ -63,7 +65,7 @@ class Following:
 
         async with trio.open_nursery() as nursery:
             for session in list(self._sessions.node.sessions.values()):
-                policy = self._sessions.policy_of(session.supersession)
+                policy = self._sessions.policy_now(session)
                 if policy is not None and _is_to_follow(session, policy, generation):
                     nursery.start_soon(one, session.id, policy)
         if any(counts.values()):
@@ -102,11 +104,11 @@ class Following:
 
 
 def _is_to_follow(session: Session, policy: Policy, generation: int) -> bool:
-    """Whether *policy*, of this *generation*, is new to a session that begins here."""
+    """Whether *policy*, of this *generation*, may be new to a session that begins here."""
     return (
         session.position is Position.CLIENT
         and session.state in STANDING
-        and session.generation != generation
+        and (session.generation != generation or has_moved(session))
         and policy.live is Live.FOLLOW
         and Asker.POLICY in policy.allow
     )

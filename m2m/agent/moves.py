@@ -8,7 +8,7 @@ and wholly, and what the kernel says to it is the event that the node gets next.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -48,6 +48,7 @@ class Moves:
         self._journal = journal
         self._next_hops = next_hops
         self._keeping = keeping
+        self.on_moved: Callable[[], None] = _nobody  # when all legs of this host's have
 
     def due(self) -> Iterator[Moved]:
         """What the node has to know of the network as it is now; each is of a few sessions, so
@@ -112,6 +113,8 @@ class Moves:
                     _log.warning("not kept for a restart", why=str(error))
             case Rebound():
                 self._tell(command)
+                if command.here and not self._node.mobility.moving():
+                    self.on_moved()
         return None
 
     async def _rehome(self, command: Rehome) -> Event:
@@ -146,6 +149,10 @@ def _moved(
 ) -> Iterator[Moved]:  # fmt: skip
     for start in range(0, len(sessions), MAX_LEGS):
         yield Moved(own, neighbour, route, tuple(sessions[start : start + MAX_LEGS]))
+
+
+def _nobody() -> None:
+    pass
 
 
 def _own_address(view: SessionView) -> Address | None:

@@ -65,7 +65,9 @@ class PolicyClient:
         on_policy: Callable[[PolicySet], Awaitable[None]],
         on_link: Callable[[bool, str], None],
         cache: Path,
+        is_here: Callable[[Address], bool] = lambda _: True,
     ) -> None:
+        """*is_here*: whether an interface of this host has an address."""
         self.server = server
         self.connected = False
         self._key = key
@@ -77,6 +79,7 @@ class PolicyClient:
         self._on_policy = on_policy
         self._on_link = on_link
         self._cache = cache
+        self._is_here = is_here
         self._generation = 0
         self._kept: PolicySet | None = None
         self._addresses_changed = trio.Event()
@@ -135,6 +138,8 @@ class PolicyClient:
                     nursery.cancel_scope.cancel()
         except* ChannelError as group:
             why = str(errors_in(group)[0])
+        except* _Moved:
+            why = "this host has moved; connecting again from where it is"
         else:
             why = "it closed the connection"
         return why
@@ -153,6 +158,8 @@ class PolicyClient:
             self._addresses_changed = trio.Event()
             hello = self._hello()
             if hello.addresses != told.addresses:
+                if channel.local is not None and not self._is_here(channel.local):
+                    raise _Moved  # nothing comes or goes by that connection any more
                 await channel.send(hello)
                 told = hello
             await channel.send(self._load())
@@ -212,6 +219,10 @@ class PolicyClient:
             _log.warning("policy not kept", file=str(self._cache), why=error.strerror)
         else:
             self._kept = lasting
+
+
+class _Moved(Exception):
+    """The connection began at an address that no interface has any more."""
 
 
 class _Once:

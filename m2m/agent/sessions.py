@@ -62,6 +62,7 @@ from m2m.protocol.commands import (
     SetTimer,
     Steer,
 )
+from m2m.protocol.devices import has_moved
 from m2m.protocol.events import (
     Acked,
     Adopted,
@@ -346,6 +347,14 @@ class Sessions:
         """The policy that decides over *flow* (client to server) now."""
         policy_id = self._rules.match(flow)
         return None if policy_id is None else self._policies[policy_id]
+
+    def policy_now(self, session: Session) -> Policy | None:
+        """The policy that decides over a live session now: by where its client is, if that has
+        moved from here to there."""
+        flow = session.supersession
+        if has_moved(session) and session.right is not None:
+            flow = flow._replace(src=session.right.src)
+        return self.policy_of(flow)
 
     def route_to(self, host: Address) -> Route:
         """How to reach *host*. Raises :exc:`~m2m.agent.watch.NoRoute`."""

@@ -29,6 +29,7 @@ import trio.abc
 
 from m2m.auth import MAC_SIZE, DomainKey
 from m2m.errors import M2MError
+from m2m.protocol.flow import Address, parse_address
 
 __all__ = ["MAX_PAYLOAD", "Channel", "ChannelError", "Codec", "Fault", "Side", "errors_in"]
 
@@ -231,6 +232,8 @@ class Channel(Generic[Message]):
         self._codec = codec
         self._decoder = decoder
         self._sending = trio.Lock()
+        self.local = _local_address(stream)
+        """This host's address of the connection; None if it is not one between hosts."""
 
     @classmethod
     async def open(
@@ -348,3 +351,10 @@ def _notice_dead_peers(stream: trio.SocketStream) -> None:
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000)
+
+
+def _local_address(stream: trio.abc.Stream) -> Address | None:
+    if not isinstance(stream, trio.SocketStream):
+        return None
+    name = stream.socket.getsockname()
+    return parse_address(name[0]) if stream.socket.family == socket.AF_INET else None

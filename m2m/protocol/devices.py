@@ -9,10 +9,11 @@ from m2m.identity import DEVICE_SIZE
 from m2m.protocol.flow import Flow
 from m2m.protocol.rebind import End
 from m2m.protocol.session import Session
+from m2m.protocol.translation import Position
 
 __all__ = [
-    "MAX_NUMBER", "NOTE_SIZE", "device_of", "note_of", "number_of", "read_note", "set_device",
-    "set_number", "set_rebound",
+    "MAX_NUMBER", "NOTE_SIZE", "device_of", "has_moved", "note_of", "number_of", "read_note",
+    "set_device", "set_number", "set_rebound",
 ]  # fmt: skip
 
 _NOTE = struct.Struct(f"!{DEVICE_SIZE}s{DEVICE_SIZE}sII")
@@ -28,6 +29,11 @@ def device_of(session: Session, end: End) -> bytes:
 def number_of(session: Session, end: End) -> int:
     """The number of that end's last move."""
     return session.moves[end]
+
+
+def has_moved(session: Session) -> bool:
+    """Whether it begins at this host, which had another address then."""
+    return session.position is Position.CLIENT and number_of(session, End.CLIENT) > 0
 
 
 def set_number(session: Session, end: End, number: int) -> None:
