@@ -34,7 +34,7 @@ from m2m.agent.sessions import Sessions
 from m2m.agent.source import Answers
 from m2m.agent.transport import Transport
 from m2m.agent.turn import Turn
-from m2m.agent.watch import Network
+from m2m.agent.watch import Network, NoRoute
 from m2m.auth import DomainKey
 from m2m.datapath import ALL_ADDRESSES, Datapath, DatapathError
 from m2m.datapath.hold_device import is_hold_device
@@ -45,7 +45,7 @@ from m2m.policy.exempt import Service
 from m2m.policy.messages import Load, Role
 from m2m.policy.rules import Kind, PolicySet
 from m2m.protocol.association import Association
-from m2m.protocol.flow import Address, Proto
+from m2m.protocol.flow import Address, Proto, format_address, parse_address
 from m2m.protocol.node import Node, Settings
 from m2m.protocol.ports import PortAllocator
 from m2m.protocol.wire import Message, PathRep, PathReq
@@ -105,7 +105,7 @@ class Agent:
         self._identity = Identity.load(device_file(config))
         self._keeping = Keeping(kept_record(config))
         self._association = Association(key, random.SystemRandom(), device=self._identity.device)
-        self.transport = Transport(self._association, config.port, network.has)
+        self.transport = Transport(self._association, config.port, network.has, self._source_to)
 
     def close(self) -> None:
         """Let go of the socket."""
@@ -141,7 +141,7 @@ class Agent:
         finally:
             if not self._keeps:
                 host.release_ports(record)
-                self._keeping.only(())
+                self._keeping.nothing()
                 device_file(config).unlink(missing_ok=True)
             self._keeping.close()
 
@@ -157,6 +157,8 @@ class Agent:
         asking = Asking(config.name, sessions, self.paths)
         self.following = Following(sessions, asking)
         sessions.moves.on_moved = self.following.policy_changed
+        if config.device_address is not None:
+            self._keeping.keep_lasting(config.device_address, self._ethernets())
         await sessions.adopt()
         await sessions.follow_network()
         try:
@@ -191,16 +193,22 @@ class Agent:
                 task_status.started()
         finally:
             if not len(sessions):  # else they run on, and need their addresses
-                self._keeping.only(())
+                self._keeping.nothing()
 
     def addresses(self) -> tuple[Address, ...]:
         """The addresses of this host that sessions use."""
+        device = self._config.device_address
+        beside = () if device is None else (device,)
         if self._config.addresses:
-            return self._config.addresses
+            return (*self._config.addresses, *beside)
         served = self._served()
-        return tuple(
+        found = tuple(
             address for address, ifindex in self._network.addresses.items() if ifindex in served
         )
+        return (*found, *beside)
+
+    def _ethernets(self) -> list[str]:
+        return [link.name for link in self._network.links.values() if link.ethernet]
 
     def _local_addresses(self) -> frozenset[Address]:
         """Those, and the ones that only sessions keep alive; all, where nothing is forwarded: an
@@ -240,6 +248,7 @@ class Agent:
             on_link=self._heard_of_server,
             cache=config.run_dir / f"{config.name}.policy",
             is_here=self._network.has,
+            source=self._source_to_server,
         )
 
     # -- what comes in ------------------------------------------------------------------
@@ -315,6 +324,24 @@ class Agent:
         text = f"generation {policy.generation}, {len(policy.policies)} policies"
         _log.info("policy in force", generation=policy.generation, rules=len(policy.rules))
         self.journal.tell(EventKind.POLICY, text)
+
+    def _source_to(self, host: Address) -> Address | None:
+        """What this host's own messages leave from; never the address that only goes with it,
+        which a route may prefer. None: let the route choose."""
+        if self._config.device_address is None:
+            return None
+        try:
+            return self._network.way_to(host).source
+        except NoRoute:
+            return None
+
+    def _source_to_server(self) -> str | None:
+        server = self._config.policy_server
+        try:
+            source = None if server is None else self._source_to(parse_address(server.host))
+        except ValueError:  # a name, whose address the resolver finds
+            return None
+        return None if source is None else format_address(source)
 
     def _heard_of_server(self, connected: bool, why: str) -> None:
         self.journal.tell(EventKind.SERVER, "connected" if connected else f"away: {why}")

@@ -35,6 +35,7 @@ class Config(NamedTuple):
     insecure: bool
     interfaces: tuple[str, ...]  # empty: all but loopback
     addresses: tuple[Address, ...]  # empty: all on those interfaces
+    device_address: Address | None  # one that goes with the host, wherever it is
     port: int
     ports: tuple[int, int]  # first and last
     setup_timeout: float
@@ -170,6 +171,12 @@ _OPTIONS = (
         "address", "network", "ADDRESS", _own_address, (),
         "an address of this host that sessions may use; may be given more than once. Default: "
         "all addresses of its interfaces, followed as they change.", many=True,
+    ),
+    _Option(
+        "device-address", "network", "ADDRESS", _own_address, None,
+        "an address of this client alone, never on an interface and never routed, such as "
+        "100.64.0.7: sockets that use it, and policies about it, are the same wherever the "
+        "client is. Default: none.",
     ),
     _Option(
         "port", "network", "PORT", _number(int, 1, 65535, "(port)"), AGENT_PORT,
@@ -356,6 +363,10 @@ def _checked(values: dict[str, Any]) -> Config:
             raise ConfigError(
                 f"a {values['role']} has no policies without --policy-server HOST[:PORT]"
             )
+        if values["device-address"] is not None and values["role"] != "client":
+            raise ConfigError(
+                f"--device-address is for clients, not for a {values['role']}: nobody could find it"
+            )
         low, high = values["ports"]
         if low <= values["port"] <= high:
             raise ConfigError(
@@ -369,6 +380,7 @@ def _checked(values: dict[str, Any]) -> Config:
         insecure=values["insecure"],
         interfaces=values["interface"],
         addresses=values["address"],
+        device_address=values["device-address"],
         port=values["port"],
         ports=values["ports"],
         setup_timeout=values["setup-timeout"],

@@ -60,6 +60,8 @@ class Keeping:
         self._kept = {parse_address(text) for text in found.addresses}
         self._quiet = set(found.quiet)
         self._maybe_over = trio.Event()
+        self.lasting: frozenset[Address] = frozenset()
+        """Those of :attr:`kept` that stay until :meth:`nothing`, whatever becomes of sessions."""
 
     @property
     def kept(self) -> frozenset[Address]:
@@ -82,6 +84,11 @@ class Keeping:
             if error.errno != errno.EEXIST:
                 name = format_address(address)
                 _log.warning("address not kept", address=name, why=error.strerror)
+
+    def keep_lasting(self, address: Address, interfaces: Iterable[str]) -> None:
+        """Keep *address*, which no interface need ever have, for as long as the agent runs."""
+        self.lasting |= {address}
+        self.keep(address, interfaces)
 
     def silence(self, interfaces: Iterable[str]) -> None:
         """Do not answer ARP requests there for addresses that no interface has, if any is kept."""
@@ -106,8 +113,8 @@ class Keeping:
         self._maybe_over = trio.Event()
 
     def only(self, addresses: Iterable[Address]) -> None:
-        """Keep no others than these any more."""
-        for address in self._kept.difference(addresses):
+        """Keep no others than these, and the lasting ones, any more."""
+        for address in self._kept.difference(addresses, self.lasting):
             try:
                 self._route(_DELROUTE, address)
             except OSError as error:
@@ -122,6 +129,11 @@ class Keeping:
                     _set(setting, "0")
             self._quiet.clear()
         self._write()
+
+    def nothing(self) -> None:
+        """Keep none any more."""
+        self.lasting = frozenset()
+        self.only(())
 
     def close(self) -> None:
         """Leave everything as it is."""

@@ -94,7 +94,9 @@ class Moves:
             await self._keeping.wait_until_some_may_go()
             sessions = self._node.sessions
             # Looking through all of them is worth it only if somebody may want an address back.
-            if not sessions or any(not self._network.has(one) for one in self._keeping.kept):
+            if not sessions or any(
+                not self._network.has(one) for one in self._keeping.kept - self._keeping.lasting
+            ):
                 views = (session.view for session in sessions.values())
                 self._keeping.only({own for own in map(_own_address, views) if own is not None})
 

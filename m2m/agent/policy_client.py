@@ -66,8 +66,10 @@ class PolicyClient:
         on_link: Callable[[bool, str], None],
         cache: Path,
         is_here: Callable[[Address], bool] = lambda _: True,
+        source: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """*is_here*: whether an interface of this host has an address."""
+        """*is_here*: whether an interface of this host has an address. *source*: from which one to
+        connect, if the route's own choice will not do."""
         self.server = server
         self.connected = False
         self._key = key
@@ -80,6 +82,7 @@ class PolicyClient:
         self._on_link = on_link
         self._cache = cache
         self._is_here = is_here
+        self._source = source
         self._generation = 0
         self._kept: PolicySet | None = None
         self._addresses_changed = trio.Event()
@@ -97,7 +100,9 @@ class PolicyClient:
         while True:
             began = trio.current_time()
             try:
-                why = await self._attend(await connect(self.server, self._key), started)
+                why = await self._attend(
+                    await connect(self.server, self._key, self._source()), started
+                )
             except ServerAway as error:
                 why = str(error)
             if self.connected or not started.done:

@@ -350,9 +350,10 @@ class Sessions:
 
     def policy_now(self, session: Session) -> Policy | None:
         """The policy that decides over a live session now: by where its client is, if that has
-        moved from here to there."""
+        moved, and has not begun at an address that goes with it."""
         flow = session.supersession
-        if has_moved(session) and session.right is not None:
+        lasting = flow.src in self._keeping.lasting
+        if has_moved(session) and session.right is not None and not lasting:
             flow = flow._replace(src=session.right.src)
         return self.policy_of(flow)
 

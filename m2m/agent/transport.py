@@ -49,14 +49,20 @@ class Transport:
     """The agent's UDP socket."""
 
     def __init__(
-        self, association: Association, port: int, is_here: Callable[[Address], bool]
+        self,
+        association: Association,
+        port: int,
+        is_here: Callable[[Address], bool],
+        source_to: Callable[[Address], Address | None] = lambda _: None,
     ) -> None:
-        """Bind to *port* on all addresses. *is_here*: whether an interface has an address.
+        """Bind to *port* on all addresses. *is_here*: whether an interface has an address;
+        *source_to*: from which one to send to a host, None for the route's own choice.
 
         Raises :exc:`~m2m.errors.ConfigError`.
         """
         self.association = association
         self._is_here = is_here
+        self._source_to = source_to
         self.port = port
         self._sent: Counter[type[Message]] = Counter()
         self._received: Counter[type[Message]] = Counter()
@@ -108,8 +114,8 @@ class Transport:
             source = message.new
         elif isinstance(message, Rebound):
             source = message.hop
-        if source is not None and not self._is_here(source):
-            source = None
+        if source is None or not self._is_here(source):
+            source = self._source_to(peer)
         self._sent[type(message)] += 1
         self._send(peer, self.association.seal(peer, message), source)
 

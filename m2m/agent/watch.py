@@ -161,6 +161,16 @@ class Network:
                     done |= message.kind == rtnetlink.DONE
                     _learn(message, links, interfaces)
 
+    def _on_interface(self, address: Address, ifindex: int) -> Address:
+        """*address*, or if no interface has it, one that others can reach: that of the interface.
+
+        A route may prefer a source that goes with the host, which nobody can answer to.
+        """
+        if address in self._interfaces:
+            return address
+        theirs = (one for one, having in self._interfaces.items() if ifindex in having)
+        return next(theirs, address)
+
     def _is_loopback(self, ifindex: int) -> bool:
         link = self.links.get(ifindex)
         return link is not None and link.loopback
@@ -189,7 +199,8 @@ class Network:
         if mtu is None:
             link = self.links.get(route.ifindex)
             mtu = link.mtu if link is not None else 1500
-        return Way(route.source, NextHop(route.ifindex, route.gateway or destination, mtu))
+        source = self._on_interface(route.source, route.ifindex)
+        return Way(source, NextHop(route.ifindex, route.gateway or destination, mtu))
 
 
 def _learn(message: Message, links: dict[int, Link], interfaces: dict[Address, list[int]]) -> None:

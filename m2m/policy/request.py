@@ -34,11 +34,16 @@ class ServerAway(M2MError):
     """The policy server cannot be reached, or does not share our key."""
 
 
-async def connect(server: Endpoint, key: DomainKey) -> Channel[FromServer]:
-    """A channel to *server*. Raises :exc:`ServerAway` after a few seconds at most."""
+async def connect(
+    server: Endpoint, key: DomainKey, source: str | None = None
+) -> Channel[FromServer]:
+    """A channel to *server*, from the address *source* if that is given.
+
+    Raises :exc:`ServerAway` after a few seconds at most.
+    """
     try:
         with trio.fail_after(_CONNECT):
-            stream = await trio.open_tcp_stream(server.host, server.port)
+            stream = await trio.open_tcp_stream(server.host, server.port, local_address=source)
         return await Channel.open(stream, key, Side.CLIENT, FromServer)
     except trio.TooSlowError:
         why = f"no answer within {_CONNECT:g} s"

@@ -98,6 +98,7 @@ class NothingKept:
     """In place of addresses that are kept alive: there are none in memory."""
 
     kept: frozenset[Address] = frozenset()
+    lasting: frozenset[Address] = frozenset()
 
     def silence(self, interfaces: Iterable[str]) -> None:
         pass

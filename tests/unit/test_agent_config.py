@@ -126,3 +126,11 @@ def test_help_explains_every_option() -> None:
         assert action.option_strings[-1] in text
         assert action.help is not None
         assert len(action.help) > 25 or action.dest == "help"
+
+
+def test_a_device_address_is_for_clients() -> None:
+    options = "--name a --insecure --policy-server 10.0.0.1 --device-address 100.64.0.7 --role"
+    got = config.configure([*options.split(), "client"])
+    assert got.device_address == parse_address("100.64.0.7")
+    with pytest.raises(ConfigError, match="--device-address is for clients, not for a server"):
+        config.configure([*options.split(), "server"])
