@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from m2m.agent.following import Following
 from m2m.policy.rules import PolicySet
+from m2m.protocol.flow import format_address
 from m2m.protocol.update import Mode, UpdateSyn
 from tests.support.agents import FIREWALL, IDS, pass_time, policy_set
 from tests.support.changing import NFS, OTHER, PORT, LiveSession, a_live_session, larger_policy
@@ -110,3 +111,16 @@ async def test_of_two_policies_in_quick_succession_the_last_one_counts(
         )
         path = await chain.client.paths.path(chain.session)
         assert [(hop.nf or "").partition("/")[0] for hop in path.hops[1:-1]] == ["ids"]
+
+
+async def test_a_session_whose_client_has_moved_follows_what_holds_there(
+    autojump_clock: MockClock,
+) -> None:
+    async with a_live_session() as chain:
+        session = chain.client.sessions.node.sessions[chain.session]
+        assert session.right is not None
+        there = f"srcip={format_address(session.right.src)}"
+        session.moves = 1, 0
+        rule = f"match({there} & dstport={PORT}) >> {{ids}} live=follow"
+        await told(chain, policy_set(NFS + rule, 1))
+        assert chain.carries(IDS)
