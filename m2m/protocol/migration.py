@@ -64,6 +64,16 @@ class _Wish(NamedTuple):
 
     wanted: ChangeWanted
     requester: Address | None
+    here: Address | None = None  # this host's address when it began to wait
+
+    def from_where_it_is(self, session: Session) -> _Wish:
+        """The same, with a route that begins at this host's present address: while it waited, a
+        client may have moved."""
+        here = own_address(session)
+        if self.here in (None, here):
+            return self
+        route = self.wanted.route._replace(source=here)
+        return _Wish(self.wanted._replace(route=route), self.requester)
 
 
 Waiting: TypeAlias = "Lock | _Wish"
@@ -122,7 +132,7 @@ class Migration:
             self._wish(out, _Wish(wanted, peer))
 
     def _wish(self, out: Commands, wish: _Wish) -> None:
-        wanted, requester = wish
+        wanted, requester, _ = wish
         session = self._register.get(wanted.session)
         if session is None or session.state not in (State.ESTABLISHED, State.ADOPTED):
             why = Why(Cause.UNKNOWN_SESSION, "the session is not established here")
@@ -140,7 +150,7 @@ class Migration:
             if self._tools.late(change):
                 self._turn_away(out, session, wish)
                 return
-            if not self._wait(session, wish):
+            if not self._wait(session, wish._replace(here=own_address(session))):
                 why = Why(Cause.BUSY, "too many changes of this session wait here", None)
                 self._left.refuse(out, wanted.session, wanted.change, requester, why)
                 return
@@ -174,7 +184,7 @@ class Migration:
             elif isinstance(one, Lock):
                 self._paths.lock(out, Received(one.leader, one))
             else:
-                self._wish(out, one)
+                self._wish(out, one.from_where_it_is(session))
         if gone:
             self._paths.over(out, session)
 

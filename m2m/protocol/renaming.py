@@ -31,7 +31,7 @@ __all__ = ["Batches", "Fading", "Outcome", "Rehoming", "Renaming", "rows_of"]
 class Renaming:
     """One leg of a session that is to be named otherwise. *left*: it is on the session's left."""
 
-    __slots__ = ("_received", "_sent", "left", "leg", "new", "session", "spare")
+    __slots__ = ("_beside", "_received", "_sent", "left", "leg", "new", "session", "spare")
 
     def __init__(self, session: Session, leg: Flow, new: Flow, *, left: bool) -> None:
         """*leg* must be one of the session's; raises :exc:`ValueError`."""
@@ -45,6 +45,13 @@ class Renaming:
             raise ValueError(f"{leg} is no leg of session {session.id:016x}")
         renamed = (with_left if left else with_right)(session.view, new)
         self._received, self._sent = leg_entries(renamed, left=left)
+        # At a tap what comes by the spare leg of the other side is sent by this one, too.
+        part = Part.LEFT if left else Part.RIGHT
+        spare = change.spare if change is not None and change.part is part else None
+        self._beside: tuple[Entry, ...] = ()
+        if session.position is Position.TAP and spare is not None:
+            beside = (with_right if left else with_left)(renamed, spare)
+            self._beside = (leg_entries(beside, left=left)[1],)
 
     def accepted(self, *, moved: bool = False) -> tuple[Entry, ...]:
         """The row that accepts packets by the new name; *moved*: not confirmed yet."""
@@ -53,8 +60,9 @@ class Renaming:
         return (self._received._replace(generation=MOVED) if moved else self._received,)
 
     def redirected(self) -> tuple[Entry, ...]:
-        """The row that sends by it, if any does: packets are not sent by a spare leg."""
-        return () if self.spare or self.leg == self.new else (self._sent,)
+        """The row that sends by it, if any does, and what a tap has beside it: packets are not
+        sent by a spare leg."""
+        return () if self.spare or self.leg == self.new else (self._sent, *self._beside)
 
     def apply(self, register: Register, packets: int | None) -> None:
         """The datapath has done it. *packets*: counted by the row that sends, when it changed."""

@@ -236,6 +236,8 @@ class BusyKernel(Kernel):
 class BusyWorld(World):
     """A world in which one session talks all the time."""
 
+    kernel: type[BusyKernel] = BusyKernel
+
     def __init__(
         self,
         middleboxes: int,
@@ -262,7 +264,7 @@ class BusyWorld(World):
         self._received: dict[Toward, int] = {}
         self._acked: dict[Toward, int] = {}
         self._free: dict[tuple[int, int], float] = {}  # links: nothing arrives before
-        super().__init__(middleboxes, rng, others=others, make_kernel=BusyKernel)
+        super().__init__(middleboxes, rng, others=others, make_kernel=self.kernel)
         self.open(flow)
         self.run(1.0)
         (self.session,) = self.ids()

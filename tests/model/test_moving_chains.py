@@ -1,0 +1,164 @@
+"""Ends that move while their chain is being changed: in the end there is one connected path.
+
+The scenes are those of :mod:`tests.model.test_reconfiguration_model`, with a client and a server
+that go from address to address, and are nowhere for a while in between. What is under way to where
+nobody is any more is lost: packets are not counted here, but nobody on the path may be left in a
+change, and both ways lead through the same hosts. A new hop that has been told of an end by an
+address that it has left cannot take leave of it: no packet comes there, and the kernel ends it.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TypeAlias
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2m.protocol.events import ChangeWanted, Ended, Route
+from m2m.protocol.translation import Entry
+from m2m.protocol.update import Mode, Step
+from tests.model.test_reconfiguration_model import MANY, modes, storm, wish, wishes
+from tests.support.simulation import Host
+from tests.support.traffic import BusyKernel, BusyWorld, Packet
+
+_CALM = 200.0  # s: everything that waits has given up, and all have asked
+
+Wish: TypeAlias = tuple[float, int, int, list[int], Mode, bool]
+Move: TypeAlias = tuple[float, int, float]
+
+moves = st.lists(
+    st.tuples(
+        st.floats(0, 1),  # when
+        st.integers(0, 2),  # to which place
+        st.sampled_from([0.0, 0.0, 0.003, 0.1]),  # s without an address before
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+class DrainingKernel(BusyKernel):
+    """What is held goes by its row before that is taken out, as the datapath contract says."""
+
+    def remove(self, entries: tuple[Entry, ...]) -> None:
+        for entry in entries:
+            if entry.key in self.holds:
+                self.resume(entry.key)
+        super().remove(entries)
+
+
+class MovingWorld(BusyWorld):
+    """A world whose ends are not always where their first addresses say."""
+
+    kernel = DrainingKernel
+
+    def carry(self, sender: Host, packet: Packet) -> None:
+        if packet.flow.dst in self._by_address:
+            super().carry(sender, packet)
+
+    def change(
+        self, at: int, old: list[int], right: int, new: list[int], mode: Mode = Mode.LF
+    ) -> int:
+        number = next(self.change_numbers)
+        heirs = [self.host(index).address for index in new]
+        steps = tuple(
+            Step(self.host(index).address, heirs[place] if place < len(heirs) else None)
+            for place, index in enumerate(old)
+        )
+        host, end = self.host(at), self.host(right)
+        if not host.home or not end.home:  # nobody would lead it, or it could not be asked for
+            return number
+        hops = tuple(self.hop(index) for index in new)
+        route = Route(host.home, self.mtu(host))
+        host.feed(ChangeWanted(self.session, number, mode, steps, end.home, hops, route))
+        return number
+
+    def go(self, move: Move, mover: Host) -> None:
+        _, place, absent = move
+        address = f"10.9.{place}.{mover.index + 1}"
+        if absent:
+            self.move(mover, None)
+            self.after(absent, lambda: self._arrive(mover, address))
+        else:
+            self._arrive(mover, address)
+
+    def _arrive(self, mover: Host, address: str) -> None:
+        self.move(mover, None)
+        self.move(mover, address)
+
+    def check_connected(self) -> list[int]:
+        """One path, both ways, and nobody else has anything of the session."""
+        path = self.path()
+        for host in (*self.hosts, *self.others):
+            if host.index not in path and self.session in host.node.sessions:
+                host.feed(Ended(self.session, "idle"))
+        self.run(_CALM)
+        assert self.path() == path
+        there = {
+            host.index for host in (*self.hosts, *self.others) if self.session in host.node.sessions
+        }
+        assert there == set(path)
+        return path
+
+
+def play(
+    world: MovingWorld, wanted: list[Wish], moving: list[Move], talk: float, mover: Host
+) -> list[int]:
+    numbers: list[int] = []
+    world.talk(0.008)
+    for one in wanted:
+        world.after(one[0] * talk, lambda one=one: wish(world, one, numbers))
+    for move in moving:
+        world.after(move[0] * talk, lambda move=move: world.go(move, mover))
+    world.run(2.0)
+    world.talking = False
+    world.run(_CALM)
+    return world.check_connected()
+
+
+def end_of(world: MovingWorld, is_client: bool) -> Host:
+    """One end: two that move at once, and come to be neighbours, would not find each other."""
+    return world.client if is_client else world.server
+
+
+@given(st.integers(1, 4), wishes, moves, st.booleans(), st.integers(0, 2**32))
+@settings(max_examples=60 * MANY, deadline=None)
+def test_moves_and_changes_at_once(
+    middleboxes: int, wanted: list[Wish], moving: list[Move], is_client: bool, seed: int
+) -> None:
+    world = MovingWorld(middleboxes, random.Random(seed), others=3)
+    play(world, wanted, moving, 0.05, end_of(world, is_client))
+
+
+@given(
+    st.integers(1, 4), wishes, moves, st.booleans(), st.integers(0, 2**32),
+    st.floats(0, 0.5), st.floats(0, 0.5), st.floats(0.0005, 0.1),
+)  # fmt: skip
+@settings(max_examples=60 * MANY, deadline=None)
+def test_moves_and_changes_in_a_storm(
+    middleboxes: int, wanted: list[Wish], moving: list[Move], is_client: bool, seed: int,
+    loss: float, doubling: float, spread: float,
+) -> None:  # fmt: skip
+    world = MovingWorld(middleboxes, random.Random(seed), others=3)
+    storm(world, loss, doubling, spread)
+    play(world, wanted, moving, 1.0, end_of(world, is_client))
+
+
+@given(st.integers(1, 3), modes, moves, st.integers(0, 2**32))
+@settings(max_examples=30 * MANY, deadline=None)
+def test_a_mover_leads_a_change_of_its_own(
+    middleboxes: int, mode: Mode, moving: list[Move], seed: int
+) -> None:
+    """The first middlebox changes with the cell: rebind, then replacement."""
+    world = MovingWorld(middleboxes, random.Random(seed), others=1)
+    world.talk(0.008)
+    first, client = world.first_other, world.client
+    world.after(0.01, lambda: world.go((0.0, 0, 0.0), client))
+    for move in moving:
+        world.after(0.02 + move[0] * 0.05, lambda move=move: world.go(move, client))
+    world.after(0.02, lambda: world.change(0, [1], 2, [first], mode))
+    world.run(2.0)
+    world.talking = False
+    world.run(_CALM)
+    assert world.check_connected()[0] == 0
