@@ -330,8 +330,8 @@ class Host:
             return
         mobility = self.node.mobility
         route = Route(self.home, self.world.mtu(self))
-        due = {key[1:]: found for key, found in mobility.ends().items() if key[1] != self.home}
-        for (own, hop), sessions in {**due, **mobility.unconfirmed()}.items():
+        due = [(key[1:], found) for key, found in mobility.ends().items() if key[1] != self.home]
+        for (own, hop), sessions in (*due, *mobility.unconfirmed().items()):
             self.feed(Moved(own, hop, route, tuple(sessions)))
 
     def datagram(self, peer: Address, data: bytes) -> None:
