@@ -224,14 +224,16 @@ class Agent:
         return Node(settings, ports, rng, self._identity, self._association.devices)
 
     def _own_traffic(self) -> tuple[Service, ...]:
-        """What no policy may hold: without it no chain could ever be set up."""
-        agents = Service(Proto.UDP, self._config.port, symmetric=True)
-        server = self._config.policy_server
-        return (
-            (agents,)
-            if server is None
-            else (agents, Service(Proto.TCP, server.port, symmetric=False))
-        )
+        """What no policy may hold: without it no chain could ever be set up. A gateway may also
+        forward what belongs to hosts with agents."""
+        services = [Service(Proto.UDP, self._config.port, symmetric=True)]
+        if self._config.policy_server is not None:
+            port = self._config.policy_server.port
+            services.append(Service(Proto.TCP, port, symmetric=False))
+        if self._role is Role.GATEWAY:
+            low, high = self._config.ports
+            services += [Service(proto, low, symmetric=True, last=high) for proto in Proto]
+        return tuple(services)
 
     def _policy_client(self) -> PolicyClient | None:
         config = self._config

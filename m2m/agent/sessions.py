@@ -277,7 +277,8 @@ class Sessions:
             case Role.CLIENT:
                 await self.datapath.load_policy(exempting(policy, self._own_traffic))
             case Role.GATEWAY:
-                await self.datapath.load_policy(of_served_clients(policy, self.gateway()))
+                served = of_served_clients(policy, self.gateway())
+                await self.datapath.load_policy(exempting(served, self._own_traffic))
 
     async def own_addresses_changed(self) -> None:
         """A gateway may be another one by now."""

@@ -19,11 +19,15 @@ _LOWEST, _HIGHEST = bytes(16), b"\xff" * 16
 
 
 class Service(NamedTuple):
-    """Traffic of M2M itself, to a port on any host; from the same port, if *symmetric*."""
+    """Traffic of M2M itself, to a port on any host; from the same port, if *symmetric*.
+
+    With *last* it is a range of ports, from *port* on.
+    """
 
     proto: int
     port: int
     symmetric: bool
+    last: int | None = None
 
 
 def exempting(policy: PolicySet, services: Iterable[Service]) -> PolicySet:
@@ -40,8 +44,8 @@ def exempting(policy: PolicySet, services: Iterable[Service]) -> PolicySet:
             policy=own.id,
             src_lo=_LOWEST, src_hi=_HIGHEST, dst_lo=_LOWEST, dst_hi=_HIGHEST,
             sport_lo=service.port if service.symmetric else 0,
-            sport_hi=service.port if service.symmetric else 65535,
-            dport_lo=service.port, dport_hi=service.port,
+            sport_hi=(service.last or service.port) if service.symmetric else 65535,
+            dport_lo=service.port, dport_hi=service.last or service.port,
             proto_lo=service.proto, proto_hi=service.proto,
         )
         for service in services

@@ -34,3 +34,17 @@ def test_everybody_else_still_goes_through_the_chain():
 
 def test_without_rules_nothing_is_added():
     assert exempting(EMPTY, OWN) is EMPTY
+
+
+def test_a_range_of_ports_is_both_ends_own():
+    """Subsessions of hosts with agents, which a gateway forwards like other packets."""
+    own = (*OWN, Service(Proto.TCP, 61000, symmetric=True, last=65535))
+
+    def chain(sport, dport):
+        flow = Flow.of(Proto.TCP, "10.0.1.1", sport, "10.0.2.2", dport)
+        policy = evaluate(exempting(EVERYTHING, own), flow)
+        assert policy is not None
+        return policy.chain
+
+    assert chain(61000, 65535) == chain(65535, 61000) == ()
+    assert chain(60999, 61000) == chain(61000, 60999) == chain(61000, 80) == ("proxy",)
