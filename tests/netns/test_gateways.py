@@ -8,13 +8,13 @@ import msgspec
 import pytest
 import trio
 
-from m2m.lab.gateways import FAR, NEAR, PHONE, WEB, gateways
+from m2m.lab.gateways import CHAIN, FAR, NEAR, PHONE, SERVER, WEB, gateways
 from m2m.lab.incremental import Report
 from m2m.lab.lab import open_lab
 from m2m.lab.netns import LabError
 from m2m.lab.programs import tool
 from m2m.lab.state import agent_name
-from m2m.lab.topology import Ready
+from m2m.lab.topology import Ready, Role
 
 pytestmark = pytest.mark.needs(
     "root", "netns", "bpf", "bpffs", "nfqueue", "iptables", "nft", "curl", "nginx"
@@ -71,6 +71,24 @@ async def test_fragmented_datagrams_wait_as_a_whole_and_keep_their_order() -> No
             assert stats["setups"]["established"] == 1
         seen = await lab.run("core", "nft", "list", "counter", "ip", "seen", "known")
         assert "packets 0" in seen.out
+
+
+@pytest.mark.timeout(120)
+async def test_a_host_with_an_agent_behind_a_gateway_is_its_own_client() -> None:
+    """Even if all that comes from there is to be held: it is not steered once more."""
+    topology = gateways(name="gwown")
+    assert topology.policy is not None and topology.policy.text is not None
+    phone = msgspec.structs.replace(topology.hosts[PHONE], role=Role.CLIENT)
+    text = topology.policy.text + "match(srcip=10.1.0.0/24) >> {firewall}\n"
+    policy = msgspec.structs.replace(topology.policy, text=text)
+    hosts = {**topology.hosts, PHONE: phone}
+    topology = msgspec.structs.replace(topology, hosts=hosts, policy=policy)
+    async with open_lab(topology) as lab:
+        url = f"http://{lab.address(SERVER)}:{CHAIN}/page"
+        done = await lab.run(PHONE, "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url)
+        assert done.out == "200"
+        assert (await lab.ctl(PHONE, "stats"))["setups"]["established"] == 1
+        assert "established" not in (await lab.ctl(NEAR, "stats"))["setups"]
 
 
 @pytest.mark.timeout(120)
