@@ -15,6 +15,7 @@ from m2m.protocol.commands import (
     CancelTimer,
     Command,
     Count,
+    Hold,
     Resume,
     Send,
     SetTimer,
@@ -44,6 +45,7 @@ class UpdateSettings(NamedTuple):
 
     patience: float = 1.0  # L waits this long for UPDATE-SYNACK
     hold_limit: float = 0.5  # packets are held at most this long
+    overtake_limit: float = 0.05  # lf: ... by a host that only keeps them from overtaking
     finish_limit: float = 5.0  # for UPDATE-FINACK, before it is worth another look
     retry: float = 0.02  # before a message is sent again; doubles each time
     retry_max: float = 1.0
@@ -83,6 +85,7 @@ class Phase(IntEnum):
     FINISHING = 10  # L: repeats ACK and FIN; R: waits for FIN; old: empties its left leg for good
     LEAVING = 11  # old: repeats FIN to the right
     EMPTYING = 12  # L, R: the spare leg; old: its right leg
+    FOLLOWING = 13  # R, new: all is done; what is kept back waits for the old path (lf)
 
 
 class Change:
@@ -118,7 +121,7 @@ class Change:
         self.count: int | None = None  # what this host says has gone by the leg that is out
         self.more = False  # as Session.more_left, of the spare leg when it had been in use
         self.held = 0
-        self.holding = False
+        self.holding: set[Toward] = set()  # what travels so waits at this host
         self.own_acked = False  # L, R: all up to the own checkpoint
         self.acked = False  # L: R's, too
         self.emptying: Emptying | None = None
@@ -249,14 +252,42 @@ class Tools:
             return False
         return True
 
-    def resume(self, out: Commands, session: Session) -> None:
-        """Let what this end holds go, by the rows as they are."""
+    def hold(
+        self, out: Commands, session: Session, toward: Toward, *, substream: bool = False
+    ) -> None:
+        """From now on what this host sends *toward* a side waits."""
+        change = session.change
+        assert change is not None
+        change.holding.add(toward)
+        out.append(Hold(session.id, change.id, sender(session.view, toward), substream))
+
+    def resume(self, out: Commands, session: Session, toward: Toward | None = None) -> None:
+        """Let what waits go, by the rows as they are; all, or what travels *toward* one side."""
+        change = session.change
+        assert change is not None
+        for way in sorted(change.holding):
+            if toward in (None, way):
+                change.holding.discard(way)
+                out.append(Resume(session.id, change.id, sender(session.view, way)))
+
+    def follow(self, out: Commands, session: Session) -> None:
+        """The change is over here but for what is kept back from overtaking the old path (lf)."""
         change = session.change
         assert change is not None
         if change.holding:
-            change.holding = False
-            toward = Toward.RIGHT if change.part is Part.LEFT else Toward.LEFT
-            out.append(Resume(session.id, change.id, sender(session.view, toward)))
+            self.enter(session, Phase.FOLLOWING)
+            limit = self.settings.overtake_limit
+            self._arm(out, session, limit, limit, limit)
+        else:
+            self.end(out, session)
+
+    def behind(self, out: Commands, session: Session, toward: Toward | None = None) -> None:
+        """The old path is empty, *toward* one side; or nobody waits for that any longer."""
+        change = session.change
+        assert change is not None
+        self.resume(out, session, toward)
+        if change.phase is Phase.FOLLOWING and not change.holding:
+            self.end(out, session)
 
     def end(self, out: Commands, session: Session) -> None:
         """The session's change is over here."""

@@ -14,7 +14,6 @@ from m2m.protocol.commands import (
     Accept,
     ChangeDone,
     ChangeRefused,
-    Hold,
     Redirect,
     Send,
     Switched,
@@ -33,7 +32,6 @@ from m2m.protocol.translation import (
     Toward,
     receiver,
     redirected_entry,
-    sender,
     spare_entries,
 )
 from m2m.protocol.update import (
@@ -45,6 +43,7 @@ from m2m.protocol.update import (
     UpdateAsk,
     UpdateDrain,
     UpdateDrained,
+    UpdateEmpty,
     UpdateFin,
     UpdateReject,
     UpdateSub,
@@ -150,7 +149,10 @@ class Leading:
             )
             self.undo(out, session, Why(Cause.MTU, text, None))
         elif change.mode is Mode.LF:
-            self._switch(out, session)
+            if change.hops:
+                self._switch(out, session)
+            elif not change.holding:  # no new host to keep back what is not to overtake
+                self._tools.hold(out, session, Toward.RIGHT)
         else:
             whole = change.mode is Mode.OP
             self._hold(out, session, Phase.DRAINING if whole else Phase.SPLITTING)
@@ -158,11 +160,10 @@ class Leading:
     # -- op and ss+op -------------------------------------------------------------------
 
     def _hold(self, out: Commands, session: Session, phase: Phase) -> None:
-        change = self._tools.enter(session, phase)
-        change.holding = True
-        session.more_left |= phase is Phase.SPLITTING and session.position is Position.TAP
-        key = sender(session.view, Toward.RIGHT)
-        out.append(Hold(session.id, change.id, key, phase is Phase.SPLITTING))
+        self._tools.enter(session, phase)
+        splitting = phase is Phase.SPLITTING
+        session.more_left |= splitting and session.position is Position.TAP
+        self._tools.hold(out, session, Toward.RIGHT, substream=splitting)
 
     def holding(
         self, out: Commands, session: Session, packets: int, checkpoint: int | None
@@ -170,6 +171,9 @@ class Leading:
         """The kernel holds what this host sends to the right."""
         change = session.change
         assert change is not None and session.right is not None
+        if change.phase is Phase.MAKING:
+            self._switch(out, session)
+            return
         if change.phase is Phase.SPLITTING:
             change.own_acked = checkpoint is None
             out.append(Send(change.right, UpdateSub(session.id, change.id)))
@@ -225,9 +229,24 @@ class Leading:
         change.more, session.more_right = session.more_right, False
         assert change.spare is not None
         session.right, change.spare = change.spare, session.right
-        self._tools.resume(out, session)
+        if change.mode is not Mode.LF:
+            self._tools.resume(out, session)
         out.append(Switched(session.id, change.wish))
         self._finish(out, session)
+
+    def overflow(self, out: Commands, session: Session) -> None:
+        """More packets came than may be held; they have gone by the rows as they are."""
+        change = session.change
+        assert change is not None
+        if Toward.RIGHT not in change.holding:
+            return
+        change.holding.discard(Toward.RIGHT)
+        if change.mode is not Mode.LF:
+            own = own_address(session)
+            text = f"{format_address(own)} had to hold more packets than it may"
+            self.undo(out, session, Why(Cause.OVERFLOW, text, own))
+        elif change.phase is Phase.MAKING:  # some may overtake others, but none is lost
+            self._switch(out, session)
 
     def undo(self, out: Commands, session: Session, why: Why) -> None:
         """Not decided yet: leave everything as it was."""
@@ -281,6 +300,7 @@ class Leading:
         if change.phase is not Phase.FINISHING:
             return
         change.held += held
+        self._tools.resume(out, session)  # R is through with the old path: nothing is overtaken
         self._tools.enter(session, Phase.EMPTYING)
         spare = self._spare_view(session)
         self._tools.empty(out, session, Toward.LEFT, count, spare=spare)
@@ -296,13 +316,16 @@ class Leading:
 
     def _over(self, out: Commands, session: Session, seen: int | None) -> None:
         change, tools = session.change, self._tools
-        assert change is not None and change.spare is not None
+        assert change is not None and change.spare is not None and session.right is not None
         if session.position is Position.TAP and change.why is None:
             # What came by the old leg was sent on to the left by an entry that goes with it.
             known = session.sent_left is not None and seen is not None
             session.sent_left = (session.sent_left or 0) - (seen or 0) if known else None
         out.append(Withdraw(session.id, self._spare_entries(session)))
         tools.ports.release(change.spare)
+        if change.mode is Mode.LF and change.why is None and change.id:
+            leg = session.right
+            out.append(Send(leg.dst, UpdateEmpty(session.id, leg, change.id)))
         self._tell(out, session, change, gone=True)
         tools.end(out, session)
 
@@ -341,6 +364,8 @@ class Leading:
         change, settings = session.change, self._tools.settings
         assert change is not None and session.right is not None
         if change.phase is Phase.FINISHING:
+            if change.waited >= settings.overtake_limit:
+                self._tools.resume(out, session)
             self._go_on(out, session, change)
             return
         limit = {

@@ -260,10 +260,11 @@ class Migration:
             return out
         if change.part is Part.RIGHT and event.toward is Toward.LEFT:
             self._right.overflow(out, session)
-        elif change.part is Part.LEFT and event.toward is Toward.RIGHT and change.holding:
-            change.holding = False
-            text = f"{format_address(own_address(session))} had to hold more packets than it may"
-            self._left.undo(out, session, Why(Cause.OVERFLOW, text, own_address(session)))
+        elif change.part is Part.LEFT and event.toward is Toward.RIGHT:
+            self._left.overflow(out, session)
+        elif change.part is Part.NEW:
+            change.holding.discard(event.toward)
+            self._tools.behind(out, session, event.toward)
         return out
 
     def acked(self, event: Acked) -> Commands:

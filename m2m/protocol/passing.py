@@ -33,6 +33,7 @@ from m2m.protocol.update import (
     UpdateFin,
     UpdateFinAck,
     UpdateReject,
+    UpdateSyn,
 )
 from m2m.protocol.wire import Cause, WireError, clip
 
@@ -167,6 +168,8 @@ class Passing:
             return
         if change is None or change.part is not Part.OLD:
             before = change
+            if before is not None:
+                self._tools.resume(out, session)
             change = Change(message.change, Part.OLD, Mode.LF, Phase.FINISHING, b"")
             if before is not None:
                 change.exported = before.imported
@@ -220,6 +223,13 @@ class Passing:
         tools.over(out, session)
 
     # -- a new hop ----------------------------------------------------------------------
+
+    def keep_back(self, out: Commands, session: Session, syn: UpdateSyn, toward: Toward) -> None:
+        """lf: what goes by the new path waits at its last host until nothing more comes to that
+        side by the old one. Else it would overtake what queues on that."""
+        first, last = syn.subsession.src == syn.leader, len(syn.hops) == 1
+        if syn.mode is Mode.LF and (last if toward is Toward.RIGHT else first):
+            self._tools.hold(out, session, toward)
 
     def state_part(self, out: Commands, session: Session, peer: Address, part: StatePart) -> None:
         """What the old hop's NF knew of this session."""
@@ -283,7 +293,9 @@ class Passing:
         """Send again, or ask."""
         change, tools = session.change, self._tools
         assert change is not None
-        if change.phase is Phase.LEAVING:
+        if change.phase is Phase.FOLLOWING:
+            tools.behind(out, session)
+        elif change.phase is Phase.LEAVING:
             self._pass_fin(out, session, change)
             tools.persist(out, session)
         elif change.phase is Phase.MOVING and change.outgoing is not None:

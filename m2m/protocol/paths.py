@@ -20,7 +20,7 @@ from m2m.protocol.passing import Passing
 from m2m.protocol.reasons import Why, own_address
 from m2m.protocol.receiving import Receiving, undecided
 from m2m.protocol.session import Input, Session, State
-from m2m.protocol.translation import spare_entries
+from m2m.protocol.translation import Toward, spare_entries
 from m2m.protocol.update import (
     Lock,
     Progress,
@@ -30,6 +30,7 @@ from m2m.protocol.update import (
     UpdateAsk,
     UpdateDrain,
     UpdateDrained,
+    UpdateEmpty,
     UpdateFin,
     UpdateFinAck,
     UpdateReject,
@@ -141,6 +142,7 @@ class Paths:
         self._step(out, session, Input.IN, None)  # or nobody could change the chain
         change = session.change
         if change is not None and change.part is Part.NEW:
+            self._tools.resume(out, session)
             self._tools.end(out, session)
             change = session.change
         if change is not None:
@@ -209,7 +211,9 @@ class Paths:
         """The node has made this new hop, and has said so to the datapath."""
         session.change = Change(syn.change, Part.NEW, syn.mode, Phase.JOINED, syn.leader)
         assert session.right is not None
+        self._hop.keep_back(out, session, syn, Toward.RIGHT)
         out.append(Send(session.right.dst, onward(syn, session.right, session.mtu)))
+        self._hop.keep_back(out, session, syn, Toward.LEFT)  # R redirects much later than L
         self._tools.watch(out, session)
 
     def _keep(self, join: _Join) -> None:
@@ -255,8 +259,8 @@ class Paths:
                 if change.phase >= Phase.FINISHING:
                     return
                 self._hop.unlock(out, session)
-            elif change.part is Part.NEW:
-                self._tools.end(out, session)
+            elif change.part is Part.NEW and change.phase is Phase.JOINED:
+                self._tools.follow(out, session)
         if message.hops and session.right is not None:
             passed_on = UpdateAck(session.id, session.right, message.change, message.hops - 1)
             out.append(Send(session.right.dst, passed_on))
@@ -371,6 +375,10 @@ class Paths:
                 self._hop.drained(out, session, message)
             case Part.OLD, StateAck():
                 self._hop.state_ack(out, session, message)
+            case (Part.LEFT | Part.NEW, UpdateEmpty()) if message.subsession == session.right:
+                self._tools.behind(out, session, Toward.RIGHT)
+            case (Part.RIGHT | Part.NEW, UpdateEmpty()) if message.subsession == session.left:
+                self._tools.behind(out, session, Toward.LEFT)
             case Part.NEW, StatePart():
                 self._hop.state_part(out, session, event.peer, message)
 
@@ -417,7 +425,7 @@ def _is_in(session: Session, leg: Flow, number: int) -> bool | None:
             if leg == session.right and not decided(change) and number == change.id:
                 return None
         elif leg == session.right:
-            if change.part is Part.NEW:
+            if change.part is Part.NEW and change.phase is Phase.JOINED:
                 return None
             if change.part is Part.OLD:
                 if change.phase >= Phase.FINISHING:
@@ -440,6 +448,7 @@ _RECEIVERS: Final[dict[type, Callable[[Paths, Commands, Received], None]]] = {
     UpdateSubAck: Paths._to_part,
     UpdateDrain: Paths._to_part,
     UpdateDrained: Paths._to_part,
+    UpdateEmpty: Paths._to_part,
     StatePart: Paths._to_part,
     StateAck: Paths._to_part,
 }

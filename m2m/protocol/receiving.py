@@ -7,7 +7,7 @@ over to the new leg when it hears that this is in, or that the old one is out.
 from __future__ import annotations
 
 from m2m.protocol.change import Change, Commands, Part, Phase, Tools, sent, with_left
-from m2m.protocol.commands import Accept, Hold, Redirect, Send, WatchAck, Withdraw
+from m2m.protocol.commands import Accept, Redirect, Send, WatchAck, Withdraw
 from m2m.protocol.flow import format_address
 from m2m.protocol.reasons import own_address
 from m2m.protocol.session import Session
@@ -17,14 +17,15 @@ from m2m.protocol.translation import (
     Toward,
     receiver,
     redirected_entry,
-    sender,
     spare_entries,
 )
 from m2m.protocol.update import (
     Lock,
+    Mode,
     UpdateAsk,
     UpdateDrain,
     UpdateDrained,
+    UpdateEmpty,
     UpdateFin,
     UpdateFinAck,
     UpdateReject,
@@ -111,11 +112,10 @@ class Receiving:
             self._say_drained(out, session, change)
 
     def _hold(self, out: Commands, session: Session, phase: Phase) -> None:
-        change = self._tools.enter(session, phase)
-        change.holding = True
-        session.more_right |= phase is Phase.SPLITTING and session.position is Position.TAP
-        key = sender(session.view, Toward.LEFT)
-        out.append(Hold(session.id, change.id, key, phase is Phase.SPLITTING))
+        self._tools.enter(session, phase)
+        splitting = phase is Phase.SPLITTING
+        session.more_right |= splitting and session.position is Position.TAP
+        self._tools.hold(out, session, Toward.LEFT, substream=splitting)
 
     def holding(
         self, out: Commands, session: Session, packets: int, checkpoint: int | None
@@ -153,9 +153,12 @@ class Receiving:
         """More packets came than may be held; they have gone the old way."""
         change = session.change
         assert change is not None
-        if not change.holding:
+        if Toward.LEFT not in change.holding:
             return
-        change.holding = False
+        change.holding.discard(Toward.LEFT)
+        if change.mode is Mode.LF:  # some may overtake others, but none is lost
+            self._tools.behind(out, session)
+            return
         own = own_address(session)
         text = f"{format_address(own)} had to hold more packets than it may"
         message = UpdateReject(session.id, change.id, Cause.OVERFLOW, text, own)
@@ -170,6 +173,8 @@ class Receiving:
         if undecided(change):
             self._tools.enter(session, Phase.SWITCHING)
             change.fin = fin
+            if change.mode is Mode.LF and change.id and change.spare.src == change.leader:
+                self._tools.hold(out, session, Toward.LEFT)  # no new host to keep it back
             entry = redirected_entry(session.view, with_left(session.view, change.spare))
             out.append(Redirect(session.id, change.id, entry))
 
@@ -187,7 +192,8 @@ class Receiving:
         session.left, change.spare = change.spare, session.left
         tools.register.list(session)
         tools.register.list_leg(change.spare, session)
-        tools.resume(out, session)
+        if change.mode is not Mode.LF:
+            tools.resume(out, session)
         fin = change.fin
         tools.enter(session, Phase.FINISHING)
         if fin is not None:
@@ -228,7 +234,7 @@ class Receiving:
             self._tools.watch(out, session)
             return
         leg, seen = change.spare, change.emptying.seen
-        assert leg is not None
+        assert leg is not None and session.left is not None
         if session.position is Position.TAP:
             # What came by the old leg was sent on to the right by an entry that goes with it.
             known = session.sent_right is not None and seen is not None
@@ -239,7 +245,10 @@ class Receiving:
         out.append(Send(leg.src, message))
         if change.far is not None:
             out.append(Send(change.leader, message))
-        self._tools.end(out, session)
+        if change.mode is Mode.LF and change.id:
+            leg = session.left
+            out.append(Send(leg.src, UpdateEmpty(session.id, leg, change.id)))
+        self._tools.follow(out, session)
 
     # -- time, and others ---------------------------------------------------------------
 
@@ -247,6 +256,9 @@ class Receiving:
         """No news: ask."""
         change, tools = session.change, self._tools
         assert change is not None
+        if change.phase is Phase.FOLLOWING:
+            tools.behind(out, session)
+            return
         if change.waited >= 2 * tools.settings.hold_limit:
             tools.resume(out, session)  # nobody leads this any more
         tools.ask(out, session)

@@ -25,8 +25,8 @@ MAX_PARTS: Final = 64
 class Mode(IntEnum):
     """What a change promises to the packets (§5)."""
 
-    LF = 0  # none is lost
-    OP = 1  # nor overtaken, and NF state moves
+    LF = 0  # none is lost, and at the ends none overtakes another but for want of time or room
+    OP = 1  # nor overtaken anywhere, and NF state moves
     SS_OP = 2  # and the byte stream is parted at one place per direction (TCP)
 
 
@@ -161,6 +161,14 @@ class UpdateDrained(msgspec.Struct, frozen=True):
     count: int | None
 
 
+class UpdateEmpty(msgspec.Struct, frozen=True):
+    """lf: nothing more comes here by the old path. What is kept back for this leg may follow."""
+
+    session: int
+    subsession: Flow
+    change: int
+
+
 class StatePart(msgspec.Struct, frozen=True):
     """A part of an NF's state, from the old host to its heir."""
 
@@ -220,8 +228,8 @@ class Done(msgspec.Struct, frozen=True):
 
 Update: TypeAlias = (
     UpdateSyn | UpdateSynAck | UpdateAck | UpdateFin | UpdateFinAck | UpdateAsk | UpdateReject
-    | Lock | UpdateSub | UpdateSubAck | UpdateDrain | UpdateDrained | StatePart | StateAck
-    | Request | Approve | Reject | Done
+    | Lock | UpdateSub | UpdateSubAck | UpdateDrain | UpdateDrained | UpdateEmpty | StatePart
+    | StateAck | Request | Approve | Reject | Done
 )  # fmt: skip
 
 

@@ -48,6 +48,7 @@ from m2m.protocol.update import (
     UpdateAsk,
     UpdateDrain,
     UpdateDrained,
+    UpdateEmpty,
     UpdateFin,
     UpdateFinAck,
     UpdateReject,
@@ -253,6 +254,7 @@ _LAYOUTS: Final[tuple[tuple[int, type[Any], tuple[_Part, ...]], ...]] = (
     (31, Approve, (_CHANGE,)),
     (32, Reject, (_CHANGE, _CAUSE, _TEXT, _BLAME)),
     (33, Done, (_CHANGE, _U32, _YES_OR_NO)),
+    (34, UpdateEmpty, (_FLOW, _CHANGE)),
 )
 
 
