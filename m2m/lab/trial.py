@@ -103,6 +103,16 @@ def checks(trial: Trial, promised: int) -> list[Check]:
                 f"{trial.wire.reordered + acks} overtaken, {trial.held} held",
             )
         )
+    if isinstance(trial.sent, bulk.Report) and trial.flows == 1:
+        ways = [way for way in (trial.sent.up, trial.sent.down) if way is not None]
+        found.append(
+            Check(
+                "TCP took nothing for lost that was not",
+                not any(way.unneeded for way in ways),
+                f"{sum(way.retransmitted for way in ways)} segments sent again, "
+                f"{sum(way.unneeded for way in ways)} in vain",
+            )
+        )
     if trial.mode == ChangeMode.SS_OP:
         each = max(Counter(report.session for report in trial.reports).values(), default=0)
         found.append(

@@ -48,6 +48,7 @@ async def test_a_middlebox_is_replaced_and_nothing_of_the_old_path_stays(
         assert expected.switched is not None
         assert expected.ended is not None
         assert expected.ended >= expected.switched
+        await trio.testing.wait_all_tasks_blocked()  # the new hop hears that it may let go
         assert chain.carries(FIREWALL, OTHER)
         assert len(chain.ids.sessions) == 0
         assert chain.ids.kernel.rows() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from m2m.protocol.commands import (
     Accept,
@@ -43,6 +44,7 @@ from m2m.protocol.update import (
     UpdateAsk,
     UpdateDrain,
     UpdateDrained,
+    UpdateEmpty,
     UpdateFin,
     UpdateFinAck,
     UpdateReject,
@@ -65,6 +67,7 @@ from tests.support.changes import (
     OLD_RIGHT,
     SUPER,
     TURN_RIGHT,
+    leg,
     lock,
     skip,
     standing,
@@ -76,6 +79,8 @@ from tests.support.play import ID, Play
 OUT = Hook.OUT, SUPER
 BACK_OLD, BACK_NEW = (Hook.IN, OLD_LEFT.reverse()), (Hook.IN, NEW_LEFT.reverse())
 TICK = TimerFired(ID, Timer.CHANGE)
+EMPTY = Send(NEW, UpdateEmpty(ID, NEW_LEFT, CHANGE))
+STRAIGHT = leg(CLIENT, IDS)
 
 
 def timer(delay: float) -> SetTimer:
@@ -117,9 +122,55 @@ def test_a_change() -> None:
     (withdraw,) = [one for one in play.todo if isinstance(one, Withdraw)]
     assert {entry.key for entry in withdraw.entries} == {BACK_OLD}
     play.todo.remove(withdraw)
-    play << ChangeDone(ID, CHANGE, 0, True) << CancelTimer(ID, Timer.CHANGE)
+    play << EMPTY << ChangeDone(ID, CHANGE, 0, True) << CancelTimer(ID, Timer.CHANGE)
     play.ends()
     assert play.ports.in_use == 1
+
+
+def removing() -> Play:
+    """The firewall is taken out, and nothing is put in: packets wait here."""
+    play = standing(AT_CLIENT) >> wanted()._replace(hops=())
+    straight = structs.replace(syn(), subsession=STRAIGHT, hops=())
+    play << Send(IDS, straight) << Send(FW, lock()) << timer(0.02)
+    (accept,) = skip(play)
+    assert isinstance(accept, Accept)
+    play >> Received(IDS, UpdateSynAck(ID, CHANGE, 1400)) << Hold(ID, CHANGE, OUT, False)
+    play >> Received(IDS, UpdateSynAck(ID, CHANGE, 1400))  # again, as it may come
+    return play
+
+
+def removed(play: Play) -> Play:
+    (redirect,) = skip(play)
+    assert isinstance(redirect, Redirect)
+    play >> Redirected(ID, CHANGE, 10) << Switched(ID, CHANGE)
+    play << Send(IDS, UpdateAck(ID, STRAIGHT, CHANGE, 0))
+    return play << Send(FW, UpdateFin(ID, OLD_LEFT, CHANGE, 10)) << timer(0.02)
+
+
+def test_without_a_new_host_it_keeps_back_what_would_overtake() -> None:
+    play = removed(removing() >> Holding(ID, CHANGE, 10, None))
+    play >> Received(IDS, UpdateEmpty(ID, STRAIGHT, CHANGE)) << Resume(ID, CHANGE, OUT)
+    play >> Received(FW, UpdateFinAck(ID, OLD_LEFT, CHANGE, 12, 0)) << Count(ID, CHANGE, BACK_OLD)
+    play.ends()
+
+
+def test_the_old_path_being_gone_is_as_good() -> None:
+    play = removed(removing() >> Holding(ID, CHANGE, 10, None))
+    play >> Received(FW, UpdateFinAck(ID, OLD_LEFT, CHANGE, 12, 0)) << Resume(ID, CHANGE, OUT)
+    play << Count(ID, CHANGE, BACK_OLD) >> Received(IDS, UpdateEmpty(ID, STRAIGHT, CHANGE))
+    play.ends()
+
+
+def test_packets_do_not_wait_long_for_that() -> None:
+    play = removed(removing() >> Holding(ID, CHANGE, 10, None))
+    done = ticked(play, 4)  # 20, 20, 40 and 80 ms
+    assert done.count(Resume(ID, CHANGE, OUT)) == 1
+
+
+def test_in_lf_too_many_packets_only_overtake() -> None:
+    play = removed(removing() >> HoldOverflow(ID, Toward.RIGHT))
+    play >> Received(IDS, UpdateEmpty(ID, STRAIGHT, CHANGE))
+    play.ends()
 
 
 def test_what_is_lost_is_sent_again() -> None:
@@ -259,7 +310,8 @@ def test_the_old_leg_is_kept_until_the_other_end_has_heard() -> None:
     assert play.ports.in_use == 2
     play >> Received(FW, UpdateFinAck(ID, OLD_LEFT, CHANGE, 12, 3)) << Count(ID, CHANGE, BACK_OLD)
     play >> Counted(ID, CHANGE, BACK_OLD, 12)
-    (withdraw, off) = skip(play)
+    (withdraw, empty, off) = skip(play)
+    assert empty == EMPTY
     assert {entry.key for entry in withdraw.entries} == {BACK_OLD}
     assert off == CancelTimer(ID, Timer.CHANGE)
     assert play.ports.in_use == 1

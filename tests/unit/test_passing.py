@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from m2m.protocol.commands import (
     CancelTimer,
@@ -10,15 +11,18 @@ from m2m.protocol.commands import (
     Count,
     Established,
     ExportState,
+    Hold,
     ImportState,
     Install,
     ReleaseState,
     Remove,
+    Resume,
     Send,
     SetTimer,
 )
 from m2m.protocol.events import (
     Counted,
+    HoldOverflow,
     Received,
     Route,
     StateExported,
@@ -27,22 +31,24 @@ from m2m.protocol.events import (
     TimerFired,
 )
 from m2m.protocol.session import State
-from m2m.protocol.translation import Hook
+from m2m.protocol.translation import Hook, Position, Toward
 from m2m.protocol.update import (
     Lock,
     Mode,
     Progress,
     StateAck,
     StatePart,
+    Step,
     UpdateAck,
     UpdateAsk,
     UpdateDrain,
     UpdateDrained,
+    UpdateEmpty,
     UpdateFin,
     UpdateFinAck,
     UpdateReject,
 )
-from m2m.protocol.wire import Cause, Fin, Rst
+from m2m.protocol.wire import Cause, Fin, Hop, Rst
 from tests.support.changes import (
     AT_FW,
     AT_NEW,
@@ -55,6 +61,7 @@ from tests.support.changes import (
     NEW_RIGHT,
     OLD_LEFT,
     OLD_RIGHT,
+    SERVER,
     SUPER,
     lock,
     lock_to_r,
@@ -224,18 +231,73 @@ def test_an_heir_that_is_not_there() -> None:
 
 
 def joined(mode: Mode = Mode.LF) -> Play:
-    play = Play() >> Received(CLIENT, syn(mode), Route(NEW, 1400))
-    return play << Install(AT_NEW) << Send(IDS, syn_to_r(mode)) << WATCH
+    play = Play() >> Received(CLIENT, syn(mode), Route(NEW, 1400)) << Install(AT_NEW)
+    if mode is Mode.LF:
+        play << Hold(ID, CHANGE, TO_RIGHT, False)
+    play << Send(IDS, syn_to_r(mode))
+    if mode is Mode.LF:
+        play << Hold(ID, CHANGE, TO_LEFT, False)
+    return play << WATCH
+
+
+def confirmed(mode: Mode = Mode.LF) -> Play:
+    play = joined(mode) >> Received(CLIENT, UpdateAck(ID, NEW_LEFT, CHANGE, 1)) << CancelTimer(ID)
+    over = SetTimer(ID, 0.05, Timer.CHANGE) if mode is Mode.LF else OFF
+    play << Established(AT_NEW) << over << Send(IDS, UpdateAck(ID, NEW_RIGHT, CHANGE, 0))
+    return play
 
 
 def test_a_new_hop_joins() -> None:
     play = joined() >> Received(CLIENT, syn(), Route(NEW, 1400)) << Send(IDS, syn_to_r())
     assert play.state() is State.ADOPTED
-    play >> Received(CLIENT, UpdateAck(ID, NEW_LEFT, CHANGE, 1)) << CancelTimer(ID)
-    play << Established(AT_NEW) << OFF << Send(IDS, UpdateAck(ID, NEW_RIGHT, CHANGE, 0))
+    play = confirmed(Mode.OP)
     play >> Received(CLIENT, UpdateAck(ID, NEW_LEFT, CHANGE, 1))  # the next host may not have it
     play << Send(IDS, UpdateAck(ID, NEW_RIGHT, CHANGE, 0))
     play.ends()
+
+
+def test_a_new_hop_keeps_back_what_would_overtake_the_old_path() -> None:
+    play = confirmed() >> Received(IDS, UpdateEmpty(ID, NEW_RIGHT, CHANGE))
+    play << Resume(ID, CHANGE, TO_RIGHT)
+    play >> Received(CLIENT, UpdateAck(ID, NEW_LEFT, CHANGE, 1))  # repeated: nothing new
+    play << Send(IDS, UpdateAck(ID, NEW_RIGHT, CHANGE, 0))
+    play >> Received(IDS, UpdateAsk(ID, NEW_RIGHT, CHANGE))  # it is in
+    play << Send(IDS, UpdateAck(ID, NEW_RIGHT, CHANGE, 0))
+    play >> Received(CLIENT, UpdateEmpty(ID, NEW_LEFT, CHANGE))
+    play << Resume(ID, CHANGE, TO_LEFT) << OFF
+    play >> Received(CLIENT, UpdateEmpty(ID, NEW_LEFT, CHANGE))
+    play.ends()
+
+
+def test_it_does_not_wait_long_to_hear_that() -> None:
+    play = confirmed() >> TICK << Resume(ID, CHANGE, TO_RIGHT) << Resume(ID, CHANGE, TO_LEFT) << OFF
+    play.ends()
+
+
+def test_it_keeps_back_no_more_than_there_is_room_for() -> None:
+    play = confirmed() >> HoldOverflow(ID, Toward.RIGHT)
+    play >> Received(IDS, UpdateEmpty(ID, NEW_RIGHT, CHANGE))
+    play >> HoldOverflow(ID, Toward.LEFT) << OFF
+    play.ends()
+
+
+def test_only_the_last_new_hop_to_either_side_keeps_anything_back() -> None:
+    further = (Hop(IDS, Position.TAP, "ids"),)  # behind this one
+    longer = structs.replace(syn(), hops=syn().hops + further, right=SERVER)
+    play = Play() >> Received(CLIENT, longer, Route(NEW, 1400))
+    held = [one.key for one in skip(play) if isinstance(one, Hold)]
+    assert held == [TO_LEFT]
+    play = Play() >> Received(CLIENT, structs.replace(syn(), leader=FW), Route(NEW, 1400))
+    held = [one.key for one in skip(play) if isinstance(one, Hold)]
+    assert held == [TO_RIGHT]
+
+
+def test_a_lock_of_another_change_shows_that_it_is_in() -> None:
+    other = Lock(ID, NEW_LEFT, 0xBEEF, Mode.LF, CLIENT, (Step(NEW),), IDS)
+    play = joined() >> Received(CLIENT, other) << CancelTimer(ID) << Established(AT_NEW)
+    play << Resume(ID, CHANGE, TO_RIGHT) << Resume(ID, CHANGE, TO_LEFT) << OFF
+    (send, watch) = skip(play)
+    assert (send.peer, send.message.change, watch) == (IDS, 0xBEEF, WATCH)
 
 
 def test_a_new_hop_that_is_not_confirmed_confirms_nobody() -> None:

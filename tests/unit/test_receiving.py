@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from m2m.protocol.commands import (
     Accept,
@@ -37,6 +38,7 @@ from m2m.protocol.update import (
     UpdateAsk,
     UpdateDrain,
     UpdateDrained,
+    UpdateEmpty,
     UpdateFin,
     UpdateFinAck,
     UpdateReject,
@@ -59,6 +61,7 @@ from tests.support.changes import (
     ONWARD,
     SERVER,
     TURN_LEFT,
+    leg,
     lock_to_r,
     skip,
     standing,
@@ -69,6 +72,7 @@ from tests.support.play import ID, Play
 FROM_OLD, FROM_NEW = (Hook.IN, OLD_RIGHT), (Hook.IN, NEW_RIGHT)
 TO_LEFT = Hook.IN, ONWARD.reverse()  # at a tap, what comes from the right is what goes left
 WATCH = SetTimer(ID, 0.3, Timer.CHANGE)
+STRAIGHT = leg(CLIENT, IDS)
 READY = Send(CLIENT, UpdateSynAck(ID, CHANGE, 1400))
 OFF = CancelTimer(ID, Timer.CHANGE)
 
@@ -96,7 +100,8 @@ def switched() -> Play:
 def emptied(play: Play) -> Play:
     play << Count(ID, CHANGE, FROM_OLD) >> Counted(ID, CHANGE, FROM_OLD, 8)
     play << Withdraw(ID, spare_entries(IDS_AFTER, AT_IDS))
-    return play << Send(FW, UpdateFinAck(ID, OLD_RIGHT, CHANGE, 20, 0)) << OFF
+    play << Send(FW, UpdateFinAck(ID, OLD_RIGHT, CHANGE, 20, 0))
+    return play << Send(NEW, UpdateEmpty(ID, NEW_RIGHT, CHANGE)) << OFF
 
 
 def test_the_new_leg_is_in() -> None:
@@ -120,7 +125,49 @@ def test_it_asks_l_itself_when_the_old_path_is_dead() -> None:
         play >> Counted(ID, CHANGE, FROM_OLD, 8)
     play << Withdraw(ID, spare_entries(IDS_AFTER, AT_IDS))
     through = UpdateFinAck(ID, OLD_RIGHT, CHANGE, 20, 0)
-    play << Send(FW, through) << Send(CLIENT, through) << OFF
+    play << Send(FW, through) << Send(CLIENT, through)
+    play << Send(NEW, UpdateEmpty(ID, NEW_RIGHT, CHANGE)) << OFF
+    play.ends()
+
+
+def straight() -> Play:
+    """The firewall is taken out and nothing put in: what goes left is kept back here."""
+    play = standing(AT_IDS) >> Received(FW, lock_to_r()) << WATCH
+    play >> Received(CLIENT, structs.replace(syn_to_r(), subsession=STRAIGHT))
+    skip(play)
+    play >> Received(CLIENT, UpdateAck(ID, STRAIGHT, CHANGE, 0))
+    play << Hold(ID, CHANGE, TO_LEFT, False)
+    (redirect,) = skip(play)
+    assert isinstance(redirect, Redirect)
+    play >> Holding(ID, CHANGE, 20, None) >> Redirected(ID, CHANGE, 20) << WATCH
+    play >> Received(FW, UpdateFin(ID, OLD_RIGHT, CHANGE, 8)) << Count(ID, CHANGE, FROM_OLD)
+    return play >> Counted(ID, CHANGE, FROM_OLD, 8)
+
+
+def through_with_the_old_path(play: Play) -> Play:
+    assert isinstance(play.todo.pop(0), Withdraw)
+    play << Send(FW, UpdateFinAck(ID, OLD_RIGHT, CHANGE, 20, 0))
+    return play << Send(CLIENT, UpdateEmpty(ID, STRAIGHT, CHANGE))
+
+
+def test_without_a_new_host_it_keeps_back_what_would_overtake() -> None:
+    play = through_with_the_old_path(straight()) << SetTimer(ID, 0.05, Timer.CHANGE)
+    play >> Received(FW, UpdateFin(ID, OLD_RIGHT, CHANGE, 8))  # the answer was lost
+    play << Send(FW, UpdateFinAck(ID, OLD_RIGHT, CHANGE, None, 0))
+    play >> Received(CLIENT, UpdateEmpty(ID, STRAIGHT, CHANGE))
+    play << Resume(ID, CHANGE, TO_LEFT) << OFF
+    play.ends()
+
+
+def test_it_does_not_wait_long_for_that() -> None:
+    play = through_with_the_old_path(straight()) << SetTimer(ID, 0.05, Timer.CHANGE)
+    play >> TimerFired(ID, Timer.CHANGE) << Resume(ID, CHANGE, TO_LEFT) << OFF
+    play.ends()
+
+
+def test_in_lf_too_many_packets_only_overtake() -> None:
+    play = through_with_the_old_path(straight()) << SetTimer(ID, 0.05, Timer.CHANGE)
+    play >> HoldOverflow(ID, Toward.LEFT) << OFF
     play.ends()
 
 
@@ -157,8 +204,8 @@ def test_no_news() -> None:
 
 def test_the_client_may_ask_by_either_leg() -> None:
     play = locked()
-    for leg in (OLD_RIGHT, NEW_RIGHT):
-        play >> Received(leg.src, Ack(ID, leg)) << Send(SERVER, Ack(ID, ONWARD))
+    for either in (OLD_RIGHT, NEW_RIGHT):
+        play >> Received(either.src, Ack(ID, either)) << Send(SERVER, Ack(ID, ONWARD))
 
 
 def test_a_new_hop_that_closes_leaves_it_locked() -> None:

@@ -115,6 +115,7 @@ updates = st.one_of(
     st.builds(update.UpdateSubAck, nonzero, nonzero),
     st.builds(update.UpdateDrain, nonzero, flows, nonzero, counts),
     st.builds(update.UpdateDrained, nonzero, flows, nonzero, counts),
+    st.builds(update.UpdateEmpty, nonzero, flows, nonzero),
     st.integers(1, update.MAX_PARTS).flatmap(
         lambda parts: st.builds(
             update.StatePart, nonzero, nonzero, st.integers(0, parts - 1), st.just(parts),
