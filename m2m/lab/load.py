@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -119,6 +119,24 @@ async def iperf3_load(
     finally:
         with trio.CancelScope(shield=True):
             await lab.stop(CLIENT, name)
+
+
+async def exchanges(lab: Lab, way: Sequence[str], *, number: int, period: float) -> list[float]:
+    """Milliseconds that a datagram takes along the hosts *way* and back to the first, passed on as
+    agents would an empty message (:mod:`m2m.lab.traffic.exchange`); one every *period* seconds."""
+    program = [sys.executable, "-m", "m2m.lab.traffic.exchange"]
+    first, *others = way
+    for host, following in itertools.pairwise([*others, first]):
+        command = [*program, "relay", lab.address(following)]
+        await lab.start(host, "exchange", command, ready=Ready(log="listening"))
+    try:
+        options = ["--number", str(number), "--period", f"{period * 1e3:g}"]
+        done = await lab.run(first, *program, "lead", lab.address(others[0]), *options)
+    finally:
+        with trio.CancelScope(shield=True):
+            for host in others:
+                await lab.stop(host, "exchange")
+    return msgspec.json.decode(done.out, type=list[float])
 
 
 async def _free(lab: Lab) -> None:

@@ -18,7 +18,7 @@ def timed(*milliseconds: float, situation: str = "full load") -> Timed:
 
 
 def test_median_and_99th_percentile_beside_a_peer() -> None:
-    ours, peer = timed(*range(1, 101)), timed(10, 20, 30, situation="idle")
+    ours, peer = timed(*range(1, 101)), (10.0, 20.0, 30.0)
     half, nearly_all = _times(ours, peer, "the same, idle", 2.7)
     assert half.name == "replace, op, full load, p50"
     assert (half.ours, half.peer, half.unit) == pytest.approx((51, 20, "ms"))
@@ -30,7 +30,7 @@ def test_median_and_99th_percentile_beside_a_peer() -> None:
 def test_changes_that_were_all_refused_are_no_measurement() -> None:
     none = Timed(ChangeMode.OP, "full load", [refusal("packets wait too long", "proxy/c")])
     with pytest.raises(LabError, match=r"nothing was changed: packets wait too long \(proxy/c\)"):
-        _times(none, timed(1), "idle")
+        _times(none, (1.0,), "idle")
 
 
 def test_refused_changes_count_for_nothing_in_the_times() -> None:
