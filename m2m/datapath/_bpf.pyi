@@ -31,6 +31,7 @@ class Map(_Descriptor):
     @staticmethod
     def pinned(path: _Path) -> Map: ...
     def lookup(self, key: bytes) -> bytes | None: ...
+    def lookup_each(self, keys: list[bytes]) -> list[bytes | None]: ...
     def update(self, key: bytes, value: bytes, flags: int = 0) -> None: ...
     def add(self, key: bytes, value: bytes) -> bool:
         """Insert; False when the key is there already. Raises :class:`BpfError` when full."""
@@ -53,6 +54,10 @@ class Program(_Descriptor):
         self, data: bytes | None = None, ctx: bytes | None = None, repeat: int = 1
     ) -> tuple[int, bytes | None, bytes | None, int]:
         """Run on a packet or a context: return value, packet and context after, ns per run."""
+
+    def run_each(self, contexts: bytes, size: int) -> bytes:
+        """Run a syscall program on contexts of *size* bytes, laid end to end, one after the other;
+        as it leaves them."""
 
 @final
 class Object:

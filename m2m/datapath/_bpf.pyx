@@ -260,6 +260,13 @@ cdef class Map(_Descriptor):
             raise _error("map look-up")
         return value
 
+    def lookup_each(self, list keys):
+        cdef list found = []
+        cdef bytes key
+        for key in keys:
+            found.append(self.lookup(key))
+        return found
+
     def update(self, bytes key, bytes value, uint64_t flags=0):
         if bpf_map_update_elem(self.fd, self._key(key), self._value(value), flags):
             raise _error("map update")
@@ -361,6 +368,26 @@ cdef class Program(_Descriptor):
             raise _error("running a BPF program")
         packet = None if data is None else bytes(data_out[:opts.data_size_out])
         return opts.retval, packet, ctx_out, opts.duration
+
+    def run_each(self, bytes contexts, uint32_t size):
+        cdef bpf_test_run_opts opts
+        cdef bytes after = PyBytes_FromStringAndSize(PyBytes_AS_STRING(contexts), len(contexts))
+        cdef char *context = PyBytes_AS_STRING(after)
+        cdef char *end = context + len(after)
+        cdef int result = 0
+        if not size or len(contexts) % size:
+            raise ValueError(f"contexts of {len(contexts)} bytes where each has {size}")
+        memset(&opts, 0, sizeof(opts))
+        opts.sz = sizeof(opts)
+        opts.ctx_size_in = size
+        with nogil:
+            while context < end and not result:
+                opts.ctx_in = context
+                result = bpf_prog_test_run_opts(self.fd, &opts)
+                context += size
+        if result:
+            raise _error("running a BPF program")
+        return after
 
 
 cdef class Object:

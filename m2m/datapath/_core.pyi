@@ -9,6 +9,7 @@ from typing import Final, final
 
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import Address, Flow
+from m2m.protocol.translation import Entry
 
 REASONS: Final[int]
 """How many reasons there are (``enum m2m_reason``)."""
@@ -40,6 +41,9 @@ def key_tag(key: bytes) -> int:
 
 def seal(key: bytes, entry: bytes) -> bytes:
     """The entry with what follows from its key filled in: tag and checksum difference."""
+
+def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes] | None:
+    """Key and entry, sealed and fresh at *now* (ticks); None when a flow of it is not IPv4's."""
 
 def partner_key(key: bytes, entry: bytes) -> bytes:
     """The key of the entry for the session's other direction."""

@@ -5,7 +5,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 
@@ -47,7 +47,11 @@ cdef extern from *:
         FIELD(m2m_config, version),
     };
     enum { M2M_FIELD_COUNT = sizeof(m2m_fields) / sizeof(m2m_fields[0]) };
+
+    /* What a mapped IPv4 address begins with. */
+    static const unsigned char m2m_v4_prefix[12] = { [10] = 0xff, [11] = 0xff };
     """
+    const uint8_t V4_PREFIX "m2m_v4_prefix"[12]
     struct m2m_field:
         const char *structure
         const char *field
@@ -74,8 +78,24 @@ cdef extern from *:
 
     struct m2m_entry:
         uint16_t tag
+        uint16_t chain
+        uint32_t ifindex
         uint8_t role
+        uint16_t mss
+        uint16_t mtu
         uint16_t addr_diff
+        uint32_t src
+        uint32_t dst
+        uint16_t sport
+        uint16_t dport
+        uint32_t next_hop
+        uint32_t last_seen
+        uint32_t generation
+        uint64_t session
+        uint32_t super_src
+        uint32_t super_dst
+        uint16_t super_sport
+        uint16_t super_dport
 
     struct m2m_edit:
         uint8_t role
@@ -204,6 +224,61 @@ def seal(bytes key, bytes entry):
     fill(&e, sizeof(e), entry, "an entry")
     m2m_entry_seal(&k, &e)
     return PyBytes_FromStringAndSize(<char *>&e, sizeof(e))
+
+
+cdef int fill_flow(m2m_tuple *to, flow) except -1:
+    """Addresses, ports and protocol of a :class:`~m2m.protocol.flow.Flow`; whether it is IPv4's."""
+    proto, src, sport, dst, dport = flow
+    fill_address(&to.src, src)
+    fill_address(&to.dst, dst)
+    to.sport, to.dport, to.proto = m2m_swap16(sport), m2m_swap16(dport), proto
+    return is_v4(&to.src) and is_v4(&to.dst)
+
+
+cdef int is_v4(const m2m_addr *address) noexcept:
+    return not memcmp(address, V4_PREFIX, sizeof(V4_PREFIX))
+
+
+cdef uint32_t v4(const m2m_addr *address) noexcept:
+    cdef uint32_t found
+    memcpy(&found, &address.byte[sizeof(V4_PREFIX)], sizeof(found))
+    return found
+
+
+def pack_entry(entry, uint32_t now):
+    cdef m2m_key key
+    cdef m2m_entry e
+    cdef m2m_tuple rewrite, sup
+    cdef m2m_addr gateway
+    cdef int all_v4
+    (
+        session, hook, match, rewrite_to, action, toward, position, supersession,
+        mss, chain, generation, hop,
+    ) = entry
+    memset(&key, 0, sizeof(key))
+    memset(&e, 0, sizeof(e))
+    all_v4 = fill_flow(&key.tuple, match)
+    all_v4 &= fill_flow(&rewrite, rewrite_to)
+    all_v4 &= fill_flow(&sup, supersession)
+    if not all_v4:
+        return None
+    key.tuple.hook = hook
+    e.chain = chain & 0xFFFF
+    e.role = action | toward << 2 | position << 3
+    e.mss = mss
+    if hop is not None:
+        ifindex, address, mtu = hop
+        fill_address(&gateway, address)
+        e.ifindex, e.next_hop, e.mtu = ifindex, v4(&gateway), min(mtu, 0xFFFF)
+    e.src, e.dst, e.sport, e.dport = v4(&rewrite.src), v4(&rewrite.dst), rewrite.sport, rewrite.dport
+    e.last_seen, e.generation, e.session = now, generation, session
+    e.super_src, e.super_dst = v4(&sup.src), v4(&sup.dst)
+    e.super_sport, e.super_dport = sup.sport, sup.dport
+    m2m_entry_seal(&key, &e)
+    return (
+        PyBytes_FromStringAndSize(<char *>&key, sizeof(key)),
+        PyBytes_FromStringAndSize(<char *>&e, sizeof(e)),
+    )
 
 
 def partner_key(bytes key, bytes entry):

@@ -155,9 +155,10 @@ class EbpfDatapath(Datapath):
     def _install(self, entries: Sequence[Entry]) -> None:
         if not self._attachments.outgoing and any(each.hook is Hook.OUT for each in entries):
             self._attachments.translate_outgoing()
+        rows = self._tables.rows_of(entries)
         if self._changes.any:
-            self._changes.forget(layout.pack_key(*entry.key) for entry in entries)
-        self._tables.install(entries)
+            self._changes.forget(key for key, _ in rows)
+        self._tables.install(rows)
 
     async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()

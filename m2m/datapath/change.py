@@ -103,23 +103,18 @@ class Changes:
     # -- the contract -------------------------------------------------------------------
 
     def redirect(self, entries: Sequence[Entry]) -> list[int]:
-        values = self._entries([entry.key for entry in entries])
-        for entry, (key, value) in zip(entries, values.items(), strict=True):
-            if layout.fixed_of(value) != (
-                entry.session,
-                entry.action,
-                entry.toward,
-                entry.position,
-            ):
+        if not entries:
+            return []
+        rows = [layout.pack_entry(entry, 0) for entry in entries]
+        values = self._values([entry.key for entry in entries], [key for key, _ in rows])
+        for entry, (key, row), value in zip(entries, rows, values, strict=True):
+            if not layout.have_same_fixed(value, row):
                 check_redirect(layout.unpack_row(key, value, 0).entry, entry)
-        for key, entry in zip(values, entries, strict=True):
-            self._record(key, values[key])
-            redirect = layout.pack_redirect(entry, self._next_serial())
-            self._tables.redirects.update(key, redirect)
-            self._tables.run(key, do.MARK, put=do.REDIRECT)
-        # A packet that met the entry before it was marked has been counted by now.
-        found = [self._tables.run(key) for key in values]
-        return [each.packets - each.redirected for each in found]
+        redirects = []
+        for entry, (key, row) in zip(entries, rows, strict=True):
+            self._record(key, entry.session, entry.toward)
+            redirects.append((key, layout.pack_redirect(row, self._next_serial())))
+        return self._tables.redirect(redirects)
 
     def hold(self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool) -> list[Holding]:
         values = self._entries(keys)
@@ -134,7 +129,7 @@ class Changes:
                 )
         self._split()
         for key, value in values.items():
-            self._begin(self._record(key, value), key, substream=substream)
+            self._begin(self._record_of(key, value), key, substream=substream)
         return [self._holding(key) for key in values]
 
     def resume(self, keys: Iterable[tuple[Hook, Flow]]) -> list[int]:
@@ -144,7 +139,7 @@ class Changes:
 
     def watch_ack(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
         for key, value in self._entries(keys).items():
-            record = self._record(key, value)
+            record = self._record_of(key, value)
             record.watched = True
             record.watch_serial = serial = self._next_serial()
             self._tables.run(key, do.MARK, put=do.WATCH, ack=number, serial=serial)
@@ -156,7 +151,7 @@ class Changes:
 
     def watch_count(self, keys: Iterable[tuple[Hook, Flow]], number: int) -> None:
         for key, value in self._entries(keys).items():
-            record = self._record(key, value)
+            record = self._record_of(key, value)
             record.awaited = True
             record.count_serial = serial = self._next_serial()
             self._tables.run(key, do.MARK, put=do.COUNT, count=number, serial=serial)
@@ -263,22 +258,29 @@ class Changes:
     # -- one entry ----------------------------------------------------------------------
 
     def _entries(self, keys: Iterable[tuple[Hook, Flow]]) -> dict[bytes, bytes]:
-        values = {}
-        for hook, flow in keys:
-            key = layout.pack_key(hook, flow)
-            value = self._tables.flows.lookup(key)
+        keys = list(keys)
+        packed = [layout.pack_key(*key) for key in keys]
+        return dict(zip(packed, self._values(keys, packed), strict=True))
+
+    def _values(self, keys: Iterable[tuple[Hook, Flow]], packed: list[bytes]) -> list[bytes]:
+        """What is in the table under each of these keys, which are given in both forms."""
+        values = []
+        for (hook, flow), value in zip(keys, self._tables.flows.lookup_each(packed), strict=True):
             if value is None or not layout.session_of(value):
                 raise DatapathError(f"there is no row for {flow} ({hook.name})")
-            values[key] = value
+            values.append(value)
         return values
 
     def _next_serial(self) -> int:
         self._serial = (self._serial + 1) & 0x7FFFFFFF
         return self._serial
 
-    def _record(self, key: bytes, value: bytes) -> _Record:
-        record = self._records.get(key)
+    def _record_of(self, key: bytes, value: bytes) -> _Record:
         session, _, toward, _ = layout.fixed_of(value)
+        return self._record(key, session, toward)
+
+    def _record(self, key: bytes, session: int, toward: Toward) -> _Record:
+        record = self._records.get(key)
         if record is None:
             self._tables.add(key)
             record = self._records[key] = _Record(session, toward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import secrets
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from m2m.datapath._bpf import Map, Object
@@ -18,10 +19,14 @@ QUEUE, CHECKPOINT, MARK, SETTLE, LOST, FOLD, UNMARK, LATE, SURELY = 1, 2, 4, 8, 
 
 _CHANGE = struct.Struct("=IIII4s4sIIIIQQQQ")  # struct m2m_change
 _REQUEST = struct.Struct("=40sIIIIII4s4sQIIIIIIQQQQQ")  # struct m2m_change_request
+_KEY_SIZE = 40
+_COUNTED = struct.Struct("=104xQQ24x")  # of these, how many packets
 _LIMIT, _IFINDEX = 4, 5  # in struct m2m_waiting, as 32-bit numbers
 _QUEUED, _RELEASED = 0, 1  # as 64-bit numbers
 _SEEN_ACK, _SEEN_SEQ = 8, 4
 
+_ASKED = bytes(_REQUEST.size - _KEY_SIZE)
+_REDIRECTED = struct.pack("=II", MARK, REDIRECT).ljust(len(_ASKED), b"\0")
 _NOWHERE = bytes(4)  # of a record that has held nothing yet
 _FIRST_ADDRESS, _LAST_ADDRESS = 0xF0000001, 0xFEFFFFFF  # class E
 
@@ -132,6 +137,21 @@ class ChangeTables:
         _, _, _, _, _, _, _, queue, late, _, known, *rest = _REQUEST.unpack(answer)
         state, checkpoint, flags, max_ack, _, *counts = rest
         return Found(queue, late, bool(known), state, checkpoint, flags, max_ack, *counts)
+
+    def redirect(self, rows: Sequence[tuple[bytes, bytes]]) -> list[int]:
+        """Let the rows with these keys, which have records, go by their redirects from now on. For
+        each, how many packets it had counted by then."""
+        if len(rows) == 1:  # what a batch needs costs more than one
+            self.redirects.update(*rows[0])
+        else:
+            self.redirects.update_batch(
+                b"".join(key for key, _ in rows), b"".join(redirect for _, redirect in rows)
+            )
+        size = _REQUEST.size
+        self._program.run_each(b"".join(key + _REDIRECTED for key, _ in rows), size)
+        # A packet that met the entry before it was marked has been counted by now.
+        found = self._program.run_each(b"".join(key + _ASKED for key, _ in rows), size)
+        return [packets - redirected for packets, redirected in _COUNTED.iter_unpack(found)]
 
     def inherit(self, old: bytes, new: bytes) -> None:
         """What has passed under the key *old* counts as seen under *new*."""

@@ -6,7 +6,7 @@ looks its own up, they are ``struct m2m_key4``, without the prefixes of mapped a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from m2m.datapath._bpf import Map
 from m2m.datapath.layout import KEY4_SIZE, narrow, widen
@@ -31,6 +31,9 @@ class FlowTable:
 
     def lookup(self, key: bytes) -> bytes | None:
         return self._table.lookup(narrow(key))
+
+    def lookup_each(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        return self._table.lookup_each([narrow(key) for key in keys])
 
     def add(self, key: bytes, value: bytes) -> bool:
         """Insert; False when the key is there already."""

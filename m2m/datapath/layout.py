@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import struct
+import sys
 import time
 from typing import NamedTuple
 
-from m2m.datapath import Counters, DatapathError, EndReason, Row
-from m2m.datapath._core import seal
+from m2m.datapath import Counters, DatapathError, EndReason, Row, _core
 from m2m.policy.rules import Fail, PolicySet
 from m2m.protocol.flow import V4_PREFIX, Flow, Proto, format_address
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
@@ -36,9 +36,11 @@ RULE_SIZE = _RULE.size
 # struct m2m_redirect of m2m/bpf/change.h: serial ifindex mss mtu addr_diff chain, the new header,
 # next hop, generation tag packets zero again
 _REDIRECT = struct.Struct("=IIHHHH12s4sIIQII")
+_REWRITE = struct.Struct("=HHI2xHHH12s4s12xI")  # of struct m2m_entry, what a redirect has
 _CHANGING = 0x40  # M2M_ROLE_CHANGING
+_ROLE = 0x1F  # without marks
 _ROLES = tuple(
-    (Action(role & 3), Toward(role >> 2 & 1), Position(role >> 3)) for role in range(0x20)
+    (Action(role & 3), Toward(role >> 2 & 1), Position(role >> 3)) for role in range(_ROLE + 1)
 )
 
 _EVENT = struct.Struct("=QII")  # struct m2m_event_record of m2m/bpf/sweep.h
@@ -117,17 +119,12 @@ def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
 
     Raises :exc:`DatapathError` for flows that are not IPv4's.
     """
-    key = entry.match.pack()[:_HOOK_OFFSET] + _KEY_TAILS[entry.hook]
-    new, old = narrow(entry.rewrite.pack())[:12], narrow(entry.supersession.pack())[:12]
-    hop = entry.hop
-    ifindex, gateway, mtu = (0, _NO_HOP, 0) if hop is None else (hop[0], hop[1][12:], hop[2])
-    value = _ENTRY.pack(
-        0, entry.chain & 0xFFFF, ifindex,
-        entry.action | entry.toward << 2 | entry.position << 3, 0, entry.mss, min(mtu, 0xFFFF), 0,
-        new, gateway, now, 0, 0, entry.generation, 0, 0, entry.session, old, 0,
-    )  # fmt: skip
-    narrow(key)  # refused here, before any entry of several is in the table
-    return key, seal(key, value)
+    packed = _core.pack_entry(entry, now)
+    if packed is None:
+        for flow in (entry.match, entry.rewrite, entry.supersession):
+            narrow(flow.pack())  # tells which it is
+        raise AssertionError(f"all flows of {entry} are IPv4's")
+    return packed
 
 
 def unpack_row(key: bytes, value: bytes, now: int) -> Row:
@@ -166,12 +163,20 @@ def unpack_row(key: bytes, value: bytes, now: int) -> Row:
 
 def session_of(value: bytes) -> int:
     """The session of a packed entry; 0 for flows that are passed or refused."""
-    return int.from_bytes(value[_SESSION], "little" if struct.pack("=H", 1)[0] else "big")
+    return int.from_bytes(value[_SESSION], sys.byteorder)
 
 
 def fixed_of(value: bytes) -> tuple[int, Action, Toward, Position]:
     """What of a packed entry stays as it is for as long as the entry is there."""
-    return session_of(value), *_ROLES[value[_ROLE_OFFSET] & 0x1F]
+    return session_of(value), *_ROLES[value[_ROLE_OFFSET] & _ROLE]
+
+
+def have_same_fixed(value: bytes, other: bytes) -> bool:
+    """Whether two packed entries do not differ in that."""
+    return (
+        value[_SESSION] == other[_SESSION]
+        and not (value[_ROLE_OFFSET] ^ other[_ROLE_OFFSET]) & _ROLE
+    )
 
 
 def says_nothing(value: bytes, now: int) -> bool:
@@ -226,12 +231,11 @@ def is_changing(value: bytes) -> bool:
     return bool(value[_ROLE_OFFSET] & _CHANGING)
 
 
-def pack_redirect(entry: Entry, serial: int) -> bytes:
-    """``struct m2m_redirect`` (56 bytes)."""
-    (
-        tag, chain, ifindex, _, _, mss, mtu, difference, new, gateway, _, _, _, generation,
-        _, _, _, _, _,
-    ) = _ENTRY.unpack(pack_entry(entry, 0)[1])  # fmt: skip
+def pack_redirect(value: bytes, serial: int) -> bytes:
+    """``struct m2m_redirect`` (56 bytes) to what a packed entry says."""
+    tag, chain, ifindex, mss, mtu, difference, new, gateway, generation = _REWRITE.unpack_from(
+        value
+    )
     return _REDIRECT.pack(
         serial, ifindex, mss, mtu, difference, chain, new, gateway, generation, tag, 0, 0, serial
     )

@@ -81,10 +81,11 @@ class Tables:
 
     # -- entries ------------------------------------------------------------------------
 
-    def install(self, entries: Sequence[Entry]) -> None:
-        """All or none. What comes back is in place before what goes out.
+    def rows_of(self, entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+        """Entries as the table has them, to be installed now.
 
-        Of two entries in one direction, the later one on a packet's way comes first.
+        What comes back is to be in place before what goes out; of two entries in one direction,
+        the later one on a packet's way comes first.
         """
         if len(entries) > 1:
             entries = sorted(entries, key=_install_order)
@@ -97,6 +98,10 @@ class Tables:
                 lowest <= sport <= highest and lowest <= dport <= highest
             ):
                 self._let_in(sport, dport)
+        return rows
+
+    def install(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """All or none, in their order."""
         flows = self._flows
         done: list[tuple[bytes, bytes | None]] = []
         try:
