@@ -9,6 +9,7 @@ endpoint that has moved proves that a session is its own.
 from __future__ import annotations
 
 import functools
+import hashlib
 import hmac
 import os
 import secrets
@@ -29,6 +30,8 @@ ANONYMOUS = bytes(DEVICE_SIZE)
 
 _PEERS = 1024  # whose shared secret, and whose device, is remembered
 _SESSIONS = 4096  # whose keys are: both an entry and its answer need one
+_BLOCK = 64  # bytes that SHA-256 takes at a time
+_INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))  # RFC 2104 §2
 
 
 class Identity:
@@ -62,7 +65,11 @@ class Identity:
 
     def prove(self, device: bytes, session: int, content: bytes) -> bytes:
         """:data:`PROOF_SIZE` bytes that only this host and *device* can make of *content*."""
-        return hmac.digest(self._key(device, session), content, "sha256")[:PROOF_SIZE]
+        first, second = self._key(device, session)
+        inner, outer = first.copy(), second.copy()
+        inner.update(content)
+        outer.update(inner.digest())
+        return outer.digest()[:PROOF_SIZE]
 
     def proves(self, device: bytes, session: int, content: bytes, proof: bytes) -> bool:
         """Whether *proof* was made of *content* by *device* for this host (or by this one)."""
@@ -70,10 +77,12 @@ class Identity:
             self.prove(device, session, content), proof
         )
 
-    def _derive(self, device: bytes, session: int) -> bytes:
-        return hmac.digest(
+    def _derive(self, device: bytes, session: int) -> tuple[hashlib._Hash, hashlib._Hash]:
+        """The session's key, as the two hashes of HMAC begin with it (RFC 2104 §4)."""
+        key = hmac.digest(
             self._shared(device), b"m2m session" + session.to_bytes(8, "big"), "sha256"
-        )
+        ).ljust(_BLOCK, b"\0")
+        return hashlib.sha256(key.translate(_INNER)), hashlib.sha256(key.translate(_OUTER))
 
     def _exchange(self, device: bytes) -> bytes:
         try:

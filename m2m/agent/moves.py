@@ -115,7 +115,7 @@ class Moves:
                     _log.warning("not kept for a restart", why=str(error))
             case Rebound():
                 self._tell(command)
-                if command.here and not self._node.mobility.moving():
+                if command.here and not self._node.mobility.is_moving:
                     self.on_moved()
         return None
 

@@ -38,9 +38,8 @@ def has_moved(session: Session) -> bool:
 
 def set_number(session: Session, end: End, number: int) -> None:
     """It has moved."""
-    moves = list(session.moves)
-    moves[end] = number
-    session.moves = moves[0], moves[1]
+    client, server = session.moves
+    session.moves = (number, server) if end is End.CLIENT else (client, number)
 
 
 def set_device(session: Session, end: End, device: bytes) -> None:

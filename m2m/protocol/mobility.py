@@ -69,6 +69,11 @@ class Mobility:
         neighbour."""
         return self._moving.unconfirmed()
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether any leg is on its way."""
+        return bool(self._moving)
+
     def moving(self) -> set[int]:
         """The sessions of which a leg is on its way."""
         return self._moving.sessions()

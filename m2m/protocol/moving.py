@@ -286,7 +286,7 @@ class Moving:
         if device == ANONYMOUS:
             return bare  # the answer tells
         proved = tuple(
-            leg._replace(proof=self._identity.prove(device, leg.session, bare.content(leg)))
+            Leg(*leg[:-1], self._identity.prove(device, leg.session, bare.content(leg)))
             for leg in legs
         )
         return Rebind(bare.session, old, new, hop, bare.device, proved)

@@ -81,8 +81,13 @@ class Rebind(msgspec.Struct, frozen=True):
 
     def content(self, leg: Leg) -> bytes:
         """What is proved by an entry."""
-        old, new = self.flows(leg)
-        return b"rebind" + _PROVED.pack(leg.end, leg.number) + old.pack() + new.pack() + self.device
+        _, end, proto, number, old_ports, ports, _ = leg
+        old, new, hop = self.old, self.new, self.hop
+        if end is End.CLIENT:
+            names = old, hop, *old_ports, proto, new, hop, *ports, proto
+        else:
+            names = hop, old, *old_ports, proto, hop, new, *ports, proto
+        return _ASKED.pack(b"rebind", end, number, *names, self.device)
 
 
 class Rebound(msgspec.Struct, frozen=True):
@@ -95,10 +100,8 @@ class Rebound(msgspec.Struct, frozen=True):
 
     def content(self, leg: Bound) -> bytes:
         """What is proved by an answer."""
-        return (
-            b"rebound"
-            + _PROVED.pack(leg.end, leg.number)
-            + _ANSWERED.pack(leg.result, *leg.ports, self.new, self.hop)
+        return _ANSWERED.pack(
+            b"rebound", leg.end, leg.number, leg.result, *leg.ports, self.new, self.hop
         )
 
 
@@ -110,8 +113,9 @@ def flow_of(end: End, proto: int, mover: Address, hop: Address, ports: tuple[int
     return Flow(proto, hop, sport, mover, dport)
 
 
-_PROVED = struct.Struct("!BI")
-_ANSWERED = struct.Struct("!BHH16s16s")
+# What is proved. Flows are packed as :meth:`Flow.pack` does.
+_ASKED = struct.Struct("!6sBI16s16sHHB3x16s16sHHB3x32s")
+_ANSWERED = struct.Struct("!7sBIBHH16s16s")
 _REBIND = struct.Struct("!16s16s16s32sB")
 _REBOUND = struct.Struct("!16s16sB")
 _LEG = struct.Struct(f"!QBBIHHHH{PROOF_SIZE}s")

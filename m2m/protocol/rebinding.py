@@ -70,11 +70,13 @@ class Rebinding:
         steps: list[Rehoming] = []
         legs: list[Leg] = []
         for leg in message.legs:
-            judged = self._judge(message, leg)
+            names = message.flows(leg)
+            judged = self._judge(message, leg, *names)
             if isinstance(judged, Bound):
                 answers.append(judged)
                 continue
-            step = self._step(out, judged, message, leg)
+            session, present = judged
+            step = self._step(out, session, leg, present, names[1])
             if step is None:
                 answers.append(_answer(leg, Result.FAILED))
             else:
@@ -88,8 +90,11 @@ class Rebinding:
 
     # -- before -------------------------------------------------------------------------
 
-    def _judge(self, message: Rebind, leg: Leg) -> Session | Bound:
-        """The session that is to follow, or the answer if there is nothing to be done."""
+    def _judge(
+        self, message: Rebind, leg: Leg, old: Flow, new: Flow
+    ) -> tuple[Session, Flow] | Bound:
+        """The session that is to follow and its leg, or the answer if there is nothing to be
+        done."""
         session = self._register.get(leg.session)
         if session is None or session.state is State.CLOSING:
             self._counts["rebind unknown"] += 1
@@ -99,27 +104,26 @@ class Rebinding:
             self._counts["rebind unproven"] += 1
             return _answer(leg, Result.UNPROVEN)
         last = number_of(session, leg.end)
-        present = self._present(session, message, leg)
+        present = self._present(session, leg, old, new)
         if leg.number < last or leg.number > MAX_NUMBER:
             self._counts["rebind old"] += 1
-            return _answer(leg, Result.OLD)._replace(number=last)
+            return _answer(leg, Result.OLD, number=last)
         if leg.number == last:  # the answer was lost
             if present is None or _mover(leg.end, present) != message.new:
                 self._counts["rebind old"] += 1
-                return _answer(leg, Result.OLD)._replace(number=last)
-            return _answer(leg, Result.DONE)._replace(ports=(present.sport, present.dport))
+                return _answer(leg, Result.OLD, number=last)
+            return _answer(leg, Result.DONE, ports=(present.sport, present.dport))
         if session.state not in _STANDING or present is None:
             return _answer(leg, Result.FAILED)
-        return session
+        return session, present
 
-    def _present(self, session: Session, message: Rebind, leg: Leg) -> Flow | None:
+    def _present(self, session: Session, leg: Leg, old: Flow, new: Flow) -> Flow | None:
         """The leg that is meant: by the name it has, has had a moment ago, or was to get; or the
         one that led to this end after its last move, of which it has not heard."""
         main = session.left if leg.end is End.CLIENT else session.right
         part = Part.RIGHT if leg.end is End.CLIENT else Part.LEFT
         change = session.change
         spare = change.spare if change is not None and change.part is part else None
-        old, new = message.flows(leg)
         names = (old, new, self._name_today(session.id, old))
         for candidate in (main, spare):
             if candidate is not None and candidate in names:
@@ -127,11 +131,10 @@ class Rebinding:
         last = session.rebound[leg.end]
         return last if last is not None and last in (main, spare) else None
 
-    def _step(self, out: Commands, session: Session, message: Rebind, leg: Leg) -> Rehoming | None:
+    def _step(
+        self, out: Commands, session: Session, leg: Leg, present: Flow, new: Flow
+    ) -> Rehoming | None:
         """What the datapath has to do; None if there are no ports."""
-        present = self._present(session, message, leg)
-        assert present is not None
-        new = message.flows(leg)[1]
         left = leg.end is End.CLIENT
         if left:
             self._claim(out, session, new)
@@ -186,7 +189,7 @@ class Rebinding:
             set_rebound(session, leg.end, renaming.new)
             notes.append((session.id, note_of(session)))
             new = renaming.new
-            answers.append(_answer(leg, Result.DONE)._replace(ports=(new.sport, new.dport)))
+            answers.append(_answer(leg, Result.DONE, ports=(new.sport, new.dport)))
             self._counts["rebound"] += 1
             told.append(Told(session.view, new, here=False))
         out.append(Send(peer, self._answered(message, answers)))
@@ -214,7 +217,7 @@ class Rebinding:
                 session = self._register.get(answer.session)
                 device = ANONYMOUS if session is None else device_of(session, answer.end)
                 proof = self._identity.prove(device, answer.session, bare.content(answer))
-                answer = answer._replace(proof=proof)
+                answer = Bound(*answer[:-1], proof)
             proved.append(answer)
         return Rebound(bare.session, bare.new, bare.hop, tuple(proved))
 
@@ -223,8 +226,11 @@ def _whatever(_out: Commands, _outcomes: list[Outcome]) -> None:
     """A row that is not marked fades like the others."""
 
 
-def _answer(leg: Leg, result: Result) -> Bound:
-    return Bound(leg.session, leg.end, leg.number, result, leg.ports)
+def _answer(
+    leg: Leg, result: Result, *, number: int | None = None, ports: tuple[int, int] | None = None
+) -> Bound:
+    number = leg.number if number is None else number
+    return Bound(leg.session, leg.end, number, result, leg.ports if ports is None else ports)
 
 
 def _mover(end: End, leg: Flow) -> Address:

@@ -21,7 +21,8 @@ from m2m.protocol.translation import (
     MOVED,
     Entry,
     Position,
-    leg_entries,
+    received_entry,
+    sent_entry,
     spare_entries,
 )
 
@@ -31,7 +32,7 @@ __all__ = ["Batches", "Fading", "Outcome", "Rehoming", "Renaming", "rows_of"]
 class Renaming:
     """One leg of a session that is to be named otherwise. *left*: it is on the session's left."""
 
-    __slots__ = ("_beside", "_received", "_sent", "left", "leg", "new", "session", "spare")
+    __slots__ = ("_renamed", "left", "leg", "new", "session", "spare")
 
     def __init__(self, session: Session, leg: Flow, new: Flow, *, left: bool) -> None:
         """*leg* must be one of the session's; raises :exc:`ValueError`."""
@@ -43,26 +44,32 @@ class Renaming:
         change = session.change
         if self.spare and (change is None or change.spare != leg):
             raise ValueError(f"{leg} is no leg of session {session.id:016x}")
-        renamed = (with_left if left else with_right)(session.view, new)
-        self._received, self._sent = leg_entries(renamed, left=left)
-        # At a tap what comes by the spare leg of the other side is sent by this one, too.
-        part = Part.LEFT if left else Part.RIGHT
-        spare = change.spare if change is not None and change.part is part else None
-        self._beside: tuple[Entry, ...] = ()
-        if session.position is Position.TAP and spare is not None:
-            beside = (with_right if left else with_left)(renamed, spare)
-            self._beside = (leg_entries(beside, left=left)[1],)
+        names = (new, session.right) if left else (session.left, new)
+        self._renamed = session.view_with(*names)
 
     def accepted(self, *, moved: bool = False) -> tuple[Entry, ...]:
         """The row that accepts packets by the new name; *moved*: not confirmed yet."""
         if self.leg == self.new:
             return ()
-        return (self._received._replace(generation=MOVED) if moved else self._received,)
+        received = received_entry(self._renamed, left=self.left)
+        return (received._replace(generation=MOVED) if moved else received,)
 
     def redirected(self) -> tuple[Entry, ...]:
         """The row that sends by it, if any does, and what a tap has beside it: packets are not
         sent by a spare leg."""
-        return () if self.spare or self.leg == self.new else (self._sent, *self._beside)
+        if self.spare or self.leg == self.new:
+            return ()
+        return sent_entry(self._renamed, left=self.left), *self._beside()
+
+    def _beside(self) -> tuple[Entry, ...]:
+        """At a tap what comes by the spare leg of the other side is sent by this one, too."""
+        session, change, left = self.session, self.session.change, self.left
+        if session.position is not Position.TAP or change is None or change.spare is None:
+            return ()
+        if change.part is not (Part.LEFT if left else Part.RIGHT):
+            return ()
+        beside = (with_right if left else with_left)(self._renamed, change.spare)
+        return (sent_entry(beside, left=left),)
 
     def apply(self, register: Register, packets: int | None) -> None:
         """The datapath has done it. *packets*: counted by the row that sends, when it changed."""

@@ -350,7 +350,11 @@ class Session:
     @property
     def view(self) -> SessionView:
         """What the datapath is told of this session."""
+        return self.view_with(self.left, self.right)
+
+    def view_with(self, left: Flow | None, right: Flow | None) -> SessionView:
+        """The same with these legs."""
         return SessionView(
-            self.id, self.position, self.supersession, self.left, self.right,
+            self.id, self.position, self.supersession, left, right,
             self.mss, self.policy, self.generation,
         )  # fmt: skip

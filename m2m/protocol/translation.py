@@ -136,21 +136,47 @@ def leg_entries(view: SessionView, *, left: bool) -> tuple[Entry, Entry]:
 
     At a tap the entry that receives by one leg is the one that sends by the other.
     """
+    return received_entry(view, left=left), sent_entry(view, left=left)
+
+
+def received_entry(view: SessionView, *, left: bool) -> Entry:
+    """What receives by the left leg, or else by the right one."""
     session, position, sup, left_leg, right_leg, mss, chain, generation = view
-    if not left:
-        left_leg, right_leg = _reverse(right_leg), _reverse(left_leg)
-        sup = sup.reverse()
-    assert left_leg is not None
-    onward, back = (Toward.RIGHT, Toward.LEFT) if left else (Toward.LEFT, Toward.RIGHT)
-    if position is Position.TAP:
-        assert right_leg is not None
-        received = Hook.IN, left_leg, right_leg, Action.SEND, onward
-        sent = Hook.IN, right_leg.reverse(), left_leg.reverse(), Action.SEND, back
+    if left:
+        match, onward, toward = left_leg, right_leg, Toward.RIGHT
+        restored = sup
     else:
-        received = Hook.IN, left_leg, sup, Action.DELIVER, onward
-        sent = Hook.OUT, sup.reverse(), left_leg.reverse(), Action.SEND, back
-    rest = position, view.supersession, mss, chain, generation
-    return Entry(session, *received, *rest), Entry(session, *sent, *rest)
+        assert right_leg is not None
+        match, onward, toward = right_leg.reverse(), _reverse(left_leg), Toward.LEFT
+        restored = sup.reverse()
+    assert match is not None
+    action = Action.DELIVER
+    if position is Position.TAP:
+        assert onward is not None
+        restored, action = onward, Action.SEND
+    return Entry(
+        session, Hook.IN, match, restored, action, toward, position, sup, mss, chain, generation
+    )
+
+
+def sent_entry(view: SessionView, *, left: bool) -> Entry:
+    """What sends by the left leg, or else by the right one."""
+    session, position, sup, left_leg, right_leg, mss, chain, generation = view
+    if left:
+        assert left_leg is not None
+        onward, toward = left_leg.reverse(), Toward.LEFT
+    else:
+        assert right_leg is not None
+        onward, toward = right_leg, Toward.RIGHT
+    if position is Position.TAP:
+        other = _reverse(right_leg) if left else left_leg
+        assert other is not None
+        hook, match = Hook.IN, other
+    else:
+        hook, match = Hook.OUT, sup.reverse() if left else sup
+    return Entry(
+        session, hook, match, onward, Action.SEND, toward, position, sup, mss, chain, generation
+    )
 
 
 def _reverse(leg: Flow | None) -> Flow | None:
