@@ -8,7 +8,8 @@ and wholly, and what the kernel says to it is the event that the node gets next.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import structlog
 
@@ -20,10 +21,11 @@ from m2m.agent.watch import Network, NoRoute, Way
 from m2m.datapath import Datapath, DatapathError, DatapathFull
 from m2m.protocol.commands import Keep, Rebound, Rehome
 from m2m.protocol.events import Event, Moved, Rehomed, Route
-from m2m.protocol.flow import Address
+from m2m.protocol.flow import Address, Flow
 from m2m.protocol.node import Node
 from m2m.protocol.rebind import MAX_LEGS, End
-from m2m.protocol.translation import Action, Entry, Position, SessionView
+from m2m.protocol.session import Session
+from m2m.protocol.translation import Action, Entry, Hook, Position, SessionView
 
 __all__ = ["Moves"]
 
@@ -48,23 +50,54 @@ class Moves:
         self._journal = journal
         self._next_hops = next_hops
         self._keeping = keeping
+        self._stranded: list[int] = []  # sessions whose address is gone, and no way is there yet
+        self._idle: dict[int, float] = {}  # s, of these, by session
         self.on_moved: Callable[[], None] = _nobody  # when all legs of this host's have
 
     def due(self) -> Iterator[Moved]:
-        """What the node has to know of the network as it is now; each is of a few sessions, so
-        that the first are through while the last are still told of."""
-        mobility = self._node.mobility
+        """What the node has to know of the network as it is now."""
+        mobility, stranded = self._node.mobility, list[int]()
         for (end, own, neighbour), sessions in mobility.ends().items():
             way = self._way_from(own, neighbour, follows=end is End.CLIENT)
             if way is not None:
-                yield from _moved(own, neighbour, Route(way.source, way.hop.mtu), sessions)
+                yield Moved(own, neighbour, Route(way.source, way.hop.mtu), tuple(sessions))
+            elif self._network.home(own) is None:
+                stranded += sessions
+        self._stranded = stranded
         for (own, neighbour), sessions in mobility.unconfirmed().items():
             way = self._way_from(own, neighbour, follows=True)
             if way is not None:
-                yield from _moved(own, neighbour, Route(way.source, way.hop.mtu), sessions)
+                yield Moved(own, neighbour, Route(way.source, way.hop.mtu), tuple(sessions))
             elif self._network.home(own) is not None:  # back before the hop has confirmed
-                yield from _moved(own, neighbour, Route(own, 0), sessions)
+                yield Moved(own, neighbour, Route(own, 0), tuple(sessions))
         self._keeping.silence(self._interfaces())
+
+    async def in_turn(self, moved: Moved) -> list[Moved]:
+        """The same, a few sessions at a time, so that the first are through while the last are
+        still told of: those first that have had packets last, whose users wait."""
+        numbers = moved.sessions
+        if len(numbers) > MAX_LEGS:
+            idle = self._idle or await self._look_at(numbers)
+            numbers = tuple(sorted(numbers, key=lambda number: idle.get(number, math.inf)))
+        return [
+            moved._replace(sessions=numbers[start : start + MAX_LEGS])
+            for start in range(0, len(numbers), MAX_LEGS)
+        ]
+
+    async def foresee(self) -> None:
+        """What :meth:`in_turn` needs of sessions that have no way now: then there is time."""
+        if not self._stranded:
+            self._idle = {}
+        elif not self._idle and len(self._stranded) > MAX_LEGS:
+            self._idle = await self._look_at(self._stranded)
+
+    async def _look_at(self, numbers: Iterable[int]) -> dict[int, float]:
+        """Seconds without a packet, by session."""
+        known = self._node.sessions
+        there = [number for number in numbers if number in known]
+        idle = await self._datapath.idle(key for number in there for key in _keys(known[number]))
+        pairs = zip(idle[::2], idle[1::2], strict=True)
+        return dict(zip(there, map(_shorter, pairs), strict=True))
 
     def _way_from(self, own: Address, neighbour: Address, *, follows: bool) -> Way | None:
         """The way that a leg from *own* has to go, unless it is the one that it goes already, or
@@ -146,11 +179,17 @@ class Moves:
         self._journal.tell(EventKind.MOVED, text, view.session, view.supersession)
 
 
-def _moved(
-    own: Address, neighbour: Address, route: Route, sessions: list[int]
-) -> Iterator[Moved]:  # fmt: skip
-    for start in range(0, len(sessions), MAX_LEGS):
-        yield Moved(own, neighbour, route, tuple(sessions[start : start + MAX_LEGS]))
+def _keys(session: Session) -> tuple[tuple[Hook, Flow], tuple[Hook, Flow]]:
+    """Of the entries of a session that ends here: the one that sends, and the one that receives."""
+    flow = session.supersession
+    if session.right is not None:
+        return (Hook.OUT, flow), (Hook.IN, session.right.reverse())
+    assert session.left is not None
+    return (Hook.OUT, flow.reverse()), (Hook.IN, session.left)
+
+
+def _shorter(idle: tuple[float | None, float | None]) -> float:
+    return min((one for one in idle if one is not None), default=math.inf)
 
 
 def _nobody() -> None:

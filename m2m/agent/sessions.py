@@ -315,10 +315,15 @@ class Sessions:
         """Addresses or routes may have changed: sessions that end here move, and the others get
         their new next hops."""
         moving = 0
-        for event in self.moves.due():
-            moving += len(event.sessions)
-            await self.feed(event)
-            await trio.lowlevel.checkpoint()  # the answers about the first may be here
+        for moved in self.moves.due():
+            moving += len(moved.sessions)
+            async with self.turn:
+                events = await self.moves.in_turn(moved)
+            for event in events:
+                await self.feed(event)
+                await trio.lowlevel.checkpoint()  # the answers about the first may be here
+        async with self.turn:
+            await self.moves.foresee()
         if moving:
             _log.info("the network has changed, sessions move", sessions=moving)
         await self._follow_routes()

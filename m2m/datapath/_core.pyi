@@ -9,7 +9,7 @@ from typing import Final, final
 
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import Address, Flow
-from m2m.protocol.translation import Entry
+from m2m.protocol.translation import Entry, Hook
 
 REASONS: Final[int]
 """How many reasons there are (``enum m2m_reason``)."""
@@ -41,6 +41,14 @@ def key_tag(key: bytes) -> int:
 
 def seal(key: bytes, entry: bytes) -> bytes:
     """The entry with what follows from its key filled in: tag and checksum difference."""
+
+def pack_key(hook: Hook, flow: Flow) -> bytes: ...
+def narrow(key: bytes) -> bytes | None:
+    """A key as the table of IPv4 flows has it; None when its addresses are not both IPv4's."""
+
+def idle_ticks(entries: list[bytes | None], now: int) -> list[int | None]:
+    """For each of these entries, how long ago at *now* it was last seen, all in ticks; None where
+    there is none, or one of no session."""
 
 def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes] | None:
     """Key and entry, sealed and fresh at *now* (ticks); None when a flow of it is not IPv4's."""

@@ -76,6 +76,9 @@ cdef extern from *:
     struct m2m_key:
         m2m_tuple tuple
 
+    struct m2m_key4:
+        pass
+
     struct m2m_entry:
         uint16_t tag
         uint16_t chain
@@ -137,6 +140,8 @@ cdef extern from *:
 
     uint16_t m2m_swap16(uint16_t) nogil
     uint16_t m2m_key_tag(const m2m_key *) nogil
+    uint32_t m2m_ticks_since(uint32_t, uint32_t) nogil
+    void m2m_key_narrow(m2m_key4 *, const m2m_key *) nogil
     int m2m_addr_compare(const m2m_addr *, const m2m_addr *) nogil
     uint16_t m2m_csum_diff_addrs(uint32_t, uint32_t, uint32_t, uint32_t) nogil
     uint16_t m2m_csum_diff_ports(uint16_t, uint16_t, uint16_t, uint16_t) nogil
@@ -243,6 +248,37 @@ cdef uint32_t v4(const m2m_addr *address) noexcept:
     cdef uint32_t found
     memcpy(&found, &address.byte[sizeof(V4_PREFIX)], sizeof(found))
     return found
+
+
+def pack_key(uint8_t hook, flow):
+    cdef m2m_key key
+    memset(&key, 0, sizeof(key))
+    fill_flow(&key.tuple, flow)
+    key.tuple.hook = hook
+    return PyBytes_FromStringAndSize(<char *>&key, sizeof(key))
+
+
+def idle_ticks(list entries, uint32_t now):
+    cdef m2m_entry e
+    cdef bytes entry
+    cdef list found = []
+    for entry in entries:
+        if entry is None:
+            found.append(None)
+            continue
+        fill(&e, sizeof(e), entry, "an entry")
+        found.append(m2m_ticks_since(e.last_seen, now) if e.session else None)
+    return found
+
+
+def narrow(bytes key):
+    cdef m2m_key k
+    cdef m2m_key4 n
+    fill(&k, sizeof(k), key, "a key")
+    if not (is_v4(&k.tuple.src) and is_v4(&k.tuple.dst)):
+        return None
+    m2m_key_narrow(&n, &k)
+    return PyBytes_FromStringAndSize(<char *>&n, sizeof(n))
 
 
 def pack_entry(entry, uint32_t now):

@@ -197,6 +197,10 @@ class EbpfDatapath(Datapath):
         await trio.lowlevel.checkpoint_if_cancelled()
         return self._tables.rows(keys)
 
+    async def idle(self, keys: Iterable[tuple[Hook, Flow]]) -> list[float | None]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return self._tables.idle(keys)
+
     async def dump(self) -> AsyncIterator[Row]:
         for batch in self._tables.batches():
             await trio.lowlevel.checkpoint()

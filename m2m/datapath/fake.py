@@ -104,6 +104,10 @@ class FakeDatapath(Datapath):
         await self._step()
         return self.kernel.rows(keys)
 
+    async def idle(self, keys: Iterable[tuple[Hook, Flow]]) -> list[float | None]:
+        await self._step()
+        return self.kernel.idle(keys)
+
     async def dump(self) -> AsyncIterator[Row]:
         await self._step()
         for row in self.kernel.rows():

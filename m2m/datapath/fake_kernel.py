@@ -403,6 +403,10 @@ class FakeKernel:
         wanted = list(self._slots) if keys is None else keys
         return [self._slots[key].row(now) for key in wanted if key in self._slots]
 
+    def idle(self, keys: Iterable[tuple[Hook, Flow]]) -> list[float | None]:
+        now, slots = trio.current_time(), map(self._slots.get, keys)
+        return [None if slot is None else slot.row(now).counters.idle for slot in slots]
+
     def release(self, flow: Flow, verdict: Verdict) -> None:
         now = trio.current_time()
         if verdict is Verdict.PASS:

@@ -20,7 +20,6 @@ MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
 
 KEY4_SIZE = 16
 _HOOK_OFFSET = 37
-_KEY_TAILS = {Hook.IN: b"\0\0\0", Hook.OUT: b"\1\0\0"}
 
 # tag chain ifindex role flags mss mtu addr_diff, the new header, next hop, last_seen max_seq
 # max_ack generation, packets bytes session, the supersession
@@ -28,7 +27,6 @@ _ENTRY = struct.Struct("=HHIBBHHH12s4sIIIIQQQ12sI")
 ENTRY_SIZE = _ENTRY.size
 _SEEN_FIN, _SEEN_RST, _SEEN_SEQ = 1, 2, 4
 _ROLE_OFFSET, _LAST_SEEN_OFFSET, _SESSION = 8, 32, slice(64, 72)
-_NO_HOP = bytes(4)
 
 _RULE = struct.Struct("=16s16s16s16sHHHHBBBBI")
 RULE_SIZE = _RULE.size
@@ -95,7 +93,7 @@ def now_ticks() -> int:
 
 def pack_key(hook: Hook, flow: Flow) -> bytes:
     """``struct m2m_key``, 40 bytes."""
-    return flow.pack()[:_HOOK_OFFSET] + _KEY_TAILS[hook]
+    return _core.pack_key(hook, flow)
 
 
 def narrow(key: bytes) -> bytes:
@@ -103,10 +101,11 @@ def narrow(key: bytes) -> bytes:
 
     Raises :exc:`DatapathError` unless both addresses are IPv4's.
     """
-    if key[:12] != V4_PREFIX or key[16:28] != V4_PREFIX:
+    narrowed = _core.narrow(key)
+    if narrowed is None:
         ends = f"{format_address(key[:16])} and {format_address(key[16:32])}"
         raise DatapathError(f"flows between {ends} cannot be steered: so far only IPv4 can be")
-    return key[12:16] + key[28:]
+    return narrowed
 
 
 def widen(narrowed: bytes) -> bytes:
@@ -177,6 +176,13 @@ def have_same_fixed(value: bytes, other: bytes) -> bool:
         value[_SESSION] == other[_SESSION]
         and not (value[_ROLE_OFFSET] ^ other[_ROLE_OFFSET]) & _ROLE
     )
+
+
+def idle(values: list[bytes | None], now: int) -> list[float | None]:
+    """Seconds at *now* (ticks) since each of these packed entries has seen a packet; None for one
+    that is not there, or of no session."""
+    found = _core.idle_ticks(values, now)
+    return [None if ticks is None else ticks * _TICK for ticks in found]
 
 
 def says_nothing(value: bytes, now: int) -> bool:

@@ -137,6 +137,10 @@ class Tables:
                 found.append(layout.unpack_row(key, self._as_it_counts(key, value), now))
         return found
 
+    def idle(self, keys: Iterable[tuple[Hook, Flow]]) -> list[float | None]:
+        now = layout.now_ticks()
+        return layout.idle(self._flows.lookup_each([layout.pack_key(*key) for key in keys]), now)
+
     def _as_it_counts(self, key: bytes, value: bytes) -> bytes:
         """The entry with its redirect, if there is one."""
         redirect = self._redirects.lookup(key) if layout.is_changing(value) else None

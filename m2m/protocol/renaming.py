@@ -23,7 +23,6 @@ from m2m.protocol.translation import (
     Position,
     received_entry,
     sent_entry,
-    spare_entries,
 )
 
 __all__ = ["Batches", "Fading", "Outcome", "Rehoming", "Renaming", "rows_of"]
@@ -111,8 +110,10 @@ class Renaming:
 
 def rows_of(session: Session, name: Flow, *, left: bool) -> tuple[Entry, ...]:
     """What accepts packets by a name that no leg of the session has, on its *left* or right."""
-    view = session.view
-    return spare_entries(view, (with_left if left else with_right)(view, name))
+    if name == (session.left if left else session.right):
+        return ()
+    names = (name, session.right) if left else (session.left, name)
+    return (received_entry(session.view_with(*names), left=left),)
 
 
 class Rehoming(NamedTuple):
@@ -177,6 +178,8 @@ def _shared_out(steps: list[Rehoming], packets: tuple[int, ...]) -> Iterator[Out
 
 
 PERIOD: Final = 1.0  # s
+_AT_ONCE: Final = 64  # names that go before something else may happen
+_NEXT: Final = 0.001  # s until the next of them do
 
 
 class _Name:
@@ -251,10 +254,14 @@ class Fading:
         return found
 
     def tick(self, out: Commands) -> None:
-        """Those that have faded go."""
-        for leg, name in self._old:
+        """Those that have faded go; of thousands, some at a time."""
+        faded, self._old = self._old[:_AT_ONCE], self._old[_AT_ONCE:]
+        for leg, name in faded:
             if self._names.get(name.session.id, _NOTHING).get(leg) is name:
                 self.drop(out, name.session, leg)
+        if self._old:
+            out.append(SetTimer(0, _NEXT, Timer.FADE))
+            return
         self._old, self._young = self._young, []
         if self._old:
             out.append(SetTimer(0, PERIOD, Timer.FADE))

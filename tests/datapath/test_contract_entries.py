@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from m2m.datapath import ALL_ADDRESSES, DatapathError, DatapathFull, Reason, Row
+from m2m.datapath import ALL_ADDRESSES, DatapathError, DatapathFull, Reason, Row, Verdict
 from m2m.datapath.fake_packets import Tcp
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook, Position
@@ -186,6 +186,24 @@ async def test_packets_and_bytes_are_counted_per_entry(rig: Rig) -> None:
     assert (right.packets, right.bytes) == (3, 3 * 40 + 110)
     assert (left.packets, left.bytes) == (1, 41)
     assert 0 <= right.idle < LIMITS.tcp_idle
+
+
+async def test_how_long_entries_have_seen_nothing(rig: Rig) -> None:
+    rows = [*entries(rig, session(Position.CLIENT)), *entries(rig, session(Position.TAP, number=2))]
+    await rig.datapath.install(rows)
+    await rig.packet(rows[0].hook, rows[0].match, b"x")
+    await rig.datapath.redirect([rows[0]])  # an entry that changes is the same entry still
+    unknown = Hook.IN, opening(Proto.TCP, number=3)
+    # What is no session's is none of these entries.
+    passed = opening(Proto.TCP, number=4)
+    await rig.datapath.release(passed, Verdict.PASS)
+    wanted = [*keys(tuple(rows)), unknown, (Hook.OUT, passed)]
+    *there, none, of_no_session = await rig.datapath.idle(wanted)
+    assert (none, of_no_session) == (None, None)
+    same = [row.counters.idle for row in await rig.datapath.rows(wanted)]
+    assert len(there) == len(same) == 4
+    for one, other in zip(there, same, strict=True):
+        assert one is not None and 0 <= one <= other < LIMITS.tcp_idle
 
 
 async def test_udp_has_no_sequence_numbers(rig: Rig) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hmac
 import pickle
 import stat
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from m2m.errors import ConfigError
 from m2m.identity import ANONYMOUS, PROOF_SIZE, Identity
@@ -69,3 +70,14 @@ def test_it_is_not_shown_or_stored() -> None:
     assert repr(A) == f"<Identity of device {A.device[:4].hex()}>"
     with pytest.raises(TypeError, match="not to be pickled"):
         pickle.dumps(A)
+
+
+def test_a_proof_is_an_hmac_under_the_session_key() -> None:
+    """RFC 2104, computed another way."""
+    public = X25519PublicKey.from_public_bytes(B.device)
+    shared = X25519PrivateKey.from_private_bytes(bytes([1]) * 32).exchange(public)
+    key = hmac.digest(shared, b"m2m session" + (7).to_bytes(8, "big"), "sha256")
+    for content in (b"", b"moved", b"x" * 200):
+        expected = hmac.digest(key, content, "sha256")[:PROOF_SIZE]
+        assert A.prove(B.device, 7, content) == expected
+        assert A.prove(B.device, 7, content) == expected  # whatever has been proved before
