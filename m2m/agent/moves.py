@@ -50,7 +50,8 @@ class Moves:
         self._journal = journal
         self._next_hops = next_hops
         self._keeping = keeping
-        self._stranded: list[int] = []  # sessions whose address is gone, and no way is there yet
+        self.stranded: frozenset[int] = frozenset()
+        """Sessions whose address here is gone, and that no way is known for yet."""
         self._idle: dict[int, float] = {}  # s, of these, by session
         self.on_moved: Callable[[], None] = _nobody  # when all legs of this host's have
 
@@ -61,9 +62,9 @@ class Moves:
             way = self._way_from(own, neighbour, follows=end is End.CLIENT)
             if way is not None:
                 yield Moved(own, neighbour, Route(way.source, way.hop.mtu), tuple(sessions))
-            elif self._network.home(own) is None:
+            elif self._network.is_lost(own):
                 stranded += sessions
-        self._stranded = stranded
+        self.stranded = frozenset(stranded)
         for (own, neighbour), sessions in mobility.unconfirmed().items():
             way = self._way_from(own, neighbour, follows=True)
             if way is not None:
@@ -86,10 +87,10 @@ class Moves:
 
     async def foresee(self) -> None:
         """What :meth:`in_turn` needs of sessions that have no way now: then there is time."""
-        if not self._stranded:
+        if not self.stranded:
             self._idle = {}
-        elif not self._idle and len(self._stranded) > MAX_LEGS:
-            self._idle = await self._look_at(self._stranded)
+        elif not self._idle and len(self.stranded) > MAX_LEGS:
+            self._idle = await self._look_at(self.stranded)
 
     async def _look_at(self, numbers: Iterable[int]) -> dict[int, float]:
         """Seconds without a packet, by session."""

@@ -335,7 +335,9 @@ class Sessions:
         count = 0
         for sessions in self._chunks():
             async with self.turn:
-                under_way = self.node.mobility.moving()  # these get it when the hop has confirmed
+                # These get it when the hop has confirmed. The kernel may know of a new way already,
+                # and its news of the address there has not been read.
+                under_way = self.node.mobility.moving() | self.moves.stranded
                 for session in sessions:
                     if session.id not in under_way:
                         count += await move(session, moved, self.datapath)

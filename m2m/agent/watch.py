@@ -91,6 +91,11 @@ class Network:
                 return ifindex
         return None
 
+    def is_lost(self, address: Address) -> bool:
+        """Whether no interface that is up has *address*; loopback would do."""
+        links = map(self.links.get, self._interfaces.get(address, ()))
+        return not any(link is not None and link.up for link in links)
+
     def way_to(self, destination: Address) -> Way:
         """How to reach *destination*. Never waits.
 

@@ -93,7 +93,9 @@ async def test_an_address_that_several_interfaces_have(pair: tuple[Namespace, Na
     try:
         with trio.fail_after(10):
             assert (network.addresses[A1], network.home(A1)) == (eth0, eth0)
+            assert not network.is_lost(A1)
             assert network.home(parse_address("127.0.0.1")) is None
+            assert not network.is_lost(parse_address("127.0.0.1"))
             assert await after("address", "add", "10.9.0.1/32", "dev", "lo") == (eth0, eth0)
             assert await after("address", "add", "10.9.0.1/32", "dev", "eth1") == (eth0, eth0)
             assert await after("address", "del", "10.9.0.1/24", "dev", "eth0") == (eth1, eth1)
@@ -120,6 +122,7 @@ async def test_an_interface_goes_down_gets_another_name_and_comes_back(
             while network.links[eth0].up:
                 await anext(changes)
             assert (network.addresses[A1], network.home(A1)) == (eth0, None)
+            assert network.is_lost(A1)
             a.run("ip", "link", "set", "eth0", "name", "wlan0")
             while network.links[eth0].name != "wlan0":
                 await anext(changes)

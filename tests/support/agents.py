@@ -80,13 +80,17 @@ class Routes:
         self.mtu = mtu
         self.ifindex = 2
         self.cut: set[Address] = set()  # hosts without a route
+        self.unread = False  # that it has its present address
         self.links: dict[int, Link] = {}
 
     def has(self, address: Address) -> bool:
         return False
 
     def home(self, address: Address) -> int | None:
-        return self.ifindex if address == self.own else None
+        return None if self.is_lost(address) else self.ifindex
+
+    def is_lost(self, address: Address) -> bool:
+        return address != self.own or self.unread
 
     def way_to(self, destination: Address) -> Way:
         if destination in self.cut or destination == self.own:

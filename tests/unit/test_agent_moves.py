@@ -72,3 +72,19 @@ async def test_few_sessions_are_not_looked_at(autojump_clock: MockClock) -> None
         await packet(chain, 7)
         chain.client.routes.own = ELSEWHERE
         assert await told(chain) == [sessions]
+
+
+async def test_sessions_that_have_lost_their_address_wait_for_the_next(
+    autojump_clock: MockClock,
+) -> None:
+    """The kernel knows of a way before its news of an address by it has been read."""
+    async with running() as chain:
+        await many(chain, 3)
+        before = chain.client.kernel.rows()
+        routes = chain.client.routes
+        routes.own, routes.ifindex, routes.unread = ELSEWHERE, 7, True
+        assert await told(chain) == []
+        after = chain.client.kernel.rows()
+        assert [row.entry for row in after] == [row.entry for row in before]
+        routes.unread = False
+        assert len(await told(chain)) == 1
