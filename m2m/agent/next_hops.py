@@ -24,7 +24,8 @@ class NextHops:
     def __init__(self, network: Network) -> None:
         self._network = network
         self._in_use: dict[Address, NextHop] = {}
-        self._former: set[NextHop] = set()  # of which the interface may be down
+        # Of which the interface may be down, and whether what waited there has been given up.
+        self._former: dict[NextHop, bool] = {}
 
     def to(self, neighbour: Address) -> NextHop:
         """The way to *neighbour*, for an entry. Raises :exc:`~m2m.agent.watch.NoRoute`."""
@@ -32,19 +33,30 @@ class NextHops:
         before = self._in_use.get(neighbour)
         if hop != before:
             self._in_use[neighbour] = hop
+            self._former.pop(hop, None)
             if before is not None and before.ifindex != hop.ifindex:
-                self._former.add(before)
+                self._former[before] = False
         return hop
 
     def give_up_former(self) -> None:
         """Entries have been redirected: what was sent by an interface that is down since does not
         wait there any longer."""
         for hop in list(self._former):
-            link = self._network.links.get(hop.ifindex)
-            if link is None or link.up:  # up: it may be, or come to be, in use again
-                self._former.remove(hop)
-            else:
-                forget_neighbour(hop)
+            self._give_up(hop)
+
+    def links_changed(self) -> None:
+        """An interface may have been down already when entries were redirected: its news is read
+        later than the kernel tells of another way."""
+        for hop in [one for one, given_up in self._former.items() if not given_up]:
+            self._give_up(hop)
+
+    def _give_up(self, hop: NextHop) -> None:
+        link = self._network.links.get(hop.ifindex)
+        if link is None or (link.up and self._former[hop]):  # it may come to be in use again
+            del self._former[hop]
+        elif not link.up:
+            forget_neighbour(hop)
+            self._former[hop] = True
 
     def note(self, entries: Iterable[Entry]) -> None:
         """These entries are in the kernel already."""
@@ -66,7 +78,9 @@ class NextHops:
 
     def have_moved(self, moved: dict[Address, NextHop], sessions: Iterable[Session]) -> None:
         """All entries of *sessions*, and there are no others, go the new ways."""
-        self._former.update(self._in_use[host] for host in moved)
+        for host, hop in moved.items():
+            self._former.pop(hop, None)
+            self._former[self._in_use[host]] = False
         self.give_up_former()
         in_use = {flow.dst for session in sessions for flow in _outward(session)}
         self._in_use = {host: hop for host, hop in (self._in_use | moved).items() if host in in_use}

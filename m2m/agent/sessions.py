@@ -329,6 +329,7 @@ class Sessions:
         await self._follow_routes()
 
     async def _follow_routes(self) -> None:
+        self._next_hops.links_changed()
         moved = self._next_hops.moved()
         if not moved:
             return
