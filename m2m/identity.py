@@ -20,10 +20,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 
 from m2m.errors import ConfigError
 
-__all__ = ["ANONYMOUS", "DEVICE_SIZE", "PROOF_SIZE", "Identity"]
+__all__ = ["ANONYMOUS", "DEVICE_SIZE", "KEY_SIZE", "PROOF_SIZE", "Identity", "proof_by"]
 
 DEVICE_SIZE = 32
 PROOF_SIZE = 16
+KEY_SIZE = 32
 
 ANONYMOUS = bytes(DEVICE_SIZE)
 """No device: nothing can be proved to it, or by it."""
@@ -77,11 +78,16 @@ class Identity:
             self.prove(device, session, content), proof
         )
 
+    def session_key(self, device: bytes, session: int) -> bytes:
+        """The key by which this host and *device* prove things about the session to each other,
+        :data:`KEY_SIZE` bytes: to be given away with the session, and never otherwise."""
+        return hmac.digest(
+            self._shared(device), b"m2m session" + session.to_bytes(8, "big"), "sha256"
+        )
+
     def _derive(self, device: bytes, session: int) -> tuple[hashlib._Hash, hashlib._Hash]:
         """The session's key, as the two hashes of HMAC begin with it (RFC 2104 §4)."""
-        key = hmac.digest(
-            self._shared(device), b"m2m session" + session.to_bytes(8, "big"), "sha256"
-        ).ljust(_BLOCK, b"\0")
+        key = self.session_key(device, session).ljust(_BLOCK, b"\0")
         return hashlib.sha256(key.translate(_INNER)), hashlib.sha256(key.translate(_OUTER))
 
     def _exchange(self, device: bytes) -> bytes:
@@ -95,6 +101,11 @@ class Identity:
 
     def __reduce__(self) -> str:
         raise TypeError("an Identity is not to be pickled or copied into anything that is stored")
+
+
+def proof_by(key: bytes, content: bytes) -> bytes:
+    """What whoever has the session's *key* can make of *content*."""
+    return hmac.digest(key, content, "sha256")[:PROOF_SIZE]
 
 
 def _read(path: Path) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypeAlias
 
+from m2m.protocol.deed import Deed
 from m2m.protocol.events import Timer
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Entry, Hook, SessionView
@@ -200,6 +201,45 @@ class Rebound(NamedTuple):
     here: bool  # whether it is this host that has moved
 
 
+class GiveDeeds(NamedTuple):
+    """Put these where the host that takes over will find them. Answered by DeedsGiven."""
+
+    request: int
+    deeds: tuple[Deed, ...]
+
+
+class NotHanded(NamedTuple):
+    """Nothing is handed over (for whoever has asked)."""
+
+    request: int
+    why: str
+
+
+class Refrain(NamedTuple):
+    """Send nothing of these flows for a second, whatever their sockets say: drop it."""
+
+    flows: tuple[Flow, ...]
+
+
+class HandedOver(NamedTuple):
+    """A session has left this host without an end (for reports). Its note stays."""
+
+    view: SessionView
+
+
+class Taken(NamedTuple):
+    """A TakeOver is done, but for these sessions (for whoever has asked)."""
+
+    request: int
+    refused: tuple[tuple[int, str], ...]
+
+
+class Forget(NamedTuple):
+    """The notes of these sessions are of no use any more."""
+
+    sessions: tuple[int, ...]
+
+
 class Switched(NamedTuple):
     """Packets towards the server take the new path from now on (for reports)."""
 
@@ -232,4 +272,5 @@ Command: TypeAlias = (
     | Accept | Withdraw | Redirect | Count | Hold | Resume | WatchAck | WatchCount
     | ExportState | ImportState | ReleaseState | Switched | ChangeDone | ChangeRefused
     | Rehome | Keep | Rebound
+    | GiveDeeds | NotHanded | Refrain | HandedOver | Taken | Forget
 )  # fmt: skip

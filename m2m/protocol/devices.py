@@ -5,15 +5,15 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from m2m.identity import DEVICE_SIZE
+from m2m.identity import ANONYMOUS, DEVICE_SIZE
 from m2m.protocol.flow import Flow
 from m2m.protocol.rebind import End
 from m2m.protocol.session import Session
 from m2m.protocol.translation import Position
 
 __all__ = [
-    "MAX_NUMBER", "NOTE_SIZE", "device_of", "has_moved", "note_of", "number_of", "read_note",
-    "set_device", "set_number", "set_rebound",
+    "MAX_NUMBER", "NOTE_SIZE", "device_of", "has_moved", "is_open", "note_of", "number_of",
+    "open_note_of", "read_note", "set_device", "set_number", "set_rebound",
 ]  # fmt: skip
 
 _NOTE = struct.Struct(f"!{DEVICE_SIZE}s{DEVICE_SIZE}sII")
@@ -59,6 +59,18 @@ def set_rebound(session: Session, end: End, leg: Flow) -> None:
 def note_of(session: Session) -> bytes:
     """What is kept of this in the kernel, :data:`NOTE_SIZE` bytes."""
     return _NOTE.pack(session.client, session.server, *session.moves)
+
+
+def open_note_of(session: Session, end: End) -> bytes:
+    """The same of an end that is being handed over, here or to here: whose it is, is left open."""
+    devices = [session.client, session.server]
+    devices[end] = ANONYMOUS
+    return _NOTE.pack(*devices, *session.moves)
+
+
+def is_open(note: bytes, *ends: End) -> bool:
+    """Whether a note leaves open whose one of these *ends* is."""
+    return len(note) == NOTE_SIZE and ANONYMOUS in (_NOTE.unpack(note)[end] for end in ends)
 
 
 def read_note(session: Session, note: bytes) -> None:

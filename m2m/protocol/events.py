@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 from m2m.identity import ANONYMOUS
+from m2m.protocol.deed import Deed
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Entry, Hook, SessionView, Toward
 from m2m.protocol.update import Mode, Step
@@ -21,6 +22,7 @@ class Timer(IntEnum):
     # Of all sessions together; set for session 0.
     MOVE = 3
     FADE = 4  # old names of legs
+    HAND = 5  # sessions handed over, and such as wait to be led here
 
 
 class Route(NamedTuple):
@@ -212,8 +214,42 @@ class StateImported(NamedTuple):
     ok: bool
 
 
+class HandOver(NamedTuple):
+    """The ends of these sessions, which are here, are to be another host's: all, or none."""
+
+    request: int
+    sessions: tuple[int, ...]
+
+
+class DeedsGiven(NamedTuple):
+    """The answer to GiveDeeds: whether they are where they will be found."""
+
+    request: int
+    ok: bool
+
+
+class TakeOver(NamedTuple):
+    """The ends that these deeds are about are to be this host's. Routes lead to their hops."""
+
+    request: int
+    deeds: tuple[tuple[Deed, Route], ...]
+
+
+class LeadHere(NamedTuple):
+    """Sockets for these sessions, which have been taken over, are here: packets may come."""
+
+    sessions: tuple[int, ...]
+
+
+class HandedBefore(NamedTuple):
+    """An earlier agent of this host has handed these over, some time ago."""
+
+    sessions: tuple[int, ...]
+
+
 Event: TypeAlias = (
     Opened | Received | TimerFired | InstallFailed | Ended | Adopted
     | ChangeWanted | RequestWanted | Redirected | Counted | Holding | Resumed | HoldOverflow
     | Acked | Reached | StateExported | StateImported | Moved | Rehomed
+    | HandOver | DeedsGiven | TakeOver | LeadHere | HandedBefore
 )  # fmt: skip

@@ -14,9 +14,21 @@ import msgspec
 from m2m.identity import ANONYMOUS, Identity
 from m2m.protocol.change import Change, Commands, Part
 from m2m.protocol.commands import Command, Withdraw
-from m2m.protocol.devices import read_note
-from m2m.protocol.events import Adopted, Moved, Received, Rehomed, Timer
+from m2m.protocol.devices import is_open, read_note
+from m2m.protocol.events import (
+    Adopted,
+    DeedsGiven,
+    HandedBefore,
+    HandOver,
+    LeadHere,
+    Moved,
+    Received,
+    Rehomed,
+    TakeOver,
+    Timer,
+)
 from m2m.protocol.flow import Address, Flow
+from m2m.protocol.handing import Handing
 from m2m.protocol.moving import Moving
 from m2m.protocol.ports import PortAllocator
 from m2m.protocol.rebind import End, Rebind, Rebound
@@ -41,21 +53,27 @@ class Mobility:
         register: Register,
         claim: Callable[[Commands, Session, Flow], None],
         over: Callable[[Commands, Session, Flow], None],
+        probe: float,
     ) -> None:
         """*devices* tells whose device is at an address; *claim* gets a left leg out of the hands
         of any other session that had it; *over* ends a session whose hop does not know it by this
-        leg."""
+        leg; *probe*: see :class:`~m2m.protocol.steps.Settings`."""
         self.counts: Counter[str] = Counter()
         self._device = identity.device
         self._ports = ports
         self._batches = Batches()
         self._fading = Fading(register, ports)
         self._moving = Moving(
-            identity, devices, ports, register, self._fading, self._batches, over, self.counts
-        )
+            identity, devices, ports, register, self._fading, self._batches, over,
+            lambda out, session: self.handing.void(out, session), self.counts,
+        )  # fmt: skip
+        self.handing = Handing(
+            identity, devices, ports, register, self._batches, self._moving, self.closing, probe,
+            self.counts,
+        )  # fmt: skip
         self._rebinding = Rebinding(
             identity, ports, register, self._fading, self._batches, claim, self._present,
-            self.counts,
+            self.handing.has_handed, self.counts,
         )  # fmt: skip
 
     # -- what is known ------------------------------------------------------------------
@@ -80,7 +98,7 @@ class Mobility:
 
     def ports_in_use(self) -> int:
         """How many pairs of ports names of legs have that are not the legs' own."""
-        return self._moving.ports_in_use() + self._fading.ports_in_use()
+        return sum(part.ports_in_use() for part in (self._moving, self._fading, self.handing))
 
     def today(self, event: Received) -> Received:
         """The same, with the present name of the leg that it is about."""
@@ -135,8 +153,26 @@ class Mobility:
         out: Commands = []
         if timer is Timer.MOVE:
             self._moving.tick(out)
+        elif timer is Timer.HAND:
+            self.handing.tick(out)
         else:
             self._fading.tick(out)
+        return out
+
+    def handed(self, event: HandOver | DeedsGiven | TakeOver | LeadHere | HandedBefore) -> Commands:
+        """A process moves, and its sessions with it."""
+        out: Commands = []
+        match event:
+            case HandOver():
+                self.handing.hand_over(out, event)
+            case DeedsGiven():
+                self.handing.given(out, event)
+            case TakeOver():
+                self.handing.take_over(out, event)
+            case LeadHere():
+                self.handing.lead_here(out, event)
+            case HandedBefore():
+                self.handing.handed_before(out, event)
         return out
 
     # -- sessions -----------------------------------------------------------------------
@@ -144,6 +180,8 @@ class Mobility:
     def adopted(self, out: Commands, session: Session, event: Adopted) -> None:
         """A restarted agent has found what was kept of a session, and other names of its legs."""
         read_note(session, event.note)
+        end = _own_end(session)
+        being_handed = end is not None and is_open(event.note, end)
         if session.left is None:
             session.client = self._device
         elif session.right is None:
@@ -163,8 +201,8 @@ class Mobility:
                 ours.append(name)
             else:
                 self._fading.found(out, session, name, now, left=left)
-        if ours:
-            self._moving.found(out, session, ours)
+        if ours or being_handed:
+            self._moving.found(out, session, ours, is_open=being_handed)
 
     def unused(self, out: Commands, session: Session, leg: Flow) -> bool:
         """*leg*, a left leg that this session has for another's, may only be an old name: then it
@@ -175,7 +213,15 @@ class Mobility:
         """The session ends: what accepts packets by other names of its legs goes first."""
         if self._moving:
             self._moving.closing(out, session)
+        self.handing.closing(session)
         self._fading.closing(out, session)
+
+
+def _own_end(session: Session) -> End | None:
+    """The end of the session that this host is."""
+    if session.left is None:
+        return End.CLIENT
+    return End.SERVER if session.right is None else None
 
 
 def follow_ends(session: Session, change: Change, event: Received) -> None:

@@ -7,37 +7,47 @@ A leg whose move is not confirmed keeps its name, and nothing else is said about
 
 from __future__ import annotations
 
+import hmac
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
-from m2m.identity import ANONYMOUS, Identity
+from m2m.identity import ANONYMOUS, Identity, proof_by
 from m2m.protocol.change import Commands, Part
 from m2m.protocol.commands import Command, Keep, Send, SetTimer, Withdraw
 from m2m.protocol.commands import Rebound as Told
-from m2m.protocol.devices import MAX_NUMBER, note_of, number_of, set_number
+from m2m.protocol.devices import MAX_NUMBER, note_of, number_of, open_note_of, set_number
 from m2m.protocol.events import Moved, Received, Route, Timer
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.ports import PortAllocator, PortsExhausted
-from m2m.protocol.rebind import MAX_LEGS, End, Leg, Rebind, Rebound, Result, flow_of
+from m2m.protocol.rebind import MAX_LEGS, Bound, End, Leg, Rebind, Rebound, Result, flow_of
 from m2m.protocol.register import Register
 from m2m.protocol.renaming import Batches, Fading, Outcome, Rehoming, Renaming, rows_of
 from m2m.protocol.session import Role, Session, State
 from m2m.protocol.wire import Challenge, Fin, FinAck, Rst
 
-__all__ = ["Moving"]
+__all__ = ["Moving", "Title"]
 
 _STANDING: Final = (State.ESTABLISHED, State.ADOPTED)
 _RETRY = 0.02  # s before a REBIND is sent again; doubles
 _RETRY_MAX = 1.0
 
 
+class Title(NamedTuple):
+    """By what a host proves that another's session is its own: what the hop calls the leg, and the
+    key that the session has between that other host and the hop. Valid for one move."""
+
+    leg: Flow
+    key: bytes
+
+
 class _Move:
     """One leg on its way to another name."""
 
     __slots__ = (
-        "device", "end", "hop", "leg", "names", "new", "number", "ready", "session", "turn",
+        "device", "end", "hop", "is_open", "leg", "names", "new", "number", "ready", "session",
+        "title", "turn",
     )  # fmt: skip
 
     def __init__(self, session: Session, end: End, leg: Flow, new: Flow, number: int) -> None:
@@ -51,6 +61,8 @@ class _Move:
         self.device = ANONYMOUS  # the hop's, to which the last REBIND was proved
         self.names: list[Flow] = []  # proposed earlier; the hop may know the leg by one of these
         self.turn = 0
+        self.title: Title | None = None  # of a session that has been another host's
+        self.is_open = False  # whether the session is this host's, or another's by now
 
     @property
     def key(self) -> tuple[int, Address]:
@@ -66,6 +78,8 @@ class _Move:
 
     def former(self) -> Flow:
         """What the hop may call the leg: at each repetition another of the possible names."""
+        if self.title is not None:
+            return self.title.leg
         names = [self.leg, *self.names]
         return names[self.turn % len(names)]
 
@@ -82,10 +96,11 @@ class Moving:
         fading: Fading,
         batches: Batches,
         over: Callable[[Commands, Session, Flow], None],
+        void: Callable[[Commands, Session], None],
         counts: Counter[str],
     ) -> None:
         """*devices* tells whose device is at an address; *over* ends a session whose hop does not
-        know it by this leg."""
+        know it by this leg; *void* lets go of one that turns out to be another host's."""
         self._identity = identity
         self._devices = devices
         self._ports = ports
@@ -93,6 +108,7 @@ class Moving:
         self._fading = fading
         self._batches = batches
         self._over = over
+        self._void = void
         self._counts = counts
         self._moves: dict[tuple[int, Address], _Move] = {}
         self._delay = 0.0  # s; 0: no timer is set
@@ -182,21 +198,37 @@ class Moving:
                         begun.append(move)
         if begun:
             # Before anybody hears of a number: a restarted agent must not use it for another move.
-            out.append(Keep(tuple((move.session.id, note_of(move.session)) for move in begun)))
+            out.append(Keep(tuple((move.session.id, _note_of(move)) for move in begun)))
             self._delay = 0.0
             self._prepare(out, begun)
             self._arm(out)
 
-    def found(self, out: Commands, session: Session, names: list[Flow]) -> None:
+    def found(
+        self, out: Commands, session: Session, names: list[Flow], *, is_open: bool = False
+    ) -> None:
         """A restarted agent has found other names of an end's leg: nobody knows by which of these
-        the hop calls it. So it moves to where it is."""
+        the hop calls it. So it moves to where it is. *is_open*: the session was being handed over;
+        the hop tells whose it is."""
         end, leg = next(_own_legs(session))
         set_number(session, end, number_of(session, end) + 1)
         move = _Move(session, end, leg, leg, number_of(session, end))
-        move.names, move.ready = names, True
+        move.names, move.ready, move.is_open = names, True, is_open
         self._moves[move.key] = move
-        out.append(Keep(((session.id, note_of(session)),)))
+        out.append(Keep(((session.id, _note_of(move)),)))
         self._delay = 0.0
+        self._arm(out)
+
+    def lead(self, out: Commands, taken: Iterable[tuple[Session, Title]]) -> None:
+        """Sessions of other hosts are to be led here, where everything is ready for them."""
+        begun = []
+        for session, title in taken:
+            end, leg = next(_own_legs(session))
+            move = _Move(session, end, leg, leg, number_of(session, end))
+            move.title, move.ready, move.is_open = title, True, True
+            self._moves[move.key] = move
+            begun.append(move)
+        self._delay = 0.0
+        self._tell(out, begun)
         self._arm(out)
 
     def _begin(
@@ -205,6 +237,8 @@ class Moving:
         before = self._moves.get((session.id, _hop(end, leg)))
         if before is not None and _own(end, before.new) == route.source:
             return None  # that is where it is going already
+        if before is not None and before.title is not None:
+            return None  # it is valid for that move alone; the next news of the network come later
         if before is None and _own(end, leg) == route.source:
             return None
         new = self._name(session, end, leg, before, route.source)
@@ -221,6 +255,7 @@ class Moving:
         if before is not None:
             known += [*before.names, before.new]
         move.names = [name for name in known if name != new]
+        move.is_open = before is not None and before.is_open
         self._moves[move.key] = move
         return move
 
@@ -283,13 +318,18 @@ class Moving:
         device = self._devices.get(hop, ANONYMOUS)
         for move in moves:
             move.device = device
-        if device == ANONYMOUS:
+        if device == ANONYMOUS and not any(move.title for move in moves):
             return bare  # the answer tells
         proved = tuple(
-            Leg(*leg[:-1], self._identity.prove(device, leg.session, bare.content(leg)))
-            for leg in legs
+            Leg(*leg[:-1], self._prove(move, leg, bare.content(leg)))
+            for move, leg in zip(moves, legs, strict=True)
         )
         return Rebind(bare.session, old, new, hop, bare.device, proved)
+
+    def _prove(self, move: _Move, leg: Leg, content: bytes) -> bytes:
+        if move.title is not None:
+            return proof_by(move.title.key, content)
+        return self._identity.prove(move.device, leg.session, content)
 
     def tick(self, out: Commands) -> None:
         """Tell again, unless the hop is busy with them: it answers one batch after the other."""
@@ -327,21 +367,23 @@ class Moving:
                 continue
             mine = bound.number == move.number
             if bound.result is Result.UNPROVEN:
-                if mine and move.device != device:  # the hop's was not known yet, or is another
-                    again.append(move)
+                if mine and move.title is None and move.device != device:
+                    again.append(move)  # the hop's was not known yet, or is another
+                elif mine and move.is_open:
+                    self._is_void(out, move)
             elif bound.result is Result.UNKNOWN:
                 if mine:
                     self._counts["unknown to the hop"] += 1
                     self._over(out, move.session, move.leg)
-            elif not self._identity.proves(
-                device, bound.session, message.content(bound), bound.proof
-            ):
+            elif not self._answers(move, device, bound, message.content(bound)):
                 self._counts["unproven answer"] += 1
+            elif bound.result is Result.OLD and move.title is not None:
+                self._is_void(out, move)
             elif bound.result is Result.OLD:
                 if move.number <= bound.number < MAX_NUMBER:  # this agent has forgotten its moves
                     move.number = bound.number + 1
                     set_number(move.session, move.end, move.number)
-                    out.append(Keep(((bound.session, note_of(move.session)),)))
+                    out.append(Keep(((bound.session, _note_of(move)),)))
                     again.append(move)
             elif bound.result is Result.DONE and mine and _own(move.end, move.new) == message.new:
                 self._take_ports(move, bound.ports)
@@ -349,6 +391,19 @@ class Moving:
         self._heard |= bool(confirmed)
         self._tell(out, again)
         self._confirm(out, confirmed)
+
+    def _answers(self, move: _Move, device: bytes, bound: Bound, content: bytes) -> bool:
+        """Whether it is the hop that says so: to this host, or to the one that had the session."""
+        if self._identity.proves(device, bound.session, content, bound.proof):
+            return True
+        title = None if bound.result is Result.DONE else move.title
+        return title is not None and hmac.compare_digest(proof_by(title.key, content), bound.proof)
+
+    def _is_void(self, out: Commands, move: _Move) -> None:
+        """The session is another host's: that one's agent has been faster, or this agent's file of
+        deeds is an old one."""
+        self._counts["deed void"] += 1
+        self._void(out, move.session)
 
     def _take_ports(self, move: _Move, ports: tuple[int, int]) -> None:
         """The left host of a leg decides about its ports."""
@@ -385,7 +440,9 @@ class Moving:
         for name in (move.leg, *move.names):
             if name != move.new:
                 self._fading.begin(out, renaming, name)
-        self._counts["moved"] += 1
+        if move.is_open:
+            out.append(Keep(((move.session.id, note_of(move.session)),)))
+        self._counts["moved" if move.title is None else "taken over"] += 1
         out.append(Told(move.session.view, move.new, here=True))
 
     # -- the session ends ---------------------------------------------------------------
@@ -403,6 +460,11 @@ class Moving:
                 out.append(Withdraw(move.session.id, rows))
                 if move.end is End.CLIENT:
                     self._ports.release(name)
+
+
+def _note_of(move: _Move) -> bytes:
+    """What a restarted agent has to know of the session until the move is confirmed."""
+    return open_note_of(move.session, move.end) if move.is_open else note_of(move.session)
 
 
 def _own_legs(session: Session) -> Iterator[tuple[End, Flow]]:

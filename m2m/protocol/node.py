@@ -27,11 +27,15 @@ from m2m.protocol.events import (
     Adopted,
     ChangeWanted,
     Counted,
+    DeedsGiven,
     Ended,
     Event,
+    HandedBefore,
+    HandOver,
     Holding,
     HoldOverflow,
     InstallFailed,
+    LeadHere,
     Moved,
     Opened,
     Reached,
@@ -43,6 +47,7 @@ from m2m.protocol.events import (
     Route,
     StateExported,
     StateImported,
+    TakeOver,
     Timer,
     TimerFired,
 )
@@ -162,6 +167,8 @@ class Node:
         return out
 
     def _received(self, event: Received) -> Commands:
+        if self._is_handed(event):
+            return []
         event = self.mobility.today(event)
         if self.mobility.is_strange(event):
             return []
@@ -174,6 +181,13 @@ class Node:
             if done is not None
             else _RECEIVERS.get(type(event.message), Node._not_ours)(self, event)
         )
+
+    def _is_handed(self, event: Received) -> bool:
+        """Whether this is about a session that another host is to have: whatever this host says
+        would end it. A batch of moved legs is looked at leg by leg."""
+        number = getattr(event.message, "session", 0)
+        handed = self.mobility.handing.has_handed(number)
+        return handed and not isinstance(event.message, Rebind | Rebound)
 
     def _not_ours(self, _event: Received) -> Commands:
         return []  # PATHREQ, PATHREP and CHALLENGE are the shell's
@@ -474,6 +488,10 @@ _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {
     Reached: lambda node, event: node._migration.reached(event),
     StateExported: lambda node, event: node._migration.exported(event),
     StateImported: lambda node, event: node._migration.imported(event),
+    **dict.fromkeys(
+        (HandOver, DeedsGiven, TakeOver, LeadHere, HandedBefore),
+        lambda node, event: node.mobility.handed(event),
+    ),
 }
 _RECEIVERS: Final[dict[type, Callable[[Node, Received], Commands]]] = {
     Syn: Node._syn,
@@ -485,4 +503,4 @@ _RECEIVERS: Final[dict[type, Callable[[Node, Received], Commands]]] = {
     Rebind: lambda node, event: node.mobility.rebind(event),
     Rebound: lambda node, event: node.mobility.rebound(event),
 }
-_OF_MOVES: Final = frozenset((Timer.MOVE, Timer.FADE))
+_OF_MOVES: Final = frozenset((Timer.MOVE, Timer.FADE, Timer.HAND))

@@ -49,10 +49,12 @@ class Rebinding:
         batches: Batches,
         claim: Callable[[Commands, Session, Flow], None],
         name_today: Callable[[int, Flow], Flow | None],
+        handed: Callable[[int], bool],
         counts: Counter[str],
     ) -> None:
         """*claim* gets a left leg out of the hands of any other session that had it; *name_today*
-        tells what another name of a session's leg stands for."""
+        tells what another name of a session's leg stands for; *handed*, whether this host has
+        handed a session over."""
         self._identity = identity
         self._ports = ports
         self._register = register
@@ -60,6 +62,7 @@ class Rebinding:
         self._batches = batches
         self._claim = claim
         self._name_today = name_today
+        self._handed = handed
         self._counts = counts
 
     def rebind(self, out: Commands, event: Received) -> None:
@@ -96,26 +99,41 @@ class Rebinding:
         """The session that is to follow and its leg, or the answer if there is nothing to be
         done."""
         session = self._register.get(leg.session)
+        if session is None and self._handed(leg.session):
+            return _answer(leg, Result.FAILED)  # whoever has it now will hear of it there
         if session is None or session.state is State.CLOSING:
             self._counts["rebind unknown"] += 1
             return _answer(leg, Result.UNKNOWN)
         device = device_of(session, leg.end)
+        present = self._present(session, leg, old, new)
+        if device == message.device:
+            # Whoever has taken it over goes on to prove this by the key that was valid until then.
+            done = self._done(session, message, leg, present)
+            if done is not None:
+                return done
         if not self._identity.proves(device, session.id, message.content(leg), leg.proof):
             self._counts["rebind unproven"] += 1
             return _answer(leg, Result.UNPROVEN)
         last = number_of(session, leg.end)
-        present = self._present(session, leg, old, new)
         if leg.number < last or leg.number > MAX_NUMBER:
             self._counts["rebind old"] += 1
             return _answer(leg, Result.OLD, number=last)
-        if leg.number == last:  # the answer was lost
-            if present is None or _mover(leg.end, present) != message.new:
-                self._counts["rebind old"] += 1
-                return _answer(leg, Result.OLD, number=last)
-            return _answer(leg, Result.DONE, ports=(present.sport, present.dport))
+        if leg.number == last:  # of another address, or device
+            self._counts["rebind old"] += 1
+            return _answer(leg, Result.OLD, number=last)
         if session.state not in _STANDING or present is None:
             return _answer(leg, Result.FAILED)
         return session, present
+
+    def _done(
+        self, session: Session, message: Rebind, leg: Leg, present: Flow | None
+    ) -> Bound | None:
+        """The answer to this very move, if it has been made and the answer was lost: to say so
+        again changes nothing."""
+        same = leg.number == number_of(session, leg.end)
+        if not same or present is None or _mover(leg.end, present) != message.new:
+            return None
+        return _answer(leg, Result.DONE, ports=(present.sport, present.dport))
 
     def _present(self, session: Session, leg: Leg, old: Flow, new: Flow) -> Flow | None:
         """The leg that is meant: by the name it has, has had a moment ago, or was to get; or the

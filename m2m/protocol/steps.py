@@ -85,7 +85,9 @@ class Steps:
         self._settings = settings
         self._ports = ports
         self._register = register
-        self.mobility = Mobility(identity, devices, ports, register, self.claim, self._unknown)
+        self.mobility = Mobility(
+            identity, devices, ports, register, self.claim, self._unknown, settings.probe
+        )
         self.migration = Migration(
             settings.update, ports, register, rng, self.take, admit, self.claim,
             self.mobility.closing,

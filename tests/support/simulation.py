@@ -25,11 +25,14 @@ from m2m.protocol.commands import (
     Command,
     Count,
     ExportState,
+    Forget,
+    GiveDeeds,
     Hold,
     ImportState,
     Install,
     Keep,
     Redirect,
+    Refrain,
     Refuse,
     Rehome,
     ReleaseState,
@@ -42,11 +45,15 @@ from m2m.protocol.commands import (
     WatchCount,
     Withdraw,
 )
+from m2m.protocol.deed import Deed
+from m2m.protocol.devices import is_open
 from m2m.protocol.events import (
     Adopted,
     Counted,
+    DeedsGiven,
     Ended,
     Event,
+    HandedBefore,
     Holding,
     InstallFailed,
     Moved,
@@ -64,6 +71,7 @@ from m2m.protocol.events import (
 from m2m.protocol.flow import Address, Flow, Proto, parse_address
 from m2m.protocol.node import Node, Settings
 from m2m.protocol.ports import PortAllocator
+from m2m.protocol.rebind import End
 from m2m.protocol.session import State
 from m2m.protocol.translation import (
     Action,
@@ -168,6 +176,8 @@ class Host:
         self.up = False
         self.failing_installs = 0
         self.failing_redirects = 0
+        self.failing_writes = 0  # of deeds
+        self.killed_after_writing = False
         self.timers: dict[int, int] = {}  # session -> number of its latest setting
         self.other_timers: dict[tuple[int, Timer], int] = {}  # of changes and requests
         self.verdicts: list[Command] = []
@@ -189,6 +199,12 @@ class Host:
         self.node = Node(
             self.world.settings, self.ports, rng, identity, self.association.devices
         )  # fmt: skip
+        before = [
+            number
+            for number, note in self.kernel.notes.items()
+            if number not in self.kernel.sessions() and is_open(note, *End)
+        ]
+        self.carry_out(self.node.handle(HandedBefore(tuple(before))))
         for number, entries in self.kernel.sessions().items():
             kept, moved = without_moved(entries)
             note = self.kernel.notes.get(number, b"")
@@ -266,6 +282,23 @@ class Host:
                     self.world.after(delay, lambda s=session, t=timer, n=number: self.fire(s, t, n))
                 case CancelTimer(session, timer):
                     self.set_timer(session, timer, None)
+                case GiveDeeds(request, deeds):
+                    if self.failing_writes:
+                        self.failing_writes -= 1
+                        answers.append(DeedsGiven(request, ok=False))
+                        continue
+                    self.world.deeds += deeds
+                    if self.killed_after_writing:
+                        self.killed_after_writing = False
+                        self.kill_agent()
+                        return
+                    answers.append(DeedsGiven(request, ok=True))
+                case Refrain(flows):
+                    for flow in flows:
+                        kernel.entries.pop((Hook.OUT, flow), None)
+                case Forget(sessions):
+                    for session in sessions:
+                        kernel.notes.pop(session, None)
                 case _:
                     self.told.append(command)
         for answer in answers:
@@ -413,6 +446,9 @@ class World:
         self.others = [Host(self, index) for index in range(last, last + others)]
         self._by_address = {host.address: host for host in (*self.hosts, *self.others)}
         self.client, self.server = self.hosts[0], self.hosts[-1]
+        # What sessions begin with, and keep, whoever is the client or the server later on.
+        self.first = self.client.address, self.server.address
+        self.deeds: list[Deed] = []
 
     # -- time and messages --------------------------------------------------------------
 
@@ -457,7 +493,8 @@ class World:
 
     def flow(self, number: int) -> Flow:
         proto = Proto.UDP if number % 3 == 2 else Proto.TCP
-        return Flow(proto, self.client.address, 40000 + number, self.server.address, 80)
+        client, server = self.first
+        return Flow(proto, client, 40000 + number, server, 80)
 
     def chain(self) -> tuple[Hop, ...]:
         middle = tuple(
@@ -475,7 +512,7 @@ class World:
     def trace(self, flow: Flow) -> tuple[list[Host], Flow] | None:
         """Where a packet of *flow* (either direction) ends up by the kernels' tables, and what
         it looks like there; None when nothing steers it or it is lost on the way."""
-        host = self.server if flow.src == self.server.address else self.client
+        host = self.server if flow.src == self.first[1] else self.client
         passed, packet = [host], flow
         entry = host.kernel.entries.get((Hook.OUT, packet))
         while entry is not None:
