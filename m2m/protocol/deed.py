@@ -46,6 +46,11 @@ class Deed(NamedTuple):
         return self.moves[self.end] + 1
 
     @property
+    def device(self) -> bytes:
+        """Of the host that it comes from."""
+        return self.client if self.end is End.CLIENT else self.server
+
+    @property
     def address(self) -> Address:
         """The address that sockets at this end use."""
         return self.supersession.src if self.end is End.CLIENT else self.supersession.dst

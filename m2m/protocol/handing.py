@@ -91,12 +91,19 @@ class _Gone:
 class _Waiting:
     """A session that has been taken over, and is not led here yet."""
 
-    __slots__ = ("age", "session", "title")
+    __slots__ = ("age", "gone", "session", "title")
 
-    def __init__(self, session: Session, title: Title) -> None:
+    def __init__(self, session: Session, title: Title, gone: _Gone | None) -> None:
         self.session = session
         self.title = title
+        self.gone = gone  # it had been handed over here, and comes back
         self.age = 0.0
+
+    @property
+    def other_ports(self) -> Flow | None:
+        """Ports of its leg as the hop knows it, unless these are what it is called here."""
+        ports = None if self.gone is None else self.gone.ports
+        return None if ports == self.session.right else ports
 
 
 class Handing:
@@ -142,7 +149,9 @@ class Handing:
 
     def ports_in_use(self) -> int:
         """How many pairs of ports are kept of sessions that have gone."""
-        return sum(gone.ports is not None for gone in self._gone.values())
+        return sum(gone.ports is not None for gone in self._gone.values()) + sum(
+            one.other_ports is not None for one in self._waiting.values()
+        )
 
     # -- who has them -------------------------------------------------------------------
 
@@ -251,10 +260,6 @@ class Handing:
     def _admit(self, deed: Deed, route: Route) -> _Waiting:
         """Raises :exc:`~m2m.protocol.ports.PortsExhausted`."""
         leg = self._leg(deed, route.source)
-        gone = self._gone.pop(deed.session, None)  # it comes back
-        if gone is not None and gone.ports not in (None, leg):
-            assert gone.ports is not None
-            self._ports.release(gone.ports)
         is_client = deed.end is End.CLIENT
         session = Session(
             deed.session, Position.CLIENT if is_client else Position.SERVER, State.ESTABLISHED,
@@ -267,11 +272,18 @@ class Handing:
         set_device(session, deed.end, self._identity.device)
         set_number(session, deed.end, deed.number)
         self._register.list(session)
-        return _Waiting(session, Title(deed.leg, deed.key))
+        gone = self._gone.pop(session.id, None)
+        made = self._waiting[session.id] = _Waiting(session, Title(deed.leg, deed.key), gone)
+        return made
 
     def _leg(self, deed: Deed, own: Address) -> Flow:
-        """What the leg is to be called here: by the ports it has, where these are free."""
-        leg = flow_of(deed.end, deed.leg.proto, own, deed.hop, (deed.leg.sport, deed.leg.dport))
+        """What the leg is to be called here: by the ports it has, where these are free. One that
+        comes back is called what the hop calls it: all that a restarted agent has is that name."""
+        if deed.device == self._identity.device:
+            leg = deed.leg
+        else:
+            ports = deed.leg.sport, deed.leg.dport
+            leg = flow_of(deed.end, deed.leg.proto, own, deed.hop, ports)
         if deed.end is End.CLIENT:
             gone = self._gone.get(deed.session)
             if (gone is not None and gone.ports == leg) or self._ports.claim(leg):
@@ -290,13 +302,11 @@ class Handing:
         outcomes: list[Outcome],
     ) -> None:
         for one, outcome in zip(taken, outcomes, strict=True):
-            if outcome.ok:
-                self._waiting[one.session.id] = one
-            else:
+            if not outcome.ok:
                 why = "the datapath could not take its entries"
                 self._counts["take-over refused"] += 1
                 refused.append((one.session.id, why))
-                self.let_go(out, one.session, why)
+                self._let_go(out, one.session, why)
         out.append(Taken(request, tuple(refused)))
         self._arm(out)
 
@@ -304,29 +314,39 @@ class Handing:
         """Their sockets are there: have the hops send to this host."""
         found = [self._waiting.pop(one) for one in event.sessions if one in self._waiting]
         for one in found:
+            if one.other_ports is not None:
+                self._ports.release(one.other_ports)
             if one.session.role is Role.CLIENT:
                 one.session.delay = self._probe
                 out.append(SetTimer(one.session.id, one.session.delay))
         if found:
             self._moving.lead(out, [(one.session, one.title) for one in found])
 
-    def let_go(self, out: Commands, session: Session, why: str) -> None:
+    def void(self, out: Commands, session: Session) -> None:
+        """The hop says that the session is another host's."""
+        self._let_go(out, session, "another host has it")
+
+    def closing(self, session: Session) -> None:
+        """It ends."""
+        waiting = self._waiting.pop(session.id, None)
+        if waiting is not None and waiting.other_ports is not None:
+            self._ports.release(waiting.other_ports)
+
+    def _let_go(self, out: Commands, session: Session, why: str) -> None:
         """It is not this host's: take it out, and say nothing to anybody."""
-        self._waiting.pop(session.id, None)
+        waiting = self._waiting.pop(session.id, None)
+        gone = None if waiting is None else waiting.gone
         self._closing(out, session)
         out.append(Remove(session.view))
-        if session.right is not None:
+        if gone is not None and waiting is not None and session.right == waiting.title.leg:
+            gone.ports = session.right
+        elif session.right is not None:
             self._ports.release(session.right)
         self._forget(out, session)
         out.append(Closed(session.view, why))
-
-    def void(self, out: Commands, session: Session) -> None:
-        """The hop says that the session is another host's."""
-        self.let_go(out, session, "another host has it")
-
-    def closing(self, session: Session) -> None:
-        """It ends in another way."""
-        self._waiting.pop(session.id, None)
+        if gone is not None:  # as before
+            self._gone[session.id] = gone
+            out.append(Keep(((session.id, open_note_of(session, _end(session))),)))
 
     def _forget(self, out: Commands, session: Session) -> None:
         self._register.unlist(session)
@@ -354,7 +374,7 @@ class Handing:
         for waiting in list(self._waiting.values()):
             waiting.age += passed
             if waiting.age >= GOOD:
-                self.let_go(out, waiting.session, f"it was not led here within {GOOD:.0f} s")
+                self._let_go(out, waiting.session, f"it was not led here within {GOOD:.0f} s")
         flows = tuple(self._refrained())
         if flows:
             out.append(Refrain(flows))

@@ -305,17 +305,19 @@ class Moving:
                 out.append(Send(hop, self._rebind(chunk, old, new, hop)))
 
     def _rebind(self, moves: list[_Move], old: Address, new: Address, hop: Address) -> Rebind:
+        device = self._devices.get(hop, ANONYMOUS)
         legs = []
         for move in moves:
             former, proposed = move.former(), move.new
+            # That it is refused without a proof must not be mistaken for an answer to one.
+            asks = device == ANONYMOUS and move.is_open and move.title is None
             legs.append(
                 Leg(
-                    move.session.id, move.end, proposed.proto, move.number,
+                    move.session.id, move.end, proposed.proto, 0 if asks else move.number,
                     (former.sport, former.dport), (proposed.sport, proposed.dport),
                 )
             )  # fmt: skip
         bare = Rebind(legs[0].session, old, new, hop, self._identity.device, tuple(legs))
-        device = self._devices.get(hop, ANONYMOUS)
         for move in moves:
             move.device = device
         if device == ANONYMOUS and not any(move.title for move in moves):
