@@ -177,7 +177,7 @@ class Agent:
                 nursery.start_soon(self._tell_of_addresses, client)
                 answers = Answers(
                     config.name, self._role, sessions, self.paths, asking, self.transport.counters,
-                    client, "" if client is None else str(client.server),
+                    client, "" if client is None else str(client.server), self._key,
                 )  # fmt: skip
                 await nursery.start(control.serve, config.control_socket, answers)
                 await nursery.start(control.serve_nfs, config.nf_socket, answers)

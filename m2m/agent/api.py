@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -24,7 +25,8 @@ from m2m.protocol.flow import Flow, Proto, format_address, parse_address
 __all__ = [
     "AgentInfo", "ChangeReport", "ControlSource", "Direction", "Event", "EventKind", "FlowInfo",
     "HopReport", "InstanceInfo", "NfInfo", "PathInfo", "PolicyInfo", "PolicyRow", "Role",
-    "SessionInfo", "SessionState", "Stats", "UnknownSession", "describe_policy", "format_session",
+    "SessionInfo", "SessionState", "Stats", "TakenOver",
+    "UnknownSession", "describe_policy", "format_session",
     "parse_session",
 ]  # fmt: skip
 
@@ -251,6 +253,13 @@ class ChangeReport(msgspec.Struct, frozen=True):
     cause: str | None = None  # as the protocol names it, if it was the protocol's
 
 
+class TakenOver(msgspec.Struct, frozen=True):
+    """What became of a file of deeds."""
+
+    taken: tuple[str, ...]  # sessions whose sockets may be made now
+    refused: dict[str, str]  # others -> why not
+
+
 class Stats(msgspec.Struct, frozen=True):
     """Counters of one agent, each since it was started unless said otherwise."""
 
@@ -275,6 +284,7 @@ class EventKind(StrEnum):
     CHANGED = "changed"  # packets take another chain from now on; told by the host that leads
     UNCHANGED = "unchanged"  # a change that was asked for here was refused or undone
     MOVED = "moved"  # this host or its neighbour is an end that has moved
+    HANDED_OVER = "handed-over"  # its end here is to be another host's
     REFUSED = "refused"  # a chain could not be set up
     POLICY = "policy"  # a new set is in force
     SERVER = "server"  # the policy server went away or came back
@@ -319,6 +329,17 @@ class ControlSource(Protocol):
 
     async def end(self, session: int) -> None:
         """Tear the session down along its whole path. Raises :exc:`UnknownSession`."""
+
+    async def hand_over(self, sessions: Sequence[int], path: Path) -> None:
+        """Make the ends of these sessions another host's, by deeds in a new file. Raises
+        :exc:`M2MError` when they stay here."""
+
+    async def take_over(self, path: Path) -> TakenOver:
+        """Make them this host's. Raises :exc:`M2MError` when these are no deeds."""
+
+    async def lead_here(self, sessions: Sequence[int]) -> Sequence[str]:
+        """Have packets of these sessions, or of all that were taken over, come here; which ones.
+        Raises :exc:`M2MError`."""
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on. A reader that is too slow misses the oldest ones."""

@@ -1,15 +1,18 @@
 """The agent's Unix sockets, server side. What is said there is in :mod:`m2m.agent.dialogue`.
 
 Whoever may open the control socket (mode 0660, in a directory of mode 0750) may ask everything and
-end sessions. Network functions have a socket of their own, on which they can ask for changes about
-themselves and nothing else: give it, by its group, to those that may. Whether sessions may be
-changed by either is up to their policy.
+end sessions; only root may hand sessions over to other hosts and take them over from there: their
+files hold keys, and are where root says. Network functions have a socket of their own, on which
+they can ask for changes about themselves and nothing else: give it, by its group, to those that
+may. Whether sessions may be changed by either is up to their policy.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import socket
+import struct
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -37,7 +40,10 @@ from m2m.agent.dialogue import (
     End,
     EventItem,
     Failed,
+    HandOver,
     Item,
+    LeadHere,
+    LedItem,
     NfChange,
     NfRequest,
     PathItem,
@@ -46,6 +52,8 @@ from m2m.agent.dialogue import (
     SessionItem,
     Snapshot,
     StatsItem,
+    TakenItem,
+    TakeOver,
     Watch,
     order_of,
 )
@@ -57,6 +65,7 @@ __all__ = ["serve", "serve_nfs"]
 
 Each = TypeVar("Each")
 
+_UCRED = struct.Struct("=iII")  # pid, uid, gid
 _SHOWN = 5  # sessions that the answer to an unknown id names
 _BATCH = 64 << 10  # bytes of items written at once
 
@@ -93,7 +102,7 @@ async def _serve(
     made = os.stat(path).st_ino
 
     async def talk(stream: trio.SocketStream) -> None:
-        await _Conversation(stream, source, requests).run()
+        await _Conversation(stream, source, requests, is_root=_is_root(stream)).run()
 
     try:
         await trio.serve_listeners(talk, [listener], task_status=_Discard(task_status))
@@ -103,6 +112,13 @@ async def _serve(
                 os.unlink(path)
         except FileNotFoundError:
             pass
+
+
+def _is_root(stream: trio.SocketStream) -> bool:
+    """Whether it is root who has connected, as the kernel says (unix(7))."""
+    answer = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(answer)
+    return int(uid) == 0
 
 
 class _Discard:
@@ -128,8 +144,11 @@ async def _closing(items: AsyncIterator[Each]) -> AsyncGenerator[AsyncIterator[E
 class _Conversation:
     """One client: its requests are answered in turn."""
 
-    def __init__(self, stream: trio.abc.Stream, source: ControlSource, requests: Any) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, source: ControlSource, requests: Any, *, is_root: bool
+    ) -> None:
         """*requests*: what can be asked."""
+        self._is_root = is_root
         self._stream = stream
         self._source = source
         self._encoder = msgspec.json.Encoder()
@@ -202,6 +221,8 @@ class _Conversation:
                 raise await self._with_known(error) from error
         elif isinstance(request, Change | NfChange):
             await self._change(order_of(request))
+        elif isinstance(request, HandOver | TakeOver | LeadHere):
+            await self._hand(request)
 
     async def _with_known(self, error: UnknownSession) -> M2MError:
         """*error* with the sessions there are instead."""
@@ -219,6 +240,25 @@ class _Conversation:
                 if len(found) == count:
                     break
         return tuple(found)
+
+    async def _hand(self, request: HandOver | TakeOver | LeadHere) -> None:
+        """A session's end goes to another host, or comes from there."""
+        if not self._is_root:
+            raise M2MError("only root may hand sessions over or take them over")
+        try:
+            if isinstance(request, HandOver):
+                if not request.sessions:
+                    raise M2MError("name the sessions that are to be handed over")
+                sessions = tuple(map(parse_session, request.sessions))
+                await self._source.hand_over(sessions, _absolute(request.path))
+            elif isinstance(request, TakeOver):
+                taken = await self._source.take_over(_absolute(request.path))
+                await self._say(TakenItem(taken))
+            else:
+                led = await self._source.lead_here(tuple(map(parse_session, request.sessions)))
+                await self._say(LedItem(tuple(led)))
+        except UnknownSession as error:
+            raise await self._with_known(error) from error
 
     # -- changing -----------------------------------------------------------------------
 
@@ -308,3 +348,10 @@ class _Conversation:
     async def _flush(self) -> None:
         out, self._out = self._out, bytearray()
         await self._stream.send_all(out)
+
+
+def _absolute(path: str) -> Path:
+    found = Path(path)
+    if not found.is_absolute():
+        raise M2MError(f"{path!r}: name the file of deeds by its whole path")
+    return found

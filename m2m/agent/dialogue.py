@@ -14,6 +14,9 @@ is answered by any number of :data:`Item` lines, whose ``item`` names theirs, an
     > {"request": "agents"}                 < {"item": "agents", "agents": [...]}
     > {"request": "stats"}                  < {"item": "stats", "stats": {...}}
     > {"request": "end", "id": "0"}         < {"item": "failed", "why": "..."}
+    > {"request": "hand-over", "sessions": ["4be6..."], "path": "/run/deeds"}    < {"item": "done"}
+    > {"request": "take-over", "path": "/run/deeds"}   < {"item": "taken", "taken": {...}}
+    > {"request": "lead-here", "sessions": []}         < {"item": "led", "sessions": ["4be6..."]}
     > {"request": "watch", "interval": 1}   < {"item": "snapshot", ...}  < {"item": "event", ...}
     > {"request": "change", "do": "replace", "old": ["ids1"], "new": ["ids2"], "match": "any"}
     < {"item": "changing", "session": "4be6...", "stage": "asked"}
@@ -39,6 +42,7 @@ from m2m.agent.api import (
     PolicyInfo,
     SessionInfo,
     Stats,
+    TakenOver,
     parse_session,
 )
 from m2m.agent.order import ME, Do, Order, Wish
@@ -47,10 +51,10 @@ from m2m.policy.rules import Asker, ChangeMode
 
 __all__ = [
     "MAX_REQUEST", "SNAPSHOT_SESSIONS",
-    "AskAgents", "AskPath", "AskPolicy", "AskSessions", "AskStats", "Change", "End", "NfChange",
-    "NfRequest", "Request", "Watch",
-    "AgentsItem", "ChangedItem", "ChangingItem", "Done", "EventItem", "Failed", "Item", "PathItem",
-    "PolicyItem", "SessionItem", "Snapshot", "StatsItem", "order_of",
+    "AskAgents", "AskPath", "AskPolicy", "AskSessions", "AskStats", "Change", "End", "HandOver",
+    "LeadHere", "NfChange", "NfRequest", "Request", "TakeOver", "Watch",
+    "AgentsItem", "ChangedItem", "ChangingItem", "Done", "EventItem", "Failed", "Item", "LedItem",
+    "PathItem", "PolicyItem", "SessionItem", "Snapshot", "StatsItem", "TakenItem", "order_of",
 ]  # fmt: skip
 
 MAX_REQUEST = 1 << 16
@@ -94,6 +98,25 @@ class End(msgspec.Struct, frozen=True, tag_field="request", tag="end"):
     id: str
 
 
+class HandOver(msgspec.Struct, frozen=True, tag_field="request", tag="hand-over"):
+    """Make the ends of these sessions another host's. This and the next two are root's."""
+
+    sessions: tuple[str, ...]
+    path: str  # absolute, of a new file that holds them from then on
+
+
+class TakeOver(msgspec.Struct, frozen=True, tag_field="request", tag="take-over"):
+    """Make the sessions in a file this host's, ready for sockets: :class:`TakenItem`."""
+
+    path: str  # absolute
+
+
+class LeadHere(msgspec.Struct, frozen=True, tag_field="request", tag="lead-here"):
+    """Their sockets are here, have packets come: :class:`LedItem`."""
+
+    sessions: tuple[str, ...] = ()  # none: all that were taken over
+
+
 class Change(msgspec.Struct, frozen=True, tag_field="request", tag="change"):
     """Change the chains of live sessions: :class:`ChangingItem` and :class:`ChangedItem` for each.
 
@@ -124,6 +147,7 @@ class NfChange(msgspec.Struct, frozen=True, tag_field="request", tag="me"):
 
 Request: TypeAlias = (
     AskSessions | AskPath | AskPolicy | AskAgents | AskStats | Watch | End | Change
+    | HandOver | TakeOver | LeadHere
 )  # fmt: skip
 NfRequest: TypeAlias = NfChange
 
@@ -210,6 +234,18 @@ class ChangedItem(msgspec.Struct, frozen=True, tag_field="item", tag="changed"):
     report: ChangeReport
 
 
+class TakenItem(msgspec.Struct, frozen=True, tag_field="item", tag="taken"):
+    """Answer to :class:`TakeOver`."""
+
+    taken: TakenOver
+
+
+class LedItem(msgspec.Struct, frozen=True, tag_field="item", tag="led"):
+    """Answer to :class:`LeadHere`: these."""
+
+    sessions: tuple[str, ...]
+
+
 class Done(msgspec.Struct, frozen=True, tag_field="item", tag="done"):
     """The request has been answered in full."""
 
@@ -222,5 +258,5 @@ class Failed(msgspec.Struct, frozen=True, tag_field="item", tag="failed"):
 
 Item: TypeAlias = (
     SessionItem | PathItem | PolicyItem | AgentsItem | StatsItem | EventItem | Snapshot
-    | ChangingItem | ChangedItem | Done | Failed
+    | ChangingItem | ChangedItem | TakenItem | LedItem | Done | Failed
 )  # fmt: skip

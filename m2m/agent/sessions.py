@@ -29,6 +29,7 @@ from m2m import datapath
 from m2m.agent.api import EventKind, SessionState, format_session
 from m2m.agent.chain import chain_for, end_of
 from m2m.agent.changes import Changes
+from m2m.agent.handing import Handing
 from m2m.agent.journal import Journal
 from m2m.agent.keeping import Keeping
 from m2m.agent.moves import Moves
@@ -51,23 +52,30 @@ from m2m.protocol.commands import (
     Closed,
     Command,
     Established,
+    Forget,
+    GiveDeeds,
+    HandedOver,
     Install,
     Keep,
+    NotHanded,
     Rebound,
     Redirect,
+    Refrain,
     Refuse,
     Rehome,
     Remove,
     Send,
     SetTimer,
     Steer,
+    Taken,
 )
-from m2m.protocol.devices import has_moved
+from m2m.protocol.devices import has_moved, is_open
 from m2m.protocol.events import (
     Acked,
     Adopted,
     Ended,
     Event,
+    HandedBefore,
     HoldOverflow,
     InstallFailed,
     Opened,
@@ -78,6 +86,7 @@ from m2m.protocol.events import (
 )
 from m2m.protocol.flow import Address, Flow, format_address
 from m2m.protocol.node import Node
+from m2m.protocol.rebind import End
 from m2m.protocol.session import Session, State
 from m2m.protocol.translation import (
     Entry,
@@ -153,6 +162,7 @@ class Sessions:
         self._next_hops = NextHops(network)
         self.changes = Changes(node, datapath, self.states, journal, self._next_hops.to)
         self.moves = Moves(node, datapath, network, journal, self._next_hops, keeping)
+        self.handing = Handing(node, datapath, network, journal, keeping, self.feed)
         self._rules = RuleTable(EMPTY)
         self._policies: dict[int, Policy] = {}
         self._avoid: dict[Address, float] = {}  # hosts that did not answer -> until when
@@ -306,8 +316,10 @@ class Sessions:
                 self.moves.stands(view)
                 await self.feed(Adopted(view, spare, moved, notes.pop(number, b"")))
                 self.journal.counts["adopted"] += 1
+        handed = tuple(one for one, note in notes.items() if is_open(note, *End))
+        await self.feed(HandedBefore(handed))
         async with self.turn:
-            await self.datapath.forget(notes)  # of sessions that are no more
+            await self.datapath.forget(notes.keys() - set(handed))  # of sessions that are no more
         if found:
             _log.info("sessions taken over", sessions=len(self))
 
@@ -443,9 +455,15 @@ class Sessions:
             case Established(view):
                 self.moves.stands(view)
                 self._tell(EventKind.ESTABLISHED, view, "")
-            case Rehome() | Keep() | Rebound():
+            case Rehome() | Keep():
                 return await self.moves.do(command)
+            case Rebound(view):
+                await self.moves.do(command)
+                self.handing.settled(view.session, "")
+            case GiveDeeds() | NotHanded() | Refrain() | HandedOver() | Taken() | Forget():
+                return await self.handing.do(command)
             case Closed(view, why):
+                self.handing.settled(view.session, why)
                 await self.datapath.forget([view.session])
                 self._keeping.may_be_over()
                 self._tell(EventKind.CLOSED, view, why)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import trio
 
+from m2m.agent import deeds
 from m2m.agent.api import (
     AgentInfo,
     ChangeReport,
@@ -17,6 +19,7 @@ from m2m.agent.api import (
     Role,
     SessionInfo,
     Stats,
+    TakenOver,
     UnknownSession,
     describe_policy,
     format_session,
@@ -26,6 +29,7 @@ from m2m.agent.order import Order
 from m2m.agent.path import Paths, directions
 from m2m.agent.sessions import Sessions
 from m2m.agent.wishes import carry_out
+from m2m.auth import DomainKey
 from m2m.errors import M2MError
 from m2m.protocol.events import Ended
 
@@ -56,6 +60,7 @@ class Answers:
         counters: Callable[[], dict[str, int]],
         server: PolicyServer | None,
         server_name: str,
+        key: DomainKey,
     ) -> None:
         self._name = name
         self._role = role
@@ -64,6 +69,7 @@ class Answers:
         self._counters = counters
         self._server = server
         self._server_name = server_name
+        self._key = key
         self._started = trio.current_time()
         self._asking = asking
 
@@ -140,6 +146,34 @@ class Answers:
     ) -> None:
         """Change chains of live sessions."""
         await carry_out(order, self._sessions, self._asking, tell, progress)
+
+    async def hand_over(self, sessions: Sequence[int], path: Path) -> None:
+        """Make the ends of these sessions another host's."""
+        with trio.CancelScope(shield=True):
+            await self._sessions.handing.hand_over(
+                sessions, lambda found: deeds.write(path, self._key, found)
+            )
+
+    async def take_over(self, path: Path) -> TakenOver:
+        """Make them this host's."""
+        try:
+            found = await trio.to_thread.run_sync(deeds.read, path, self._key)
+        except M2MError:
+            self._sessions.node.mobility.counts["take-over refused"] += 1
+            raise
+        with trio.CancelScope(shield=True):
+            taken, refused = await self._sessions.handing.take_over(found)
+        return TakenOver(
+            tuple(map(format_session, taken)),
+            {format_session(session): why for session, why in refused.items()},
+        )
+
+    async def lead_here(self, sessions: Sequence[int]) -> Sequence[str]:
+        """Have packets of these sessions come here."""
+        with trio.CancelScope(shield=True):
+            led = await self._sessions.handing.lead_here(sessions)
+            await self._sessions.follow_network()  # it may have changed meanwhile
+        return [format_session(session) for session in led]
 
     def events(self) -> AsyncIterator[Event]:
         """What happens from now on."""

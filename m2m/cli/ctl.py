@@ -32,7 +32,7 @@ from m2m.agent.dialogue import (
     StatsItem,
     Watch,
 )
-from m2m.cli import change, tables
+from m2m.cli import change, hand, tables
 from m2m.cli.query import RUN_DIR, ask, find_socket, one
 from m2m.errors import M2MError
 
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     end = command("end", _end, "tear a session down along its whole path")
     end.add_argument("id", metavar="ID", help="as shown by m2mctl sessions")
     change.add_commands(command, _console)
+    hand.add_commands(command, _show)
     return parser
 
 

@@ -312,7 +312,11 @@ class Datapath(ABC):
 
     @abstractmethod
     async def release(self, flow: Flow, verdict: Verdict) -> None:
-        """Let the held packets of *flow* go, in their order, ahead of any later one."""
+        """Let the held packets of *flow* go, in their order, ahead of any later one.
+
+        What is decided but :attr:`Verdict.STEER` takes the place of a row that sends *flow*, at
+        one moment; it can be decided of a flow of which nothing is held.
+        """
 
     @abstractmethod
     def events(self) -> AsyncIterator[Event]:

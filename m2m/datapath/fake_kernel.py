@@ -409,6 +409,8 @@ class FakeKernel:
 
     def release(self, flow: Flow, verdict: Verdict) -> None:
         now = trio.current_time()
+        if verdict is not Verdict.STEER:
+            self.remove((Hook.OUT, flow))
         if verdict is Verdict.PASS:
             self._decided[flow] = _Decided(Action.PASS, now + self._idle_after(flow))
         elif verdict is Verdict.DROP:

@@ -31,7 +31,7 @@ PORTS = (PROBES_UDP, PROBES_TCP, BULK, SSH)
 
 # One counter for packets of the UE's and the server's first addresses, whichever they have now, one
 # for all else that is forwarded, and every 5-tuple: what a firewall can bear witness of.
-_RULES = """
+WITNESS = """
 table ip firewall {{
     counter known {{ }}
     counter strange {{ }}
@@ -111,7 +111,7 @@ def handover(
     hosts |= {host: Host(routes=by(host)) for host in (*CELLS, *RACKS, CONTROL)}
     hosts[CORE] = Host()
     for host in boxes:
-        rules = [Nft(_RULES.format(**where), nf="firewall")] if host in firewalls else []
+        rules = [Nft(WITNESS.format(**where), nf="firewall")] if host in firewalls else []
         hosts[host] = Host(role=Role.MIDDLEBOX, routes=by(host), agent=options, run=[*rules])
     served = PolicyServer(CONTROL, text=_policy(bare, firewalls, boxes))
     return checked(Topology(name, hosts, links, served), "handover()")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
 import trio
 
@@ -22,6 +23,7 @@ from m2m.agent.api import (
     SessionInfo,
     SessionState,
     Stats,
+    TakenOver,
     UnknownSession,
     format_session,
 )
@@ -121,6 +123,7 @@ class FakeSource:
         self.name = name
         self.numbers = {session(number).id: number for number in range(count)}
         self.ended: list[str] = []
+        self.handed: list[tuple[tuple[str, ...], Path]] = []
         self.orders: list[Order] = []
         self.reports: list[ChangeReport] = []  # what becomes of changes
         self.packets = 1200
@@ -178,6 +181,20 @@ class FakeSource:
             progress(report.session, "asked")
             tell(report)
             await trio.lowlevel.checkpoint()
+
+    async def hand_over(self, sessions: Sequence[int], path: Path) -> None:
+        for one in sessions:
+            self._number(one)
+        self.handed.append((tuple(map(format_session, sessions)), path))
+
+    async def take_over(self, path: Path) -> TakenOver:
+        if not self.handed:
+            raise M2MError(f"{path}: this is no file of deeds")
+        sessions, _ = self.handed[-1]
+        return TakenOver(sessions[:1], dict.fromkeys(sessions[1:], "it is at this host already"))
+
+    async def lead_here(self, sessions: Sequence[int]) -> Sequence[str]:
+        return [format_session(one) for one in sessions]
 
     async def events(self) -> AsyncIterator[Event]:
         send, receive = trio.open_memory_channel[Event](100)

@@ -24,7 +24,7 @@ class Server:
 def answers(host: Host, server: Server | None = None) -> Answers:
     return Answers(
         "ue", host.role, host.sessions, host.paths, host.asking, lambda: {"sent.syn": 1}, server,
-        "p:5263",
+        "p:5263", KEY,
     )  # fmt: skip
 
 

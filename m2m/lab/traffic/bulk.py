@@ -68,7 +68,20 @@ class _Verdict(msgspec.Struct):
     info: tcp_info.TcpInfo
 
 
-class _End:
+class Progress(msgspec.Struct):
+    """How far one end of a connection is: what it goes on from elsewhere."""
+
+    flow: int
+    sending: bool
+    received: Way
+    ended: bool
+    out: bytes  # the rest of the block that is being sent
+    last: bytes
+    numbers: tuple[int, int]  # of the next blocks of data, what is sent and what comes
+    come: bytes  # the beginning of the block that is coming
+
+
+class End:
     """One end of a connection: sends blocks while it is told to, and checks those that come."""
 
     def __init__(self, sock: socket.socket, flow: int, first: bytes) -> None:
@@ -84,6 +97,25 @@ class _End:
         self._in = bytearray(blocks.SIZE)
         self._filled = 0
         self._since = time.monotonic()
+
+    @classmethod
+    def resumed(cls, sock: socket.socket, progress: Progress) -> End:
+        """The end whose :attr:`progress` this was, with another socket."""
+        end = cls(sock, progress.flow, progress.out)
+        end.sending, end.received, end.ended = progress.sending, progress.received, progress.ended
+        end._last = progress.last
+        end._numbers_out, end._numbers_in = progress.numbers
+        end._filled = len(progress.come)
+        end._in[: end._filled] = progress.come
+        return end
+
+    @property
+    def progress(self) -> Progress:
+        """To go on from elsewhere."""
+        return Progress(
+            self.flow, self.sending, self.received, self.ended, bytes(self._out), self._last,
+            (self._numbers_out, self._numbers_in), bytes(self._in[: self._filled]),
+        )  # fmt: skip
 
     def finish(self, last: bytes) -> None:
         """Send no more data, and *last* after what has begun."""
@@ -140,27 +172,31 @@ class _End:
         return time.monotonic() - self._since
 
 
-class _Ends:
+class Ends:
     """Connections, and which of them can be read or written."""
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
-        self.ends: set[_End] = set()
+        self.ends: set[End] = set()
 
-    def add(self, end: _End) -> None:
+    def add(self, end: End) -> None:
         end.sock.setblocking(False)
         self.ends.add(end)
         self.selector.register(end.sock, selectors.EVENT_READ, end)
         self.update(end)
 
-    def update(self, end: _End) -> None:
+    def update(self, end: End) -> None:
         """Listen to what *end* waits for."""
         writes = selectors.EVENT_WRITE if end.wants_to_write else 0
         self.selector.modify(end.sock, selectors.EVENT_READ | writes, end)
 
-    def remove(self, end: _End) -> None:
+    def leave(self, end: End) -> None:
+        """Listen to *end* no more, and leave it open."""
         self.ends.discard(end)
         self.selector.unregister(end.sock)
+
+    def remove(self, end: End) -> None:
+        self.leave(end)
         end.sock.close()
 
 
@@ -168,22 +204,23 @@ def serve(port: int) -> None:
     """Check what comes on *port*, and send where a client asks for it, until killed."""
     listener = socket.create_server(("", port), backlog=1024)
     listener.setblocking(False)
-    ends = _Ends()
+    ends = Ends()
     ends.selector.register(listener, selectors.EVENT_READ)
     print(f"listening on {listener.getsockname()[1]}", flush=True)
     while True:
         for key, events in ends.selector.select():
             if key.data is None:
-                ends.add(_End(listener.accept()[0], 0, b""))
+                ends.add(End(listener.accept()[0], 0, b""))
                 continue
             try:
-                _serve_one(ends, key.data, events)
+                serve_one(ends, key.data, events)
             except OSError as error:
                 print(f"flow {key.data.flow}: {error}", file=sys.stderr, flush=True)
                 ends.remove(key.data)
 
 
-def _serve_one(ends: _Ends, end: _End, events: int) -> None:
+def serve_one(ends: Ends, end: End, events: int) -> None:
+    """What a server does about one connection. Raises :exc:`OSError` when it fails."""
     if events & selectors.EVENT_WRITE:
         end.write()
     if events & selectors.EVENT_READ:
@@ -221,11 +258,11 @@ def send(
         up=Way() if ways in ("up", "both") else None,
         down=Way() if ways in ("down", "both") else None,
     )
-    ends = _Ends()
+    ends = Ends()
     start = time.monotonic()
     for flow in range(flows):
         hello = blocks.said(Kind.HELLO, flow, _Hello(down=report.down is not None))
-        end = _End(socket.create_connection((address, port), timeout=_QUIET), flow, hello)
+        end = End(socket.create_connection((address, port), timeout=_QUIET), flow, hello)
         end.sending = report.up is not None
         ends.add(end)
     print("sending", file=sys.stderr, flush=True)
@@ -251,7 +288,7 @@ def send(
     return report
 
 
-def _count(report: Report, end: _End) -> None:
+def _count(report: Report, end: End) -> None:
     """Count what both ends of a finished connection know."""
     verdict = msgspec.msgpack.decode(end.heard, type=_Verdict)
     mine = tcp_info.read(end.sock)
