@@ -61,5 +61,9 @@ def add_commands(command: _Command, show: _Show) -> None:
         "have packets of sessions that were taken over come to their sockets here (root only)",
     )  # fmt: skip
     made.add_argument(
-        "sessions", metavar="ID", nargs="*", help="which ones (default: all that were taken over)"
+        "sessions",
+        metavar="ID",
+        nargs="*",
+        default=[],
+        help="which ones (default: all that were taken over)",
     )

@@ -20,6 +20,7 @@ from m2m.lab.topology import load
 
 _SCENARIOS = ("replace", "insert", "remove", "drain", "contend")
 _GATEWAY = "gateway"
+_PROCESS = "process-move"
 _MOBILITY = ("handover", "ping-pong", "outage", "server-move")
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
 
@@ -86,11 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         help="change the chains of live sessions under load, or move their endpoints, and count"
         " what it did to them",
     )
-    scenarios = (*_SCENARIOS, *_MOBILITY, _GATEWAY)
+    scenarios = (*_SCENARIOS, *_MOBILITY, _PROCESS, _GATEWAY)
     play.add_argument("scenario", metavar="NAME", choices=scenarios, help=", ".join(scenarios))
     play.add_argument(
         "--moves", type=int, default=10, metavar="N",
-        help=f"how often endpoints move in {', '.join(_MOBILITY)} (default: %(default)s)",
+        help=f"how often endpoints move in {', '.join((*_MOBILITY, _PROCESS))}"
+        " (default: %(default)s)",
     )  # fmt: skip
     play.add_argument("--keep", action="store_true", help="leave the lab up afterwards")
     play.add_argument("--json", action="store_true", help="print the results as JSON")
@@ -205,6 +207,12 @@ def _play(options: argparse.Namespace) -> int:
         from m2m.lab import incremental
 
         return trio_run(lambda: incremental.run(keep=options.keep, as_json=options.json))
+    if options.scenario == _PROCESS:
+        from m2m.lab import process_move
+
+        return trio_run(
+            lambda: process_move.run(keep=options.keep, as_json=options.json, moves=options.moves)
+        )
     if options.scenario in _MOBILITY:
         from m2m.lab import mobility
 

@@ -49,7 +49,11 @@ class LivePath:
     def update(self, moved: Moved, path: PathInfo | None) -> None:
         """Show where the session goes now."""
         self._moves += 1
-        self._view.update(described(self._moves, moved, path), refresh=True)
+        self.show(described(self._moves, moved, path))
+
+    def show(self, lines: Text) -> None:
+        """Show this instead."""
+        self._view.update(lines, refresh=True)
 
 
 @contextmanager
@@ -61,7 +65,12 @@ def live(console: Console) -> Iterator[LivePath]:
 
 def described(number: int, moved: Moved, path: PathInfo | None) -> Text:
     """A move, and each leg of the path after it with both of its addresses."""
-    lines = Text(f"  {number}. {moved.what}, {moved.outage * 1e3:.1f} ms without a link\n")
+    title = f"  {number}. {moved.what}, {moved.outage * 1e3:.1f} ms without a link\n"
+    return with_path(Text(title), path)
+
+
+def with_path(lines: Text, path: PathInfo | None) -> Text:
+    """*lines*, and each leg of the path with both of its addresses."""
     if path is None or not path.hops:
         lines.append("     the path cannot be told now", style="dim")
         return lines

@@ -1,8 +1,8 @@
 """The server of :mod:`m2m.lab.traffic.bulk` as a process that can move to another host, live.
 
 ``python -m m2m.lab.traffic.movable serve PORT --orders SOCKET`` serves until it is killed.
-``python -m m2m.lab.traffic.movable resume FILE --orders SOCKET`` goes on with what another such
-process has written to FILE, once it is told to.
+``python -m m2m.lab.traffic.movable wait --orders SOCKET`` waits for what another such process has
+written.
 
 On the Unix socket SOCKET it takes orders, each one line, and answers each by one line when it has
 been carried out:
@@ -11,6 +11,8 @@ been carried out:
     read and write no more, and say nothing by any connection
 ``take-out FILE``
     when frozen: write all there is to know to a new file, and let go of the connections unheard
+``put-in FILE``
+    be what FILE says, frozen
 ``thaw``
     go on
 """
@@ -63,12 +65,6 @@ class Server:
         self._listener.setblocking(False)
         self._ends.selector.register(self._listener, selectors.EVENT_READ, self._accept)
 
-    def resume(self, file: Path) -> None:
-        """Make the connections in *file*; they are frozen."""
-        for one in msgspec.msgpack.decode(file.read_bytes(), type=_Frozen).connections:
-            end = End.resumed(tcp_repair.put_in(one.image), one.progress)
-            self._frozen[end] = one.image
-
     def run(self) -> None:
         """Serve, for ever."""
         while True:
@@ -99,7 +95,7 @@ class Server:
             carry_out = _ORDERS.get(order)
             try:
                 said.write(carry_out(self, argument) if carry_out else f"no order: {order!r}")
-            except (OSError, tcp_repair.NotMovable) as error:
+            except (OSError, msgspec.MsgspecError, tcp_repair.NotMovable) as error:
                 said.write(f"failed: {error}")
             said.write("\n")
 
@@ -122,6 +118,13 @@ class Server:
         Path(argument).write_bytes(msgspec.msgpack.encode(_Frozen(connections)))
         return f"out {len(connections)}"
 
+    def _put_in(self, argument: str) -> str:
+        found = msgspec.msgpack.decode(Path(argument).read_bytes(), type=_Frozen)
+        for one in found.connections:
+            end = End.resumed(tcp_repair.put_in(one.image), one.progress)
+            self._frozen[end] = one.image
+        return f"in {len(found.connections)}"
+
     def _thaw(self, _: str) -> str:
         count = len(self._frozen)
         for end, image in self._frozen.items():
@@ -134,28 +137,24 @@ class Server:
 _ORDERS: dict[str, Callable[[Server, str], str]] = {
     "freeze": Server._freeze,
     "take-out": Server._take_out,
+    "put-in": Server._put_in,
     "thaw": Server._thaw,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``serve`` or ``resume``."""
+    """Run ``serve`` or ``wait``."""
     parser = argparse.ArgumentParser(prog="m2m.lab.traffic.movable")
     commands = parser.add_subparsers(required=True, dest="command")
     serve = commands.add_parser("serve")
     serve.add_argument("port", type=int)
-    resume = commands.add_parser("resume")
-    resume.add_argument("file", type=Path)
-    for one in (serve, resume):
+    for one in (serve, commands.add_parser("wait")):
         one.add_argument("--orders", type=Path, required=True)
     options = parser.parse_args(argv)
     server = Server(options.orders)
     if options.command == "serve":
         server.listen(options.port)
-        print("listening", flush=True)
-    else:
-        server.resume(options.file)
-        print("frozen", flush=True)
+    print("listening", flush=True)
     server.run()
 
 
