@@ -316,10 +316,10 @@ class Sessions:
                 self.moves.stands(view)
                 await self.feed(Adopted(view, spare, moved, notes.pop(number, b"")))
                 self.journal.counts["adopted"] += 1
-        handed = tuple(one for one, note in notes.items() if is_open(note, *End))
-        await self.feed(HandedBefore(handed))
+        handed = {one: note for one, note in notes.items() if is_open(note, *End)}
+        await self.feed(HandedBefore(tuple(handed.items())))
         async with self.turn:
-            await self.datapath.forget(notes.keys() - set(handed))  # of sessions that are no more
+            await self.datapath.forget(notes.keys() - handed.keys())  # of sessions that are no more
         if found:
             _log.info("sessions taken over", sessions=len(self))
 

@@ -73,6 +73,13 @@ def is_open(note: bytes, *ends: End) -> bool:
     return len(note) == NOTE_SIZE and ANONYMOUS in (_NOTE.unpack(note)[end] for end in ends)
 
 
+def open_number(note: bytes) -> int:
+    """The number of the last move of the end that a note leaves open."""
+    client, _, *moves = _NOTE.unpack(note)
+    number: int = moves[End.CLIENT if client == ANONYMOUS else End.SERVER]
+    return number
+
+
 def read_note(session: Session, note: bytes) -> None:
     """The inverse of :func:`note_of`; what is no note says nothing."""
     if len(note) == NOTE_SIZE:

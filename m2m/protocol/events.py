@@ -242,9 +242,9 @@ class LeadHere(NamedTuple):
 
 
 class HandedBefore(NamedTuple):
-    """An earlier agent of this host has handed these over, some time ago."""
+    """An earlier agent of this host has handed these over, some time ago: what was kept of them."""
 
-    sessions: tuple[int, ...]
+    notes: tuple[tuple[int, bytes], ...]
 
 
 Event: TypeAlias = (

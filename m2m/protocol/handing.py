@@ -52,6 +52,7 @@ from m2m.protocol.devices import (
     note_of,
     number_of,
     open_note_of,
+    open_number,
     set_device,
     set_number,
 )
@@ -80,9 +81,10 @@ _ENDS = {Role.CLIENT: End.CLIENT, Role.SERVER: End.SERVER}
 class _Gone:
     """A session that was handed over."""
 
-    __slots__ = ("age", "flow", "ports")
+    __slots__ = ("age", "flow", "number", "ports")
 
-    def __init__(self, flow: Flow | None, ports: Flow | None) -> None:
+    def __init__(self, number: int, flow: Flow | None = None, ports: Flow | None = None) -> None:
+        self.number = number  # of its last move before
         self.flow = flow  # what its sockets here would send
         self.ports = ports  # of the leg that the hop still knows: not to be used for another
         self.age = 0.0
@@ -169,7 +171,7 @@ class Handing:
                 return
             leaving.append(session)
         self._leaving[event.request] = leaving
-        out.append(Keep(tuple((one.id, open_note_of(one, _end(one))) for one in leaving)))
+        out.append(Keep(tuple((one.id, _note(one)) for one in leaving)))
         out.append(GiveDeeds(event.request, tuple(map(self._deed, leaving))))
 
     def given(self, out: Commands, event: DeedsGiven) -> None:
@@ -188,14 +190,16 @@ class Handing:
             out.append(Refrain((sent.match,)))
             self._forget(out, session)
             out.append(HandedOver(session.view))
-            self._gone[session.id] = _Gone(sent.match, session.right)
+            self._gone[session.id] = _Gone(
+                number_of(session, _end(session)), sent.match, session.right
+            )
             self._counts["handed over"] += 1
         self._arm(out)
 
     def handed_before(self, out: Commands, event: HandedBefore) -> None:
         """By an agent that this one has taken the place of."""
-        for number in event.sessions:
-            self._gone[number] = _Gone(None, None)
+        for session, note in event.notes:
+            self._gone[session] = _Gone(open_number(note))
         self._arm(out)
 
     def _deed(self, session: Session) -> Deed:
@@ -234,11 +238,8 @@ class Handing:
         if not taken:
             done(out, [])
             return
-        # First of all: what is there without a note is silent after a restart, or a session.
-        out.append(
-            Keep(tuple((one.session.id, open_note_of(one.session, _end(one.session)))
-                       for one in taken))
-        )  # fmt: skip
+        # First of all: a note without rows is silence after a restart, and harmless.
+        out.append(Keep(tuple((one.session.id, _note(one.session)) for one in taken)))
         steps = []
         for one in taken:
             leg = one.session.right or one.session.left
@@ -253,6 +254,9 @@ class Handing:
             return "it is at this host already, or on its path"
         if self._register.with_supersession(deed.supersession) is not None:
             return f"another session of {deed.supersession} is at this host"
+        gone = self._gone.get(deed.session)
+        if gone is not None and deed.number <= gone.number:
+            return "this host has handed it over once more since then"
         if deed.hop == route.source:
             return "its neighbour on the chain is this host"
         return ""
@@ -270,7 +274,6 @@ class Handing:
         session.client, session.server, session.moves = deed.client, deed.server, deed.moves
         session.sent_left = session.sent_right = None
         set_device(session, deed.end, self._identity.device)
-        set_number(session, deed.end, deed.number)
         self._register.list(session)
         gone = self._gone.pop(session.id, None)
         made = self._waiting[session.id] = _Waiting(session, Title(deed.leg, deed.key), gone)
@@ -316,7 +319,9 @@ class Handing:
         for one in found:
             if one.other_ports is not None:
                 self._ports.release(one.other_ports)
-            if one.session.role is Role.CLIENT:
+            end = _end(one.session)
+            set_number(one.session, end, number_of(one.session, end) + 1)
+            if end is End.CLIENT:
                 one.session.delay = self._probe
                 out.append(SetTimer(one.session.id, one.session.delay))
         if found:
@@ -346,7 +351,7 @@ class Handing:
         out.append(Closed(session.view, why))
         if gone is not None:  # as before
             self._gone[session.id] = gone
-            out.append(Keep(((session.id, open_note_of(session, _end(session))),)))
+            out.append(Keep(((session.id, _note(session)),)))
 
     def _forget(self, out: Commands, session: Session) -> None:
         self._register.unlist(session)
@@ -406,6 +411,11 @@ def _objection(session: Session) -> str:
     if number_of(session, _end(session)) >= MAX_NUMBER:
         return "it has moved as often as can be counted"
     return ""
+
+
+def _note(session: Session) -> bytes:
+    """What is kept while a deed of it is open: the number is that of the move before."""
+    return open_note_of(session, _end(session))
 
 
 def _end(session: Session) -> End:

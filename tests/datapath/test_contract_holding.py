@@ -104,6 +104,24 @@ async def test_refused_flows_are_dropped(rig: Rig, listen: Listen, proto: Proto)
     assert [row async for row in rig.datapath.dump()] == []
 
 
+@pytest.mark.parametrize("proto", Proto)
+async def test_a_session_can_be_refused_of_which_nothing_is_held(rig: Rig, proto: Proto) -> None:
+    """What sends its packets is gone at once; what comes is delivered until that is removed."""
+    flow = opening(proto)
+    rows = client_entries(rig, flow)
+    await rig.datapath.install(rows)
+    for _ in range(2):  # again, while it is refused
+        await rig.datapath.release(flow, Verdict.DROP)
+        await rig.packet(Hook.OUT, flow, b"x")
+        assert await rig.seen() == []
+    assert (await rig.datapath.reasons())[Reason.REFUSED] == 2
+    there = [row.entry.hook async for row in rig.datapath.dump()]
+    assert there == [Hook.IN]
+    await rig.datapath.install(rows)
+    await rig.packet(Hook.OUT, flow, b"y")
+    assert await rig.seen() == [Seen(Place.WIRE, through_the_chain(rig, flow), b"y")]
+
+
 async def test_a_chain_that_comes_later_takes_a_passed_flow_over(rig: Rig, listen: Listen) -> None:
     await rig.datapath.load_policy(policy_set(80))
     agent = await listen(rig)

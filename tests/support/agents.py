@@ -104,6 +104,9 @@ class NothingKept:
     kept: frozenset[Address] = frozenset()
     lasting: frozenset[Address] = frozenset()
 
+    def keep(self, address: Address, interfaces: Iterable[str]) -> None:
+        pass
+
     def silence(self, interfaces: Iterable[str]) -> None:
         pass
 
@@ -128,8 +131,10 @@ class Host:
         self.nf_state = NfState(address)
         rng = random.Random(address)
         identity = Identity(rng.randbytes(32))
+        self.device = identity.device
+        self._devices: dict[Address, bytes] = {}
         self.sessions = Sessions(
-            Node(Settings(), PortAllocator(61000, 65535, rng), rng, identity, {}),
+            Node(Settings(), PortAllocator(61000, 65535, rng), rng, identity, self._devices),
             self.datapath,
             self.routes,  # type: ignore[arg-type]  # has what is used of it
             self.send,
@@ -160,12 +165,13 @@ class Host:
 
     async def _messages(self) -> None:
         async for peer, message in self._inbox:
+            device = self._devices[peer] = self.wire.hosts[peer].device
             if isinstance(message, PathReq):
                 await self.paths.asked(peer, message, self.address)
             elif isinstance(message, PathRep):
                 self.paths.answered(peer, message)
             else:
-                await self.sessions.received(peer, message)
+                await self.sessions.received(peer, message, device)
 
     def open(self, dport: int, sport: int = 40000) -> Outcome:
         """The first packet of a TCP session to the server leaves here."""

@@ -200,7 +200,7 @@ class Host:
             self.world.settings, self.ports, rng, identity, self.association.devices
         )  # fmt: skip
         before = [
-            number
+            (number, note)
             for number, note in self.kernel.notes.items()
             if number not in self.kernel.sessions() and is_open(note, *End)
         ]

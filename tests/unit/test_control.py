@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import trio
 
 from m2m.agent import control
-from m2m.agent.api import Event, EventKind
+from m2m.agent.api import Event, EventKind, TakenOver
 from m2m.agent.dialogue import (
     MAX_REQUEST,
     SNAPSHOT_SESSIONS,
@@ -27,13 +28,18 @@ from m2m.agent.dialogue import (
     End,
     EventItem,
     Failed,
+    HandOver,
     Item,
+    LeadHere,
+    LedItem,
     PathItem,
     PolicyItem,
     Request,
     SessionItem,
     Snapshot,
     StatsItem,
+    TakenItem,
+    TakeOver,
     Watch,
 )
 from m2m.errors import ConfigError
@@ -110,6 +116,62 @@ async def test_ending_a_session_reaches_the_agent(tmp_path: Path) -> None:
     async with an_agent(tmp_path, source) as (client, _):
         assert await client.ask(End(FIRST.upper())) == [Done()]
         assert source.ended == [FIRST]
+
+
+@pytest.mark.needs("root")
+async def test_sessions_of_a_process_that_moves(tmp_path: Path) -> None:
+    source = FakeSource(2)
+    second = session(1).id
+    async with an_agent(tmp_path, source) as (client, _):
+        assert await client.ask(HandOver((FIRST, second), "/run/deeds")) == [Done()]
+        assert source.handed == [((FIRST, second), Path("/run/deeds"))]
+        assert await client.ask(TakeOver("/run/deeds")) == [
+            TakenItem(TakenOver((FIRST,), {second: "it is at this host already"})), Done(),
+        ]  # fmt: skip
+        assert await client.ask(LeadHere((FIRST,))) == [LedItem((FIRST,)), Done()]
+        for request, why in (
+            (HandOver((), "/run/deeds"), "name the sessions"),
+            (HandOver((FIRST,), "deeds"), "whole path"),
+            (HandOver(("77",), "/run/deeds"), "there are " + FIRST),
+            (HandOver(("x",), "/run/deeds"), "no session id"),
+            (TakeOver("deeds"), "whole path"),
+        ):
+            (failed,) = await client.ask(request)
+            assert isinstance(failed, Failed) and why in failed.why
+    assert len(source.handed) == 1
+
+
+async def test_only_root_hands_over_and_takes_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_is_root", lambda _: False)
+    source = FakeSource(1)
+    async with an_agent(tmp_path, source) as (client, _):
+        for request in (HandOver((FIRST,), "/run/deeds"), TakeOver("/run/deeds"), LeadHere()):
+            (failed,) = await client.ask(request)
+            assert isinstance(failed, Failed) and "only root" in failed.why
+        assert await client.ask(End(FIRST)) == [Done()]
+    assert not source.handed
+
+
+@pytest.mark.needs("root")
+async def test_the_kernel_tells_who_asks(tmp_path: Path) -> None:
+    """A member of the socket's group may ask, but not for keys."""
+    source = FakeSource(1)
+    async with an_agent(tmp_path, source):
+        at = tmp_path / "run" / "agent.sock"
+        request = msgspec.json.encode(HandOver((FIRST,), "/run/deeds")).decode()
+        asks = (
+            "import os, socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+            "s.sendall(sys.argv[2].encode() + b'\\n'); print(s.makefile().readline())"
+        )
+        for part in (tmp_path, *tmp_path.parents[:2], at.parent, at):
+            os.chmod(part, 0o777)
+        done = await trio.run_process(
+            [sys.executable, "-c", asks, str(at), request], capture_stdout=True, user=65534
+        )
+        assert b"only root" in done.stdout
+    assert not source.handed
 
 
 @pytest.mark.parametrize("kind", [AskPath, End])

@@ -185,6 +185,22 @@ async def test_ending_a_session_ends_it(tmp_path: Path, run: Callable[..., Ran])
     assert source.ended == [FIRST]
 
 
+@pytest.mark.needs("root")
+async def test_a_process_moves(tmp_path: Path, run: Callable[..., Ran]) -> None:
+    source, second = FakeSource(2), session(1).id
+    async with agents(tmp_path, source):
+        file = str(tmp_path / "deeds")
+        ran = await in_thread(run, "hand-over", FIRST, second, "--to", file)
+        assert (ran.status, ran.err) == (0, "") and "2 sessions are in" in ran.out
+        assert source.handed == [((FIRST, second), Path(file))]
+        ran = await in_thread(run, "take-over", file)
+        assert ran.status == 1 and f"{second} is refused: it is at this host" in ran.out
+        ran = await in_thread(run, "lead-here", FIRST)
+        assert (ran.status, ran.out) == (0, "1 sessions lead here\n")
+        ran = await in_thread(run, "lead-here")
+        assert ran.status == 1 and "m2mctl take-over comes first" in ran.err
+
+
 async def test_an_unknown_session_says_which_there_are(
     tmp_path: Path, run: Callable[..., Ran]
 ) -> None:

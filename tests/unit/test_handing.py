@@ -203,6 +203,30 @@ def test_a_used_deed_changes_nothing(end: End) -> None:
 
 
 @pytest.mark.parametrize("end", End)
+@pytest.mark.parametrize("restarted", [False, True])
+def test_of_two_deeds_the_later_one_is_good(end: End, restarted: bool) -> None:
+    """Also where the earlier one has been used: else its host would have the session, too."""
+    stage = Stage(1, end)
+    stage.hand_over()
+    earlier = stage.deeds
+    stage.take_over(stage.giver)
+    stage.lead(stage.giver)
+    stage.world.run(0.1)
+    stage.hand_over()
+    if restarted:
+        stage.giver.kill_agent()
+        stage.giver.start()
+    refused = stage.take_over(stage.giver, earlier)
+    assert set(refused) == set(stage.ids) and "once more" in refused[stage.ids[0]]
+    stage.take_over(stage.heir)
+    stage.lead(stage.heir)
+    stage.world.run(1.0)
+    stage.end_is(stage.heir)
+    stage.check_ways()
+    stage.check_forgotten(stage.giver)
+
+
+@pytest.mark.parametrize("end", End)
 def test_two_hosts_that_have_the_deeds_at_once(end: End) -> None:
     stage = Stage(1, end)
     stage.hand_over()
