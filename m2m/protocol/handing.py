@@ -73,13 +73,14 @@ GOOD: Final = 600.0
 
 _SOCKETS_LINGER = 10.0  # s for which the sockets of what was handed over may be there still
 _AGAIN = 0.5  # s; what Refrain does lasts for a second
+_ANY: Final = -1  # smaller than the number of any deed
 _SLOWLY = 10.0  # s between two looks at what may have become worthless
 _STANDING = (State.ESTABLISHED, State.ADOPTED)
 _ENDS = {Role.CLIENT: End.CLIENT, Role.SERVER: End.SERVER}
 
 
 class _Gone:
-    """A session that was handed over."""
+    """A session that was handed over, or has turned out to be another host's."""
 
     __slots__ = ("age", "flow", "number", "ports")
 
@@ -350,8 +351,11 @@ class Handing:
         self._forget(out, session)
         out.append(Closed(session.view, why))
         if gone is not None:  # as before
-            self._gone[session.id] = gone
             out.append(Keep(((session.id, _note(session)),)))
+        else:  # what neighbours have asked meanwhile is not this host's to answer
+            gone = _Gone(_ANY)
+        self._gone[session.id] = gone
+        self._arm(out)
 
     def _forget(self, out: Commands, session: Session) -> None:
         self._register.unlist(session)

@@ -408,11 +408,15 @@ class Moving:
         self._void(out, move.session)
 
     def _take_ports(self, move: _Move, ports: tuple[int, int]) -> None:
-        """The left host of a leg decides about its ports."""
-        if move.end is End.SERVER and ports != (move.new.sport, move.new.dport):
+        """The left host of a leg decides about its ports; and those of a session that was taken
+        over may have been told the hop by an agent before this one."""
+        if ports != (move.new.sport, move.new.dport):
+            own = _own(move.end, move.new)
             move.names.append(move.new)
-            move.new = flow_of(move.end, move.new.proto, move.new.dst, move.hop, ports)
+            move.new = flow_of(move.end, move.new.proto, own, move.hop, ports)
             move.ready = False
+            if move.end is End.CLIENT:
+                self._ports.adopt(move.new)
 
     def _confirm(self, out: Commands, moves: list[_Move]) -> None:
         for chunk in _chunks(moves):

@@ -81,7 +81,7 @@ class PortAllocator:
         """Mark the pair of a subsession as in use that was set up before this agent started."""
         index = self._index(flow)
         if index is not None:
-            self._pool(flow.src, flow.dst).used.add(index)
+            self._pool(flow.src, flow.dst).adopt(index)
 
     def release(self, flow: Flow) -> None:
         """Free the pair of a subsession allocated or adopted here. Raises :exc:`ValueError` when
@@ -134,6 +134,12 @@ class _Pool:
             return False
         self.used.add(index)
         return True
+
+    def adopt(self, index: int) -> None:
+        self.used.add(index)
+        if index in self._kept:
+            self._kept.remove(index)
+            self._quarantine.remove(index)
 
     def free(self, index: int, flow: Flow) -> None:
         if index not in self.used:
