@@ -171,9 +171,7 @@ async def test_sessions_leave_in_a_file_and_come_back(
             await source.lead_here([session])
 
 
-async def test_of_two_files_the_later_one_is_good(
-    tmp_path: Path, mock_clock: MockClock
-) -> None:
+async def test_of_two_files_the_later_one_is_good(tmp_path: Path, mock_clock: MockClock) -> None:
     async with running() as chain:
         session = await established(chain)
         source = answers(chain.server)
@@ -229,9 +227,7 @@ async def test_what_is_not_handed_over_stays(tmp_path: Path, mock_clock: MockClo
         assert (counts["hand-over refused"], counts["take-over refused"]) == (3, 1)
 
 
-async def test_without_a_route_nothing_is_taken_over(
-    tmp_path: Path, mock_clock: MockClock
-) -> None:
+async def test_without_a_route_nothing_is_taken_over(tmp_path: Path, mock_clock: MockClock) -> None:
     async with running() as chain:
         session = await established(chain)
         source = answers(chain.server)

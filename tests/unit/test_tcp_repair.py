@@ -6,6 +6,7 @@ import itertools
 import socket
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from m2m.lab.tcp_repair import NotMovable, freeze, put_in, take_out, thaw
@@ -106,17 +107,11 @@ def test_an_image_that_cannot_be_put_in_ends_nothing(
     freeze(here)
     image = take_out(here)
     with pytest.raises(OSError, match="assign requested address"):
-        put_in(_with_address(image, "192.0.2.1"))
+        put_in(msgspec.structs.replace(image, local=("192.0.2.1", image.local[1])))
     with put_in(image) as made:
         thaw(made, image)
         made.sendall(b"x")
         assert there.recv(10) == b"x"
-
-
-def _with_address(image: object, address: str) -> object:
-    import msgspec
-
-    return msgspec.structs.replace(image, local=(address, image.local[1]))  # type: ignore[attr-defined,type-var]
 
 
 def test_one_that_is_half_closed_is_not_movable(
