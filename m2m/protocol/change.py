@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeAlias
 
 from m2m.protocol.commands import (
+    Accept,
     CancelTimer,
     Command,
     Count,
@@ -28,7 +29,7 @@ from m2m.protocol.ports import PortAllocator
 from m2m.protocol.reasons import Why
 from m2m.protocol.register import Register
 from m2m.protocol.session import Session
-from m2m.protocol.translation import Position, SessionView, Toward, receiver, sender
+from m2m.protocol.translation import Entry, Position, SessionView, Toward, receiver, sender
 from m2m.protocol.update import Mode, Step, UpdateAsk, UpdateFin
 from m2m.protocol.wire import Hop
 
@@ -144,12 +145,14 @@ class Tools:
         register: Register,
         over: Callable[[Commands, Session], None],
         closing: Callable[[Commands, Session], None],
+        names: Callable[[Session], tuple[Entry, ...]],
     ) -> None:
         self.settings = settings
         self.ports = ports
         self.register = register
         self.over = over  # the session's change is over: what waited may begin
         self.closing = closing  # this host forgets the session: other names of its legs go
+        self._names = names  # the rows of old names of its legs, marked
 
     # -- time ---------------------------------------------------------------------------
 
@@ -202,6 +205,11 @@ class Tools:
                 out.append(Send(leg.src, UpdateAsk(session.id, leg, number)))
 
     # -- legs ---------------------------------------------------------------------------
+
+    def accept(self, out: Commands, session: Session, entries: tuple[Entry, ...]) -> None:
+        """Accept packets by the spare leg. From now on a restarted agent has to tell it from old
+        names of the other one."""
+        out.append(Accept(session.id, (*entries, *self._names(session))))
 
     def empty(
         self, out: Commands, session: Session, toward: Toward, count: int | None,

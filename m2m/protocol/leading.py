@@ -11,7 +11,6 @@ import random
 
 from m2m.protocol.change import Change, Commands, Part, Phase, Tools, sent, with_right
 from m2m.protocol.commands import (
-    Accept,
     ChangeDone,
     ChangeRefused,
     Redirect,
@@ -119,7 +118,7 @@ class Leading:
         self._make(out, session, change)
         self._tools.repeat(out, session, self._tools.settings.patience)
         spare = spare_entries(session.view, with_right(session.view, leg))
-        out.append(Accept(session.id, spare))
+        self._tools.accept(out, session, spare)
 
     def _make(self, out: Commands, session: Session, change: Change) -> None:
         """While this host makes its own new leg, all others are at work already."""

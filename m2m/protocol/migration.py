@@ -42,7 +42,7 @@ from m2m.protocol.receiving import Receiving
 from m2m.protocol.register import Register
 from m2m.protocol.requesting import Requesting
 from m2m.protocol.session import Session, State
-from m2m.protocol.translation import Position, Toward
+from m2m.protocol.translation import Entry, Position, Toward
 from m2m.protocol.update import (
     Approve,
     Done,
@@ -92,12 +92,13 @@ class Migration:
         admit: Admit,
         claim: Claim,
         closing: Callable[[Commands, Session], None],
+        names: Callable[[Session], tuple[Entry, ...]],
     ) -> None:
         """*step* takes a step of the session's table, *admit* makes a new hop, *claim* gets a left
-        leg out of the hands of any other session that had it, and *closing* is told of sessions
-        that this host forgets."""
+        leg out of the hands of any other session that had it, *closing* is told of sessions
+        that this host forgets, and *names* tells the rows of old names of a session's legs."""
         self._register = register
-        self._tools = tools = Tools(settings, ports, register, self._next, closing)
+        self._tools = tools = Tools(settings, ports, register, self._next, closing, names)
         self._left = Leading(tools, rng)
         self._right = Receiving(tools)
         self._hop = Passing(tools)

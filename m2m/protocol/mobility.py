@@ -36,7 +36,7 @@ from m2m.protocol.rebinding import Rebinding
 from m2m.protocol.register import Register
 from m2m.protocol.renaming import Batches, Fading
 from m2m.protocol.session import Session
-from m2m.protocol.translation import Toward
+from m2m.protocol.translation import Entry, Toward
 from m2m.protocol.wire import Challenge
 
 __all__ = ["Mobility", "follow_ends"]
@@ -203,6 +203,10 @@ class Mobility:
                 self._fading.found(out, session, name, now, left=left)
         if ours or being_handed:
             self._moving.found(out, session, ours, is_open=being_handed)
+
+    def marked(self, session: Session) -> tuple[Entry, ...]:
+        """The rows of old names of the session's legs, marked as such."""
+        return self._fading.marked(session)
 
     def unused(self, out: Commands, session: Session, leg: Flow) -> bool:
         """*leg*, a left leg that this session has for another's, may only be an old name: then it

@@ -28,9 +28,9 @@ from m2m.protocol.flow import Address, Flow
 from m2m.protocol.ports import PortAllocator, PortsExhausted
 from m2m.protocol.rebind import Bound, End, Leg, Rebind, Rebound, Result
 from m2m.protocol.register import Register
-from m2m.protocol.renaming import Batches, Fading, Outcome, Rehoming, Renaming, rows_of
+from m2m.protocol.renaming import Batches, Fading, Outcome, Rehoming, Renaming
 from m2m.protocol.session import Session, State
-from m2m.protocol.translation import MOVED, Position
+from m2m.protocol.translation import Entry, Position
 
 __all__ = ["Rebinding"]
 
@@ -166,7 +166,10 @@ class Rebinding:
             except PortsExhausted:
                 return None
         renaming = Renaming(session, present, new, left=left)
-        return Rehoming(renaming, renaming.accepted(), renaming.redirected())
+        marked: tuple[Entry, ...] = ()
+        if _is_mistakable(renaming):
+            marked = *renaming.marked(), *self._fading.marked(session)
+        return Rehoming(renaming, renaming.accepted(), renaming.redirected(), marked)
 
     # -- after --------------------------------------------------------------------------
 
@@ -182,7 +185,6 @@ class Rebinding:
     ) -> None:
         notes = []
         told: list[Command] = []
-        faded: list[Rehoming] = []
         for leg, step, outcome in zip(legs, steps, outcomes, strict=True):
             renaming, session = step.renaming, step.renaming.session
             if not outcome.ok:
@@ -195,13 +197,8 @@ class Rebinding:
                 answers.append(_answer(leg, Result.FAILED))
                 continue
             if renaming.new != renaming.leg:
-                mistakable = self._is_mistakable(renaming)
                 renaming.apply(self._register, outcome.packets)
                 self._fading.begin(out, renaming, renaming.leg)
-                if mistakable:
-                    old = rows_of(session, renaming.leg, left=renaming.left)
-                    marked = tuple(row._replace(generation=MOVED) for row in old)
-                    faded.append(Rehoming(renaming, (), marked))
             set_number(session, leg.end, leg.number)
             set_device(session, leg.end, message.device)
             set_rebound(session, leg.end, renaming.new)
@@ -214,18 +211,6 @@ class Rebinding:
         out += told
         if notes:
             out.append(Keep(tuple(notes)))
-        if faded:
-            self._batches.start(out, faded, _whatever)
-
-    def _is_mistakable(self, renaming: Renaming) -> bool:
-        """Whether a restarted agent might take the old name for a second leg of a change, or for
-        one that is in use, unless its row is marked."""
-        session, old, new = renaming.session, renaming.leg, renaming.new
-        return (
-            (old.sport, old.dport) != (new.sport, new.dport)
-            or session.position is Position.TAP
-            or self._fading.has(session)
-        )
 
     def _answered(self, message: Rebind, answers: list[Bound]) -> Rebound:
         bare = Rebound(answers[0].session, message.new, message.hop, tuple(answers))
@@ -240,8 +225,15 @@ class Rebinding:
         return Rebound(bare.session, bare.new, bare.hop, tuple(proved))
 
 
-def _whatever(_out: Commands, _outcomes: list[Outcome]) -> None:
-    """A row that is not marked fades like the others."""
+def _is_mistakable(renaming: Renaming) -> bool:
+    """Whether a restarted agent might take an old name of the leg for a second leg of a change, or
+    for one that is in use, unless its row is marked."""
+    session, old, new = renaming.session, renaming.leg, renaming.new
+    return (
+        (old.sport, old.dport) != (new.sport, new.dport)
+        or session.position is Position.TAP
+        or session.change is not None
+    )
 
 
 def _answer(

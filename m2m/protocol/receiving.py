@@ -7,7 +7,7 @@ over to the new leg when it hears that this is in, or that the old one is out.
 from __future__ import annotations
 
 from m2m.protocol.change import Change, Commands, Part, Phase, Tools, sent, with_left
-from m2m.protocol.commands import Accept, Redirect, Send, WatchAck, Withdraw
+from m2m.protocol.commands import Redirect, Send, WatchAck, Withdraw
 from m2m.protocol.flow import format_address
 from m2m.protocol.reasons import own_address
 from m2m.protocol.session import Session
@@ -65,7 +65,7 @@ class Receiving:
             change.spare = syn.subsession
             change.mtu = syn.mtu
             self._tools.register.list_leg(syn.subsession, session)
-            out.append(Accept(session.id, self._spare_entries(session)))
+            self._tools.accept(out, session, self._spare_entries(session))
         if change.spare == syn.subsession and undecided(change):
             out.append(Send(change.leader, UpdateSynAck(session.id, change.id, change.mtu)))
 

@@ -20,6 +20,7 @@ from m2m.protocol.session import Session
 from m2m.protocol.translation import (
     MOVED,
     Entry,
+    Hook,
     Position,
     received_entry,
     sent_entry,
@@ -52,6 +53,18 @@ class Renaming:
             return ()
         received = received_entry(self._renamed, left=self.left)
         return (received._replace(generation=MOVED) if moved else received,)
+
+    @property
+    def former(self) -> tuple[Hook, Flow]:
+        """The key of the row that accepts packets by the name so far."""
+        return Hook.IN, self.leg if self.left else self.leg.reverse()
+
+    def marked(self) -> tuple[Entry, ...]:
+        """That row, as one of an old name."""
+        if self.leg == self.new:
+            return ()
+        hook, match = self.former
+        return (self._received._replace(hook=hook, match=match, generation=MOVED),)
 
     def redirected(self) -> tuple[Entry, ...]:
         """The row that sends by it, if any does, and what a tap has beside it: packets are not
@@ -122,6 +135,7 @@ class Rehoming(NamedTuple):
     renaming: Renaming
     accepted: tuple[Entry, ...]
     redirected: tuple[Entry, ...]
+    marked: tuple[Entry, ...] = ()  # first, lest a restarted agent takes it for more than a name
 
 
 class Outcome(NamedTuple):
@@ -148,7 +162,7 @@ class Batches:
         self._last += 1
         self._open[self._last] = steps, then
         accepted = tuple(row for step in steps for row in step.accepted)
-        redirected = tuple(row for step in steps for row in step.redirected)
+        redirected = tuple(row for step in steps for row in (*step.marked, *step.redirected))
         out.append(Rehome(self._last, accepted, redirected))
 
     def rehomed(self, out: Commands, event: Rehomed) -> None:
@@ -173,8 +187,8 @@ class Batches:
 def _shared_out(steps: list[Rehoming], packets: tuple[int, ...]) -> Iterator[Outcome]:
     numbers = iter(packets)
     for step in steps:
-        counted = [next(numbers) for _ in step.redirected]
-        yield Outcome(True, counted[0] if counted else None)
+        counted = [next(numbers) for _ in (*step.marked, *step.redirected)]
+        yield Outcome(True, counted[len(step.marked)] if step.redirected else None)
 
 
 PERIOD: Final = 1.0  # s
@@ -215,9 +229,14 @@ class Fading:
         """How many pairs of ports wait here to be free."""
         return sum(not name.left for names in self._names.values() for name in names.values())
 
-    def has(self, session: Session) -> bool:
-        """Whether the session has old names."""
-        return session.id in self._names
+    def marked(self, session: Session) -> tuple[Entry, ...]:
+        """The rows of the session's old names, marked as such: a restarted agent knows those that
+        are not only while the leg has their ports, and is not the spare one of a change."""
+        return tuple(
+            row._replace(generation=MOVED)
+            for leg, name in self._names.get(session.id, _NOTHING).items()
+            for row in rows_of(session, leg, left=name.left)
+        )
 
     def present(self, session: int, leg: Flow) -> Flow | None:
         """What *leg*, an old name, is called now; None if it is no old name of this session."""

@@ -163,6 +163,10 @@ class Kernel:
         return found
 
 
+class _Killed(Exception):
+    """An agent is killed between two rows that it changes."""
+
+
 class Host:
     """A kernel, and an agent while it runs."""
 
@@ -178,6 +182,7 @@ class Host:
         self.failing_redirects = 0
         self.failing_writes = 0  # of deeds
         self.killed_after_writing = False
+        self.rows_to_live: int | None = None  # its agent is killed when it has renamed so many
         self.timers: dict[int, int] = {}  # session -> number of its latest setting
         self.other_timers: dict[tuple[int, Timer], int] = {}  # of changes and requests
         self.verdicts: list[Command] = []
@@ -224,8 +229,13 @@ class Host:
 
     def feed(self, event: Event) -> None:
         """Handle an event and carry out what the node says, as the agent's shell does."""
-        if self.up:
+        if not self.up:
+            return
+        try:
             self.carry_out(self.node.handle(event))
+        except _Killed:
+            self.kill_agent()
+        else:
             self.check()
 
     def carry_out(self, commands: list[Command]) -> None:
@@ -328,8 +338,21 @@ class Host:
             self.failing_redirects -= 1
             self.kernel.remove(accepted)
             return None
-        self.kernel.add(accepted)
-        return tuple(self.kernel.redirect(entry) for entry in redirected)
+        for entry in accepted:
+            self._may_die()
+            self.kernel.add((entry,))
+        packets = []
+        for entry in redirected:
+            self._may_die()
+            packets.append(self.kernel.redirect(entry))
+        return tuple(packets)
+
+    def _may_die(self) -> None:
+        if self.rows_to_live is not None:
+            self.rows_to_live -= 1
+            if self.rows_to_live < 0:
+                self.rows_to_live = None
+                raise _Killed
 
     def set_timer(self, session: int, timer: Timer, number: int | None) -> None:
         timers, key = (

@@ -107,6 +107,54 @@ def test_an_agent_is_restarted_in_the_middle_of_a_move() -> None:
             check_ways(world)
 
 
+@pytest.mark.parametrize("rows", range(7))
+@pytest.mark.parametrize("end", ["client", "server"])
+@pytest.mark.parametrize("middleboxes", [0, 1, 2])
+@pytest.mark.parametrize("same_ports", [True, False])
+def test_a_hop_is_killed_between_two_rows(
+    middleboxes: int, end: str, rows: int, same_ports: bool
+) -> None:
+    """A tap, an inline function or the other end; each row is changed by itself."""
+    world = a_world(middleboxes, sessions=1)
+    mover = getattr(world, end)
+    hop = world.hosts[1 if mover is world.client else -2]
+    if not same_ports:  # somebody else has them
+        chooser = mover if mover is world.client else hop
+        chooser.ports.claim = lambda flow: False  # type: ignore[method-assign]
+    hop.rows_to_live = rows
+    world.move(mover, "10.9.3.9")
+    world.run(0.3)
+    hop.rows_to_live = None
+    if not hop.up:
+        hop.start()
+    world.run(90.0)
+    check_ways(world, 1)
+    leftovers(world)
+    world.move(mover, ELSEWHERE)
+    world.run(1.0)
+    check_ways(world, 1)
+
+
+def test_a_hop_is_killed_when_the_leg_has_got_other_ports() -> None:
+    """Its first name, which had those of the second, is still known for one."""
+    world = a_world(0, sessions=1)
+    for where, seconds in (
+        (THERE, 0.0005), ("10.9.0.1", 2.1), (ELSEWHERE, 0.0005), (THERE, 0.0015),
+    ):  # fmt: skip
+        world.move(world.client, where)
+        world.run(seconds)
+    (before,) = world.client.node.sessions.values()
+    (after,) = world.server.node.sessions.values()
+    assert before.right is not None
+    assert after.left is not None
+    assert before.right.sport != after.left.sport
+    world.server.kill_agent()
+    world.server.start()
+    world.run(90.0)
+    check_ways(world, 1)
+    leftovers(world)
+
+
 def test_a_session_that_ends_while_its_end_moves() -> None:
     world = a_world(1)
     world.move(world.client, THERE)
