@@ -29,7 +29,7 @@ from m2m.protocol.ports import PortAllocator
 from m2m.protocol.reasons import Why
 from m2m.protocol.register import Register
 from m2m.protocol.session import Session
-from m2m.protocol.translation import Entry, Position, SessionView, Toward, receiver, sender
+from m2m.protocol.translation import Entry, Hook, Position, SessionView, Toward, receiver, sender
 from m2m.protocol.update import Mode, Step, UpdateAsk, UpdateFin
 from m2m.protocol.wire import Hop
 
@@ -122,7 +122,8 @@ class Change:
         self.count: int | None = None  # what this host says has gone by the leg that is out
         self.more = False  # as Session.more_left, of the spare leg when it had been in use
         self.held = 0
-        self.holding: set[Toward] = set()  # what travels so waits at this host
+        # What travels so waits at this host, in the row with this key.
+        self.holding: dict[Toward, tuple[Hook, Flow]] = {}
         self.own_acked = False  # L, R: all up to the own checkpoint
         self.acked = False  # L: R's, too
         self.emptying: Emptying | None = None
@@ -266,8 +267,8 @@ class Tools:
         """From now on what this host sends *toward* a side waits."""
         change = session.change
         assert change is not None
-        change.holding.add(toward)
-        out.append(Hold(session.id, change.id, sender(session.view, toward), substream))
+        change.holding[toward] = key = sender(session.view, toward)
+        out.append(Hold(session.id, change.id, key, substream))
 
     def resume(self, out: Commands, session: Session, toward: Toward | None = None) -> None:
         """Let what waits go, by the rows as they are; all, or what travels *toward* one side."""
@@ -275,8 +276,7 @@ class Tools:
         assert change is not None
         for way in sorted(change.holding):
             if toward in (None, way):
-                change.holding.discard(way)
-                out.append(Resume(session.id, change.id, sender(session.view, way)))
+                out.append(Resume(session.id, change.id, change.holding.pop(way)))
 
     def follow(self, out: Commands, session: Session) -> None:
         """The change is over here but for what is kept back from overtaking the old path (lf)."""

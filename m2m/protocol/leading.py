@@ -233,17 +233,12 @@ class Leading:
         out.append(Switched(session.id, change.wish))
         self._finish(out, session)
 
-    def overflow(self, out: Commands, session: Session) -> None:
-        """More packets came than may be held; they have gone by the rows as they are."""
+    def let_go(self, out: Commands, session: Session, why: Why) -> None:
+        """What was held has gone by the rows as they are, before its time."""
         change = session.change
         assert change is not None
-        if Toward.RIGHT not in change.holding:
-            return
-        change.holding.discard(Toward.RIGHT)
         if change.mode is not Mode.LF:
-            own = own_address(session)
-            text = f"{format_address(own)} had to hold more packets than it may"
-            self.undo(out, session, Why(Cause.OVERFLOW, text, own))
+            self.undo(out, session, why)
         elif change.phase is Phase.MAKING:  # some may overtake others, but none is lost
             self._switch(out, session)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 from m2m.protocol.change import Change, Commands, Part, Phase, Tools, UpdateSettings
-from m2m.protocol.commands import CancelTimer, Count, Send
+from m2m.protocol.commands import CancelTimer, Count, Resume, Send
 from m2m.protocol.events import (
     Acked,
     ChangeWanted,
@@ -42,7 +42,7 @@ from m2m.protocol.receiving import Receiving
 from m2m.protocol.register import Register
 from m2m.protocol.requesting import Requesting
 from m2m.protocol.session import Session, State
-from m2m.protocol.translation import Entry, Position, Toward
+from m2m.protocol.translation import Entry, Hook, Position, Toward
 from m2m.protocol.update import (
     Approve,
     Done,
@@ -257,16 +257,37 @@ class Migration:
         out: Commands = []
         session = self._register.get(event.session)
         change = None if session is None else session.change
-        if session is None or change is None:
+        if session is None or change is None or event.toward not in change.holding:
             return out
-        if change.part is Part.RIGHT and event.toward is Toward.LEFT:
-            self._right.overflow(out, session)
-        elif change.part is Part.LEFT and event.toward is Toward.RIGHT:
-            self._left.overflow(out, session)
-        elif change.part is Part.NEW:
-            change.holding.discard(event.toward)
-            self._tools.behind(out, session, event.toward)
+        own = own_address(session)
+        text = f"{format_address(own)} had to hold more packets than it may"
+        self._let_go(out, session, event.toward, Why(Cause.OVERFLOW, text, own))
         return out
+
+    def renamed(self, out: Commands, session: Session, former: tuple[Hook, Flow]) -> None:
+        """A leg has another name. What a tap holds has come by the *former* one; what comes by the
+        new one is not held, and must not overtake it."""
+        change = session.change
+        if change is None:
+            return
+        for toward, key in list(change.holding.items()):
+            if key == former:
+                out.append(Resume(session.id, change.id, key))
+                text = "an end of the session has moved while packets were held: try again"
+                why = Why(Cause.MOVED, text, own_address(session))
+                self._let_go(out, session, toward, why)
+
+    def _let_go(self, out: Commands, session: Session, toward: Toward, why: Why) -> None:
+        """What was held has gone, before its time, by the rows as they are."""
+        change = session.change
+        assert change is not None
+        del change.holding[toward]
+        if change.part is Part.RIGHT:
+            self._right.let_go(out, session, why)
+        elif change.part is Part.LEFT:
+            self._left.let_go(out, session, why)
+        else:
+            self._tools.behind(out, session, toward)
 
     def acked(self, event: Acked) -> Commands:
         out: Commands = []

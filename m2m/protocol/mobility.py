@@ -36,7 +36,7 @@ from m2m.protocol.rebinding import Rebinding
 from m2m.protocol.register import Register
 from m2m.protocol.renaming import Batches, Fading
 from m2m.protocol.session import Session
-from m2m.protocol.translation import Entry, Toward
+from m2m.protocol.translation import Entry, Hook, Toward
 from m2m.protocol.wire import Challenge
 
 __all__ = ["Mobility", "follow_ends"]
@@ -53,11 +53,13 @@ class Mobility:
         register: Register,
         claim: Callable[[Commands, Session, Flow], None],
         over: Callable[[Commands, Session, Flow], None],
+        renamed: Callable[[Commands, Session, tuple[Hook, Flow]], None],
         probe: float,
     ) -> None:
         """*devices* tells whose device is at an address; *claim* gets a left leg out of the hands
         of any other session that had it; *over* ends a session whose hop does not know it by this
-        leg; *probe*: see :class:`~m2m.protocol.steps.Settings`."""
+        leg; *renamed* is told of each leg of a neighbour's that has another name; *probe*: see
+        :class:`~m2m.protocol.steps.Settings`."""
         self.counts: Counter[str] = Counter()
         self._device = identity.device
         self._ports = ports
@@ -73,7 +75,7 @@ class Mobility:
         )  # fmt: skip
         self._rebinding = Rebinding(
             identity, ports, register, self._fading, self._batches, claim, self._present,
-            self.handing.has_handed, self.counts,
+            self.handing.has_handed, renamed, self.counts,
         )  # fmt: skip
 
     # -- what is known ------------------------------------------------------------------

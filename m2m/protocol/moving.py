@@ -25,6 +25,7 @@ from m2m.protocol.rebind import MAX_LEGS, Bound, End, Leg, Rebind, Rebound, Resu
 from m2m.protocol.register import Register
 from m2m.protocol.renaming import Batches, Fading, Outcome, Rehoming, Renaming, rows_of
 from m2m.protocol.session import Role, Session, State
+from m2m.protocol.update import UpdateFin
 from m2m.protocol.wire import Challenge, Fin, FinAck, Rst
 
 __all__ = ["Moving", "Title"]
@@ -46,8 +47,8 @@ class _Move:
     """One leg on its way to another name."""
 
     __slots__ = (
-        "device", "end", "hop", "is_open", "leg", "names", "new", "number", "ready", "session",
-        "title", "turn",
+        "device", "end", "hop", "is_open", "leg", "names", "new", "number", "ready", "refused",
+        "session", "title", "turn",
     )  # fmt: skip
 
     def __init__(self, session: Session, end: End, leg: Flow, new: Flow, number: int) -> None:
@@ -63,6 +64,7 @@ class _Move:
         self.turn = 0
         self.title: Title | None = None  # of a session that has been another host's
         self.is_open = False  # whether the session is this host's, or another's by now
+        self.refused: set[Flow] = set()  # names by which the hop has not followed it
 
     @property
     def key(self) -> tuple[int, Address]:
@@ -76,12 +78,16 @@ class _Move:
     def renaming(self) -> Renaming:
         return Renaming(self.session, self.leg, self.new, left=self.end is End.SERVER)
 
+    @property
+    def known(self) -> list[Flow]:
+        """All names by which the hop may call the leg."""
+        return [self.leg, *self.names]
+
     def former(self) -> Flow:
         """What the hop may call the leg: at each repetition another of the possible names."""
         if self.title is not None:
             return self.title.leg
-        names = [self.leg, *self.names]
-        return names[self.turn % len(names)]
+        return self.known[self.turn % len(self.known)]
 
 
 class Moving:
@@ -180,7 +186,10 @@ class Moving:
         if leg is None or isinstance(message, Challenge | Fin | Rst | FinAck):
             return False
         move = self._moves.get((message.session, send.peer))
-        return move is not None and leg in (move.leg, move.new)
+        if move is None or leg not in (move.leg, move.new):
+            return False
+        # A leg that is out may be gone at the hop already: then only this is answered.
+        return not (isinstance(message, UpdateFin) and move.refused.issuperset(move.known))
 
     # -- the network has changed --------------------------------------------------------
 
@@ -387,6 +396,8 @@ class Moving:
                     set_number(move.session, move.end, move.number)
                     out.append(Keep(((bound.session, _note_of(move)),)))
                     again.append(move)
+            elif bound.result is Result.FAILED and mine:
+                move.refused.add(move.former())
             elif bound.result is Result.DONE and mine and _own(move.end, move.new) == message.new:
                 self._take_ports(move, bound.ports)
                 confirmed.append(move)

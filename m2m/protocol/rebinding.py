@@ -30,7 +30,7 @@ from m2m.protocol.rebind import Bound, End, Leg, Rebind, Rebound, Result
 from m2m.protocol.register import Register
 from m2m.protocol.renaming import Batches, Fading, Outcome, Rehoming, Renaming
 from m2m.protocol.session import Session, State
-from m2m.protocol.translation import Entry, Position
+from m2m.protocol.translation import Entry, Hook, Position
 
 __all__ = ["Rebinding"]
 
@@ -50,11 +50,13 @@ class Rebinding:
         claim: Callable[[Commands, Session, Flow], None],
         name_today: Callable[[int, Flow], Flow | None],
         handed: Callable[[int], bool],
+        renamed: Callable[[Commands, Session, tuple[Hook, Flow]], None],
         counts: Counter[str],
     ) -> None:
         """*claim* gets a left leg out of the hands of any other session that had it; *name_today*
         tells what another name of a session's leg stands for; *handed*, whether this host has
-        handed a session over."""
+        handed a session over; *renamed* is told of each leg that has another name, with the key of
+        the row that has accepted packets by the former one."""
         self._identity = identity
         self._ports = ports
         self._register = register
@@ -63,6 +65,7 @@ class Rebinding:
         self._claim = claim
         self._name_today = name_today
         self._handed = handed
+        self._renamed = renamed
         self._counts = counts
 
     def rebind(self, out: Commands, event: Received) -> None:
@@ -198,6 +201,7 @@ class Rebinding:
                 continue
             if renaming.new != renaming.leg:
                 renaming.apply(self._register, outcome.packets)
+                self._renamed(out, session, renaming.former)
                 self._fading.begin(out, renaming, renaming.leg)
             set_number(session, leg.end, leg.number)
             set_device(session, leg.end, message.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from m2m.protocol.change import Change, Commands, Part, Phase, Tools, sent, with_left
 from m2m.protocol.commands import Redirect, Send, WatchAck, Withdraw
 from m2m.protocol.flow import format_address
-from m2m.protocol.reasons import own_address
+from m2m.protocol.reasons import Why, own_address
 from m2m.protocol.session import Session
 from m2m.protocol.translation import (
     Entry,
@@ -149,19 +149,14 @@ class Receiving:
         assert left is not None
         out.append(Send(left.src, UpdateDrained(session.id, left, change.id, change.count)))
 
-    def overflow(self, out: Commands, session: Session) -> None:
-        """More packets came than may be held; they have gone the old way."""
+    def let_go(self, out: Commands, session: Session, why: Why) -> None:
+        """What was held has gone by the rows as they are, before its time."""
         change = session.change
-        assert change is not None
-        if Toward.LEFT not in change.holding:
-            return
-        change.holding.discard(Toward.LEFT)
+        assert change is not None and why.cause is not None
         if change.mode is Mode.LF:  # some may overtake others, but none is lost
             self._tools.behind(out, session)
             return
-        own = own_address(session)
-        text = f"{format_address(own)} had to hold more packets than it may"
-        message = UpdateReject(session.id, change.id, Cause.OVERFLOW, text, own)
+        message = UpdateReject(session.id, change.id, why.cause, why.text, why.blame)
         out.append(Send(change.leader, message))
 
     # -- the decision, as it is heard of ------------------------------------------------

@@ -34,6 +34,7 @@ from m2m.protocol.ports import PortAllocator
 from m2m.protocol.reasons import Why, hop_gone, notice, replaced
 from m2m.protocol.register import Register
 from m2m.protocol.session import TABLE, Action, Ending, Input, Opening, Session, State
+from m2m.protocol.translation import Hook
 from m2m.protocol.wire import Ack, Cause, Syn, SynAck, clip
 
 __all__ = ["SetUp", "Settings", "Steps"]
@@ -86,7 +87,8 @@ class Steps:
         self._ports = ports
         self._register = register
         self.mobility = Mobility(
-            identity, devices, ports, register, self.claim, self._unknown, settings.probe
+            identity, devices, ports, register, self.claim, self._unknown, self._renamed,
+            settings.probe,
         )
         self.migration = Migration(
             settings.update, ports, register, rng, self.take, admit, self.claim,
@@ -163,6 +165,9 @@ class Steps:
         why = hop_gone(leg, by_left=by_left)
         if not self.migration.spare_over(out, session, leg, why):
             self.take(out, session, Input.LEFT_OVER if by_left else Input.RIGHT_OVER, why)
+
+    def _renamed(self, out: Commands, session: Session, former: tuple[Hook, Flow]) -> None:
+        self.migration.renamed(out, session, former)
 
     # -- actions, one method for each of the table's ------------------------------------
 

@@ -12,13 +12,26 @@ from __future__ import annotations
 import random
 from typing import TypeAlias
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2m.protocol.commands import ChangeDone, ChangeRefused
 from m2m.protocol.events import ChangeWanted, Ended, Route
-from m2m.protocol.translation import Entry
+from m2m.protocol.flow import Flow
+from m2m.protocol.translation import MOVED, Entry, Hook, Toward
 from m2m.protocol.update import Mode, Step
-from tests.model.test_reconfiguration_model import MANY, modes, storm, wish, wishes
+from m2m.protocol.wire import Cause
+from tests.model.test_reconfiguration_model import (
+    MANY,
+    SPARSE,
+    committed,
+    modes,
+    quiet_down,
+    storm,
+    wish,
+    wishes,
+)
 from tests.support.simulation import Host
 from tests.support.traffic import BusyKernel, BusyWorld, Packet
 
@@ -94,12 +107,18 @@ class MovingWorld(BusyWorld):
             if host.index not in path and self.session in host.node.sessions:
                 host.feed(Ended(self.session, "idle"))
         self.run(_CALM)
-        assert self.path() == path
-        there = {
-            host.index for host in (*self.hosts, *self.others) if self.session in host.node.sessions
-        }
-        assert there == set(path)
+        assert self.check_whole() == path
+        for host in self.everybody():
+            assert not host.node.mobility.unconfirmed()
+            assert not host.node.mobility.ports_in_use()
         return path
+
+    def rows(self, host: Host) -> dict[tuple[Hook, Flow], Entry]:
+        """A row that was installed for a name before this was confirmed stays marked so."""
+        rows = super().rows(host)
+        generations = {row.generation for row in rows.values()} - {MOVED}
+        generation = min(generations, default=MOVED)
+        return {key: row._replace(generation=generation) for key, row in rows.items()}
 
 
 def play(
@@ -162,3 +181,44 @@ def test_a_mover_leads_a_change_of_its_own(
     world.talking = False
     world.run(_CALM)
     assert world.check_connected()[0] == 0
+
+
+@pytest.mark.parametrize("mode", [Mode.OP, Mode.SS_OP], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("leads", [True, False], ids=["L", "R"])
+def test_a_tap_holds_nothing_by_an_old_name(leads: bool, mode: Mode) -> None:
+    """It lets go what it holds, and the change is undone, before packets come by the new name."""
+    world = MovingWorld(3, random.Random(1), others=1)
+    world.talk(0.0005)
+    world.run(0.1)
+    tap, end = (world.host(1), world.client) if leads else (world.host(3), world.server)
+    number = world.change(1, [2], 3, [world.first_other], mode)
+    while not any(hold.queue for hold in tap.kernel.holds.values()):
+        world.run(0.0002)
+    toward = Toward.RIGHT if leads else Toward.LEFT
+    world.go((0.0, 1, 0.0), end)
+    world.run(0.01)
+    assert not tap.kernel.holds
+    quiet_down(world)
+    outcome = world.outcomes()[number]
+    assert isinstance(outcome, ChangeRefused)
+    assert (outcome.cause, outcome.blame) == (Cause.MOVED, tap.address)
+    numbers = [packet.number for packet in world.got[toward]]
+    assert numbers == list(range(len(world.sent[toward])))
+    assert world.check_connected() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("absent", [0.0, 10.0])
+@pytest.mark.parametrize("step", [0, 2, 4])
+def test_a_mover_whose_old_leg_is_out_leads_another_change(step: int, absent: float) -> None:
+    """It has told its neighbour, which has nothing of that leg any more, but has not heard so."""
+    world = MovingWorld(1, random.Random(1), others=2)
+    world.talk(SPARSE)
+    new, another = world.first_other, world.first_other + 1
+    committed(world, 0, [], 1, [new])
+    world.run(step * 0.0005)
+    world.go((0.0, 1, absent), world.client)
+    world.run(absent + 10.0)
+    number = world.change(0, [new], 1, [another])
+    quiet_down(world)
+    assert isinstance(world.outcomes()[number], ChangeDone)
+    assert world.check_connected() == [0, another, 1, 2]

@@ -391,6 +391,10 @@ class BusyWorld(World):
                 if host not in on_path:
                     host.feed(Ended(session, "idle"))
 
+    def rows(self, host: Host) -> dict[tuple[Hook, Flow], Entry]:
+        """What the host's kernel has, as it is to be compared with the sessions there."""
+        return host.kernel.entries
+
     def check_whole(self) -> list[int]:
         """The chain is connected, its hosts agree, and nobody else has anything left."""
         path = self.path()
@@ -406,7 +410,7 @@ class BusyWorld(World):
                 assert not session.waiting
                 assert session.state is State.ESTABLISHED, f"host {host.index}: {session.state}"
                 expected = {entry.key: entry for entry in entries_for(session.view)}
-                assert host.kernel.entries == expected
+                assert self.rows(host) == expected
                 assert host.ports.in_use == (session.right is not None)
             assert not host.other_timers
             assert not host.kernel.holds
