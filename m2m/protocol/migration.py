@@ -66,10 +66,9 @@ class _Wish(NamedTuple):
     requester: Address | None
     here: Address | None = None  # this host's address when it began to wait
 
-    def from_where_it_is(self, session: Session) -> _Wish:
+    def from_where_it_is(self, here: Address) -> _Wish:
         """The same, with a route that begins at this host's present address: while it waited, a
         client may have moved."""
-        here = own_address(session)
         if self.here in (None, here):
             return self
         route = self.wanted.route._replace(source=here)
@@ -93,11 +92,14 @@ class Migration:
         claim: Claim,
         closing: Callable[[Commands, Session], None],
         names: Callable[[Session], tuple[Entry, ...]],
+        where: Callable[[Session], Address],
     ) -> None:
         """*step* takes a step of the session's table, *admit* makes a new hop, *claim* gets a left
         leg out of the hands of any other session that had it, *closing* is told of sessions
-        that this host forgets, and *names* tells the rows of old names of a session's legs."""
+        that this host forgets, *names* tells the rows of old names of a session's legs, and
+        *where* this host's address on them."""
         self._register = register
+        self._where = where
         self._tools = tools = Tools(settings, ports, register, self._next, closing, names)
         self._left = Leading(tools, rng)
         self._right = Receiving(tools)
@@ -151,7 +153,7 @@ class Migration:
             if self._tools.late(change):
                 self._turn_away(out, session, wish)
                 return
-            if not self._wait(session, wish._replace(here=own_address(session))):
+            if not self._wait(session, wish._replace(here=self._where(session))):
                 why = Why(Cause.BUSY, "too many changes of this session wait here", None)
                 self._left.refuse(out, wanted.session, wanted.change, requester, why)
                 return
@@ -185,7 +187,7 @@ class Migration:
             elif isinstance(one, Lock):
                 self._paths.lock(out, Received(one.leader, one))
             else:
-                self._wish(out, one.from_where_it_is(session))
+                self._wish(out, one.from_where_it_is(self._where(session)))
         if gone:
             self._paths.over(out, session)
 

@@ -31,6 +31,7 @@ from m2m.protocol.flow import Address, Flow
 from m2m.protocol.handing import Handing
 from m2m.protocol.moving import Moving
 from m2m.protocol.ports import PortAllocator
+from m2m.protocol.reasons import own_address
 from m2m.protocol.rebind import End, Rebind, Rebound
 from m2m.protocol.rebinding import Rebinding
 from m2m.protocol.register import Register
@@ -93,6 +94,10 @@ class Mobility:
     def is_moving(self) -> bool:
         """Whether any leg is on its way."""
         return bool(self._moving)
+
+    def where(self, session: Session) -> Address:
+        """This host's address on the session's legs; that to which they are on their way."""
+        return self._moving.going_to(session) or own_address(session)
 
     def moving(self) -> set[int]:
         """The sessions of which a leg is on its way."""

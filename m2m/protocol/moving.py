@@ -152,6 +152,15 @@ class Moving:
                 return move.leg
         return None
 
+    def going_to(self, session: Session) -> Address | None:
+        """Where the end is going that the session has here; None: nowhere."""
+        if session.role is not Role.MIDDLE:
+            end, leg = next(_own_legs(session))
+            move = self._moves.get((session.id, _hop(end, leg)))
+            if move is not None:
+                return _own(end, move.new)
+        return None
+
     def is_strange(self, event: Received) -> bool:
         """Whether the hop names a leg whose move is open by a name that is not known here."""
         message = event.message

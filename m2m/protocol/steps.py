@@ -92,7 +92,7 @@ class Steps:
         )
         self.migration = Migration(
             settings.update, ports, register, rng, self.take, admit, self.claim,
-            self.mobility.closing, self.mobility.marked,
+            self.mobility.closing, self.mobility.marked, self.mobility.where,
         )  # fmt: skip
         self._limits: Final = {
             State.CONFIRMING: settings.confirm_timeout,

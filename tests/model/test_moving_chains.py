@@ -28,11 +28,12 @@ from tests.model.test_reconfiguration_model import (
     committed,
     modes,
     quiet_down,
+    script,
     storm,
     wish,
     wishes,
 )
-from tests.support.simulation import Host
+from tests.support.simulation import LOST, PROMPT, Host
 from tests.support.traffic import BusyKernel, BusyWorld, Packet
 
 _CALM = 200.0  # s: everything that waits has given up, and all have asked
@@ -222,3 +223,17 @@ def test_a_mover_whose_old_leg_is_out_leads_another_change(step: int, absent: fl
     quiet_down(world)
     assert isinstance(world.outcomes()[number], ChangeDone)
     assert world.check_connected() == [0, another, 1, 2]
+
+
+def test_a_change_that_has_waited_begins_where_its_leader_is_going() -> None:
+    """The one before it ends while the mover's main leg has not been confirmed."""
+    world = MovingWorld(1, random.Random(1), others=2)
+    world.talk(SPARSE)
+    world.fate = lambda: LOST
+    first, second = (world.change(0, [], 1, [world.first_other + n]) for n in range(2))
+    world.fate = script([LOST, PROMPT, PROMPT])  # REBIND of the main leg, of the other, its answer
+    world.go((0.0, 1, 0.0), world.client)
+    quiet_down(world)
+    assert isinstance(world.outcomes()[first], ChangeRefused)
+    assert isinstance(world.outcomes()[second], ChangeDone)
+    assert world.check_connected() == [0, world.first_other + 1, 1, 2]
