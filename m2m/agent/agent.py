@@ -305,7 +305,7 @@ class Agent:
                     client.addresses_changed()
 
     async def _load_policy(self, policy: PolicySet) -> None:
-        before = self.sessions.policy
+        before = self.sessions.chains.policy
         await self.sessions.load_policy(policy)
         if (policy.generation, policy.rules) != (before.generation, before.rules):
             self.following.policy_changed()

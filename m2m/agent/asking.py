@@ -131,7 +131,7 @@ class Asking:
 
     def _may(self, wanted: Wanted, session: Session) -> ChangeMode:
         """In which mode the session may be changed, if this asker may ask at all."""
-        policy = self._sessions.policy_now(session)
+        policy = self._sessions.chains.policy_now(session)
         allowed = ALLOWED if policy is None else policy.allow
         if wanted.asker not in allowed:
             where = "by default" if policy is None else f"line {policy.line} of the policy says"
@@ -187,7 +187,7 @@ class Asking:
         for hop in path.hops if path is not None else ():
             if hop.address == text:
                 return hop_name(hop)
-        for nf in self._sessions.policy.nfs:
+        for nf in self._sessions.chains.policy.nfs:
             for one in nf.instances:
                 if one.address == host:
                     return f"{nf.name}/{one.name}"

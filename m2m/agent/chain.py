@@ -2,68 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable
 
+import trio
+
+from m2m.agent.journal import Journal
+from m2m.datapath._core import RuleTable
 from m2m.policy.choose import ChainError, resolve
 from m2m.policy.gateways import between, gateway_of
-from m2m.policy.rules import Kind, Policy, PolicySet
+from m2m.policy.rules import EMPTY, Kind, Policy, PolicySet
+from m2m.protocol.devices import has_moved
 from m2m.protocol.flow import Address, Flow, format_address
+from m2m.protocol.session import Session
 from m2m.protocol.translation import Position
+from m2m.protocol.update import Step
 from m2m.protocol.wire import Hop
 
-__all__ = ["chain_for", "end_of", "types_to_pass"]
+__all__ = ["Chains"]
 
+_AVOID = 10.0  # s for which a host that did not answer is not chosen when there are others
+_NO_AGENT = "no agent"  # counts sessions whose end has none
 _POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
 
 
-def end_of(policy_set: PolicySet, flow: Flow) -> Address:
-    """The host at which the session ends: its server, or the gateway that serves that."""
-    gateway = gateway_of(policy_set, flow.dst)
-    return flow.dst if gateway is None else gateway.address
+class Chains:
+    """The policy in force, and what else decides over chains: which hosts have been given
+    sessions since their loads were reported, and which have not answered lately."""
 
+    def __init__(
+        self,
+        journal: Journal,
+        gateway: Callable[[], Collection[Address]],
+        lasting: Callable[[], Container[Address]],
+    ) -> None:
+        """*gateway*: the addresses of this host if it is one, else none. *lasting*: those at which
+        sessions begin here wherever this host is."""
+        self.policy = EMPTY
+        self.gateway = gateway
+        # Sessions that hosts have been given since the loads in force were reported.
+        self.placed: Counter[Address] = Counter()
+        # Network functions that are not declared any more, but may still have sessions.
+        self.former_nfs: dict[tuple[Address, Kind], str] = {}
+        self._counts = journal.counts
+        self._lasting = lasting
+        self._rules = RuleTable(EMPTY)
+        self._policies: dict[int, Policy] = {}
+        self._avoid: dict[Address, float] = {}  # hosts that did not answer -> until when
 
-def chain_for(
-    policy_set: PolicySet,
-    policy: Policy,
-    flow: Flow,
-    avoid: Container[Address],
-    placed: Mapping[Address, int],
-    gateway: Collection[Address],
-) -> tuple[Hop, ...]:
-    """The hops that *flow* is to pass under *policy*, its server or that one's gateway the last.
+    def load(self, policy: PolicySet, rules: RuleTable) -> None:
+        """From now on choose by *policy*, which has these *rules*."""
+        if policy.nfs != self.policy.nfs:
+            self.placed.clear()
+        for nf in self.policy.nfs:
+            for one in nf.instances:
+                self.former_nfs[one.address, nf.kind] = f"{nf.name}/{one.name}"
+        self.policy, self._rules = policy, rules
+        self._policies = {one.id: one for one in policy.policies}
 
-    *gateway*: the addresses of this host if it is one, else none. There are no hops where it is on
-    the way already and has all that the chain asks for. *avoid* and *placed* are those of
-    :func:`~m2m.policy.choose.resolve`. Raises :exc:`ChainError`.
-    """
-    end = end_of(policy_set, flow)
-    chain = between(resolve(policy_set, policy, flow, avoid, placed), gateway, end)
-    if end in gateway:
-        if chain:
-            names = " -> ".join(one.nf_type for one in chain)
+    # -- which policy -------------------------------------------------------------------
+
+    def policy_of(self, flow: Flow) -> Policy | None:
+        """The policy that decides over *flow* (client to server) now."""
+        policy_id = self._rules.match(flow)
+        return None if policy_id is None else self._policies[policy_id]
+
+    def policy_now(self, session: Session) -> Policy | None:
+        """The policy that decides over a live session now: by where its client is, if that has
+        moved, and has not begun at an address that goes with it."""
+        flow = session.supersession
+        if has_moved(session) and session.right is not None and flow.src not in self._lasting():
+            flow = flow._replace(src=session.right.src)
+        return self.policy_of(flow)
+
+    # -- which hosts --------------------------------------------------------------------
+
+    def for_new(self, policy: Policy, flow: Flow) -> tuple[Hop, ...]:
+        """The hops that a session of *flow*, which begins here, is to pass under *policy*; none
+        where it is on the way already and has all that it is to pass.
+
+        Raises :exc:`ChainError`, also where no agent has answered a moment ago at its end: nobody
+        waits for that again, session by session.
+        """
+        end = self._end_of(flow)
+        if end in self.unanswering():
+            self._counts[_NO_AGENT] += 1
             raise ChainError(
-                f"{flow}: client and server are both behind the gateway {format_address(end)}, "
-                f"which cannot be both ends of a chain through {names}: let it run them itself, or "
-                "let two gateways serve them"
+                f"{format_address(end)}, where the session would end, has not answered in the last "
+                f"{_AVOID:.0f} s: start an agent there, or let a gateway serve it"
             )
-        return ()
-    hops = [Hop(one.address, _POSITIONS[one.kind], one.nf_type) for one in chain]
-    return (*hops, Hop(end, Position.SERVER))
+        return self.hops(policy, flow)
 
+    def hops(self, policy: Policy, flow: Flow) -> tuple[Hop, ...]:
+        """The hops for *flow* under *policy*, its server or that one's gateway the last.
 
-def types_to_pass(
-    policy_set: PolicySet,
-    policy: Policy,
-    flow: Flow,
-    avoid: Container[Address],
-    placed: Mapping[Address, int],
-    gateway: Collection[Address],
-) -> tuple[str, ...]:
-    """The NF types of *policy* for which the path of a live session has to have a host.
+        There are none where this host is a gateway, on the way already, and has all that the chain
+        asks for. Raises :exc:`ChainError`.
+        """
+        end, gateway = self._end_of(flow), self.gateway()
+        chosen = resolve(self.policy, policy, flow, self.unanswering(), self.placed)
+        chain = between(chosen, gateway, end)
+        if end in gateway:
+            if chain:
+                names = " -> ".join(one.nf_type for one in chain)
+                raise ChainError(
+                    f"{flow}: client and server are both behind the gateway {format_address(end)}, "
+                    f"which cannot be both ends of a chain through {names}: let it run them "
+                    "itself, or let two gateways serve them"
+                )
+            return ()
+        hops = [Hop(one.address, _POSITIONS[one.kind], one.nf_type) for one in chain]
+        return (*hops, Hop(end, Position.SERVER))
 
-    Arguments and errors are those of :func:`chain_for`.
-    """
-    if not gateway and not policy_set.gateways:
-        return policy.chain
-    hops = chain_for(policy_set, policy, flow, avoid, placed, gateway)
-    return tuple(hop.nf for hop in hops[:-1])
+    def types_to_pass(self, policy: Policy, flow: Flow) -> tuple[str, ...]:
+        """The NF types of *policy* for which the path of a live session has to have a host.
+
+        Raises :exc:`ChainError`.
+        """
+        if not self.gateway() and not self.policy.gateways:
+            return policy.chain
+        return tuple(hop.nf for hop in self.hops(policy, flow)[:-1])
+
+    def _end_of(self, flow: Flow) -> Address:
+        """The host at which the session ends: its server, or the gateway that serves that."""
+        gateway = gateway_of(self.policy, flow.dst)
+        return flow.dst if gateway is None else gateway.address
+
+    # -- what is known of hosts ---------------------------------------------------------
+
+    def place(self, come: Iterable[Hop], go: Iterable[Step] = ()) -> None:
+        """These hosts have been chosen for one more session, and others for one less.
+
+        A thousand sessions that begin, or are moved, between two reports of loads would else all
+        go to the host that had the fewest.
+        """
+        for hop in come:
+            self.placed[hop.address] += 1
+        for step in go:
+            self.placed[step.address] -= 1
+
+    def unanswering(self) -> Container[Address]:
+        """Hosts that lately did not answer."""
+        if self._avoid:
+            now = trio.current_time()
+            self._avoid = {host: until for host, until in self._avoid.items() if until > now}
+        return self._avoid
+
+    def is_silent(self, host: Address, flow: Flow) -> None:
+        """*host* has not answered when *flow* was to be set up."""
+        self._avoid[host] = trio.current_time() + _AVOID
+        if host == self._end_of(flow):
+            self._counts[_NO_AGENT] += 1
+
+    def has_answered(self, host: Address) -> None:
+        """A message has come from *host*."""
+        if self._avoid:
+            self._avoid.pop(host, None)

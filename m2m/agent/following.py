@@ -14,7 +14,6 @@ import trio
 
 from m2m.agent.api import HopReport, format_session
 from m2m.agent.asking import STANDING, Asking, Wanted
-from m2m.agent.chain import types_to_pass
 from m2m.agent.plan import Plan, plan_to_follow
 from m2m.agent.sessions import Sessions
 from m2m.policy.rules import Asker, Live, Policy
@@ -53,7 +52,7 @@ class Following:
                 nursery.cancel_scope.cancel()
 
     async def _follow_all(self) -> None:
-        generation = self._sessions.policy.generation
+        generation = self._sessions.chains.policy.generation
         limiter = trio.CapacityLimiter(_AT_ONCE)
         counts = {True: 0, False: 0}
 
@@ -65,7 +64,7 @@ class Following:
 
         async with trio.open_nursery() as nursery:
             for session in list(self._sessions.node.sessions.values()):
-                policy = self._sessions.policy_now(session)
+                policy = self._sessions.chains.policy_now(session)
                 if policy is not None and _is_to_follow(session, policy, generation):
                     nursery.start_soon(one, session.id, policy)
         if any(counts.values()):
@@ -74,19 +73,16 @@ class Following:
 
     async def _follow(self, session: int, policy: Policy) -> bool | None:
         """Bring one chain to what *policy* says, change by change; None: it was that already."""
-        sessions, changed = self._sessions, None
+        chains, changed = self._sessions.chains, None
 
         def planner(hops: Sequence[HopReport], here: str, flow: Flow) -> Plan:
-            chain = types_to_pass(
-                sessions.policy, policy, flow, sessions.unanswering(), sessions.placed,
-                sessions.gateway(),
-            )  # fmt: skip
+            chain = chains.types_to_pass(policy, flow)
             plan = plan_to_follow(
-                chain, hops, here, flow, sessions.policy, sessions.unanswering(), sessions.placed
+                chain, hops, here, flow, chains.policy, chains.unanswering(), chains.placed
             )
             if plan is None:
                 raise _Follows
-            sessions.place(plan.hops, plan.steps)
+            chains.place(plan.hops, plan.steps)
             return plan
 
         while changed is not False:

@@ -204,12 +204,12 @@ def _nf_at(own: Address, view: SessionView, sessions: Sessions) -> str | None:
     if view.position in (Position.CLIENT, Position.SERVER):
         return None
     kind = Kind(view.position.name.lower())
-    for nf in sessions.policy.nfs:
+    for nf in sessions.chains.policy.nfs:
         if nf.kind is kind:
             for instance in nf.instances:
                 if instance.address == own:
                     return f"{nf.name}/{instance.name}"
-    return sessions.former_nfs.get((own, kind))
+    return sessions.chains.former_nfs.get((own, kind))
 
 
 def _repeated(view: SessionView) -> int | None:

@@ -9,14 +9,12 @@ way of a set-up nothing here waits for another task.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
     Collection,
-    Container,
-    Iterable,
     Iterator,
     Sequence,
 )
@@ -27,7 +25,7 @@ import trio
 
 from m2m import datapath
 from m2m.agent.api import EventKind, SessionState, format_session
-from m2m.agent.chain import chain_for, end_of
+from m2m.agent.chain import Chains
 from m2m.agent.changes import Changes
 from m2m.agent.handing import Handing
 from m2m.agent.journal import Journal
@@ -45,7 +43,7 @@ from m2m.policy.choose import ChainError
 from m2m.policy.exempt import Service, exempting
 from m2m.policy.gateways import of_served_clients
 from m2m.policy.messages import Role
-from m2m.policy.rules import EMPTY, Fail, Kind, Policy, PolicySet
+from m2m.policy.rules import Fail, PolicySet
 from m2m.protocol.commands import (
     Accept,
     CancelTimer,
@@ -69,7 +67,7 @@ from m2m.protocol.commands import (
     Steer,
     Taken,
 )
-from m2m.protocol.devices import has_moved, is_open
+from m2m.protocol.devices import is_open
 from m2m.protocol.events import (
     Acked,
     Adopted,
@@ -96,16 +94,13 @@ from m2m.protocol.translation import (
     view_and_spare,
     without_moved,
 )
-from m2m.protocol.update import Step
-from m2m.protocol.wire import Hop, Message, next_host
+from m2m.protocol.wire import Message, next_host
 from nf_adapters.state import StateAdapter
 
 __all__ = ["Sessions"]
 
 _log = structlog.get_logger()
 
-_AVOID = 10.0  # s for which a host that did not answer is not chosen when there are others
-_NO_AGENT = "no agent"  # counts sessions whose end has none
 _CHUNK = 256  # sessions looked at before other tasks get their turn
 
 _STATES = {
@@ -146,11 +141,7 @@ class Sessions:
         self.datapath = datapath
         self.journal = journal
         self.turn = turn
-        self.policy = EMPTY
-        # Sessions that hosts have been given since the loads in force were reported.
-        self.placed: Counter[Address] = Counter()
-        # Network functions that are not declared any more, but may still have sessions.
-        self.former_nfs: dict[tuple[Address, Kind], str] = {}
+        self.chains = Chains(journal, self._gateway, lambda: keeping.lasting)
         self._network = network
         self._send = send
         self._keeping = keeping
@@ -163,9 +154,6 @@ class Sessions:
         self.changes = Changes(node, datapath, self.states, journal, self._next_hops.to)
         self.moves = Moves(node, datapath, network, journal, self._next_hops, keeping)
         self.handing = Handing(node, datapath, network, journal, keeping, self.feed)
-        self._rules = RuleTable(EMPTY)
-        self._policies: dict[int, Policy] = {}
-        self._avoid: dict[Address, float] = {}  # hosts that did not answer -> until when
         self._held: dict[Flow, float] = {}  # since when
 
     # -- what happens -------------------------------------------------------------------
@@ -177,8 +165,7 @@ class Sessions:
 
     async def received(self, peer: Address, message: Message, device: bytes = ANONYMOUS) -> None:
         """A message from another agent, whose device this is, has come."""
-        if self._avoid:
-            self._avoid.pop(peer, None)  # it answers again
+        self.chains.has_answered(peer)
         route = None
         following = next_host(message)
         if following is not None:
@@ -206,7 +193,7 @@ class Sessions:
 
     async def held(self, flow: Flow) -> None:
         """The first packet of *flow* waits: find its chain and set it up."""
-        policy = self.policy_of(flow)
+        policy = self.chains.policy_of(flow)
         if policy is None or not policy.chain:  # the policy has changed since it was held
             async with self.turn:
                 await self.datapath.release(flow, Verdict.PASS)
@@ -214,10 +201,7 @@ class Sessions:
         self._held.setdefault(flow, perf_counter())
         fail_open = policy.fail is Fail.OPEN
         try:
-            self._check_end(flow)
-            hops = chain_for(
-                self.policy, policy, flow, self.unanswering(), self.placed, self.gateway()
-            )
+            hops = self.chains.for_new(policy, flow)
             if not hops:
                 self._held.pop(flow, None)
                 async with self.turn:
@@ -228,28 +212,17 @@ class Sessions:
             async with self.turn:
                 await self._do(Refuse(flow, fail_open, str(error), None))
             return
-        self.place(hops[:-1])
+        self.chains.place(hops[:-1])
         await self.feed(
             Opened(
                 flow,
                 hops,
                 fail_open,
                 policy.id,
-                self.policy.generation,
+                self.chains.policy.generation,
                 route,
             )
         )
-
-    def _check_end(self, flow: Flow) -> None:
-        """Raises :exc:`ChainError` where no agent has answered a moment ago: nobody waits for that
-        again, session by session."""
-        end = end_of(self.policy, flow)
-        if end in self.unanswering():
-            self.journal.counts[_NO_AGENT] += 1
-            raise ChainError(
-                f"{format_address(end)}, where the session would end, has not answered in the last "
-                f"{_AVOID:.0f} s: start an agent there, or let a gateway serve it"
-            )
 
     async def ended(self, session: int, reason: EndReason) -> None:
         """The datapath has seen the end of a session."""
@@ -264,16 +237,10 @@ class Sessions:
         """From now on hold and choose by *policy*; live sessions keep their chains."""
         rules = RuleTable(policy)
         async with self.turn:
-            changed = _held_by(policy) != _held_by(self.policy)
+            changed = _held_by(policy) != _held_by(self.chains.policy)
             if changed:  # else only loads have changed
                 await self._hold_by(policy)
-            if policy.nfs != self.policy.nfs:
-                self.placed.clear()
-            for nf in self.policy.nfs:
-                for one in nf.instances:
-                    self.former_nfs[one.address, nf.kind] = f"{nf.name}/{one.name}"
-            self.policy, self._rules = policy, rules
-            self._policies = {one.id: one for one in policy.policies}
+            self.chains.load(policy, rules)
         for nf in policy.nfs:
             for instance in nf.instances:
                 try:
@@ -287,14 +254,14 @@ class Sessions:
             case Role.CLIENT:
                 await self.datapath.load_policy(exempting(policy, self._own_traffic))
             case Role.GATEWAY:
-                served = of_served_clients(policy, self.gateway())
+                served = of_served_clients(policy, self._gateway())
                 await self.datapath.load_policy(exempting(served, self._own_traffic))
 
     async def own_addresses_changed(self) -> None:
         """A gateway may be another one by now."""
         if self._role is Role.GATEWAY:
             async with self.turn:
-                await self._hold_by(self.policy)
+                await self._hold_by(self.chains.policy)
 
     async def adopt(self) -> None:
         """Take over the sessions that the kernel has kept while no agent was here."""
@@ -364,20 +331,6 @@ class Sessions:
         """How many sessions are at this host, those that come and go included."""
         return len(self.node.sessions)
 
-    def policy_of(self, flow: Flow) -> Policy | None:
-        """The policy that decides over *flow* (client to server) now."""
-        policy_id = self._rules.match(flow)
-        return None if policy_id is None else self._policies[policy_id]
-
-    def policy_now(self, session: Session) -> Policy | None:
-        """The policy that decides over a live session now: by where its client is, if that has
-        moved, and has not begun at an address that goes with it."""
-        flow = session.supersession
-        lasting = flow.src in self._keeping.lasting
-        if has_moved(session) and session.right is not None and not lasting:
-            flow = flow._replace(src=session.right.src)
-        return self.policy_of(flow)
-
     def route_to(self, host: Address) -> Route:
         """How to reach *host*. Raises :exc:`~m2m.agent.watch.NoRoute`."""
         way = self._network.way_to(host)
@@ -446,9 +399,7 @@ class Sessions:
                 await self.datapath.release(flow, Verdict.PASS if fail_open else Verdict.DROP)
                 self._held.pop(flow, None)
                 if blame is not None and silent:
-                    self._avoid[blame] = trio.current_time() + _AVOID
-                    if blame == end_of(self.policy, flow):
-                        self.journal.counts[_NO_AGENT] += 1
+                    self.chains.is_silent(blame, flow)
                 self._tell_refused(flow, fail_open, why, blame)
             case Remove(view):
                 await self.datapath.remove([entry.key for entry in entries_for(view)])
@@ -490,27 +441,9 @@ class Sessions:
         if since is not None:
             self.journal.set_up_times.append(perf_counter() - since)
 
-    def gateway(self) -> Collection[Address]:
+    def _gateway(self) -> Collection[Address]:
         """The addresses of this host if it is a gateway; else none."""
         return self._network.addresses if self._role is Role.GATEWAY else ()
-
-    def unanswering(self) -> Container[Address]:
-        """Hosts that lately did not answer."""
-        if self._avoid:
-            now = trio.current_time()
-            self._avoid = {host: until for host, until in self._avoid.items() if until > now}
-        return self._avoid
-
-    def place(self, come: Iterable[Hop], go: Iterable[Step] = ()) -> None:
-        """These hosts have been chosen for one more session, and others for one less.
-
-        A thousand sessions that begin, or are moved, between two reports of loads would else all
-        go to the host that had the fewest.
-        """
-        for hop in come:
-            self.placed[hop.address] += 1
-        for step in go:
-            self.placed[step.address] -= 1
 
     def _tell(self, kind: EventKind, view: SessionView, why: str) -> None:
         if _log.is_enabled_for(logging.DEBUG):  # the texts cost more than the rest

@@ -75,8 +75,8 @@ class Answers:
 
     async def sessions(self) -> AsyncIterator[SessionInfo]:
         """Every session at this host, with its counters."""
-        policies = {policy.id: policy.chain for policy in self._sessions.policy.policies}
-        generation = self._sessions.policy.generation
+        policies = {policy.id: policy.chain for policy in self._sessions.chains.policy.policies}
+        generation = self._sessions.chains.policy.generation
         async for view, state, rows in self._sessions.all_rows():
             to_server, to_client = directions(rows)
             yield SessionInfo(
@@ -100,7 +100,9 @@ class Answers:
     async def policy(self) -> PolicyInfo:
         """What is in force."""
         connected = self._server is not None and self._server.connected
-        return describe_policy(self._sessions.policy, server=self._server_name, connected=connected)
+        return describe_policy(
+            self._sessions.chains.policy, server=self._server_name, connected=connected
+        )
 
     async def agents(self) -> Sequence[AgentInfo]:
         """Every agent of the domain, as the policy server knows them."""

@@ -33,7 +33,8 @@ async def carry_out(
     Sessions that were not named themselves and that the wish does not fit are left out. Raises
     :exc:`M2MError` when nothing is left.
     """
-    check(order.wish, sessions.policy)
+    chains = sessions.chains
+    check(order.wish, chains.policy)
     selected = _selected(order, sessions)
     limiter = trio.CapacityLimiter(_AT_ONCE)
     unfit: list[Unfit] = []
@@ -42,9 +43,9 @@ async def carry_out(
         if order.nf is not None and not _is_of_type(order.nf, hops, here):
             raise Unfit(f"this host is not {order.nf} to the session")
         made = plan(
-            order.wish, hops, here, flow, sessions.policy, sessions.unanswering(), sessions.placed
+            order.wish, hops, here, flow, chains.policy, chains.unanswering(), chains.placed
         )
-        sessions.place(made.hops, made.steps)
+        chains.place(made.hops, made.steps)
         return made
 
     wanted = Wanted(planner, order.asker, order.mode, progress, named=bool(order.sessions))

@@ -176,7 +176,7 @@ async def test_the_least_loaded_are_not_given_all_until_the_next_report(
         firsts = Counter(message.subsession.dst for _, _, message in await syns(chain))
         assert firsts == {chain.ids.address: 10, chain.firewall.address: 10}
         await sessions.load_policy(with_loads(policy_set(text, 2), 10, 30))
-        assert not sessions.placed, "they are in the report"
+        assert not sessions.chains.placed, "they are in the report"
         for sport in range(21, 31):
             chain.client.open(80, sport)
         firsts = Counter(message.subsession.dst for _, _, message in await syns(chain))
@@ -343,7 +343,7 @@ async def test_only_a_client_holds_packets_by_the_rules_it_knows(
         assert host.kernel.policy.rules == ()
         flow = chain.client.flow(CLOSED)._replace(src=host.address)
         assert host.kernel.packet(Hook.OUT, flow, flags=Tcp.SYN).fate is Fate.UNTOUCHED
-        assert host.sessions.policy.rules != ()
+        assert host.sessions.chains.policy.rules != ()
 
 
 async def test_the_journal_counts_and_tells(autojump_clock: MockClock) -> None:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2m.agent.chain import chain_for, types_to_pass
+from m2m.agent.chain import Chains
+from m2m.agent.journal import Journal
+from m2m.datapath._core import RuleTable
 from m2m.policy.choose import ChainError
 from m2m.policy.compile import compile_policy, evaluate
 from m2m.policy.gateways import gateway_of, of_served_clients, served_by
@@ -33,12 +35,20 @@ PHONE, WEB, SERVER, UE = "10.1.0.2", "10.2.0.2", "10.0.7.2", "10.0.2.2"
 NEAR, FAR = parse_address("10.0.1.2"), parse_address("10.0.6.2")
 
 
+def chains_of(policy: PolicySet, at: tuple[Address, ...]) -> Chains:
+    """Those of a gateway that has these addresses, or of another host."""
+    chains = Chains(Journal(), lambda: at, lambda: ())
+    chains.load(policy, RuleTable(policy))
+    return chains
+
+
 def hosts(src: str, dst: str, port: int, at: tuple[Address, ...] = ()) -> list[str]:
     flow = Flow.of(6, src, 40000, dst, port)
     policy = evaluate(POLICY, flow)
     assert policy is not None
-    hops = chain_for(POLICY, policy, flow, (), {}, at)
-    assert types_to_pass(POLICY, policy, flow, (), {}, at) == tuple(hop.nf for hop in hops[:-1])
+    chains = chains_of(POLICY, at)
+    hops = chains.hops(policy, flow)
+    assert chains.types_to_pass(policy, flow) == tuple(hop.nf for hop in hops[:-1])
     return [f"{hop.nf or 'end'} {format_address(hop.address)}" for hop in hops]
 
 
@@ -62,7 +72,7 @@ def test_both_ends_behind_one_gateway() -> None:
     flow = Flow.of(6, PHONE, 40000, "10.3.0.7", 82)
     policy = evaluate(alone, flow)
     assert policy is not None
-    assert chain_for(alone, policy, flow, (), {}, (NEAR,)) == ()  # its own NF sees it in passing
+    assert chains_of(alone, (NEAR,)).hops(policy, flow) == ()  # its own NF sees it in passing
 
 
 def test_who_is_served_by_whom() -> None:
