@@ -157,7 +157,7 @@ class Moving:
         if session.role is not Role.MIDDLE:
             end, leg = next(_own_legs(session))
             move = self._moves.get((session.id, _hop(end, leg)))
-            if move is not None:
+            if move is not None and move.leg == leg:
                 return _own(end, move.new)
         return None
 
@@ -168,7 +168,8 @@ class Moving:
         if leg is None or isinstance(message, Challenge):
             return False
         session = self._register.get(message.session)
-        if session is None or (message.session, event.peer) not in self._moves:
+        move = self._moves.get((message.session, event.peer))
+        if session is None or move is None or not move.is_wanted:
             return False
         return all(leg != own for _, own in _own_legs(session))
 
@@ -253,6 +254,9 @@ class Moving:
         self, out: Commands, session: Session, end: End, leg: Flow, route: Route
     ) -> _Move | None:
         before = self._moves.get((session.id, _hop(end, leg)))
+        if before is not None and before.leg != leg:  # an earlier leg, which is gone
+            self._drop(out, before)
+            before = None
         if before is not None and _own(end, before.new) == route.source:
             return None  # that is where it is going already
         if before is not None and before.title is not None:

@@ -237,3 +237,20 @@ def test_a_change_that_has_waited_begins_where_its_leader_is_going() -> None:
     assert isinstance(world.outcomes()[first], ChangeRefused)
     assert isinstance(world.outcomes()[second], ChangeDone)
     assert world.check_connected() == [0, world.first_other + 1, 1, 2]
+
+
+def test_a_move_of_a_leg_that_is_gone_is_not_taken_for_that_of_the_next() -> None:
+    """To the same host, from where the first one was going."""
+    world = MovingWorld(1, random.Random(1), others=1)
+    world.talk(SPARSE)
+    refused = world.change(0, [], 1, [world.first_other])
+    world.go((0.0, 0, 0.0), world.client)  # the new host has not even heard of the session
+    world.run(0.012)
+    assert isinstance(world.outcomes()[refused], ChangeRefused)
+    world.go((0.0, 1, 0.0), world.client)
+    world.run(0.006)
+    done = world.change(0, [], 1, [world.first_other])
+    world.go((0.0, 0, 0.0), world.client)
+    quiet_down(world)
+    assert isinstance(world.outcomes()[done], ChangeDone)
+    assert world.check_connected() == [0, world.first_other, 1, 2]
