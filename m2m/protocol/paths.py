@@ -247,6 +247,8 @@ class Paths:
                 one for one in session.waiting
                 if not (isinstance(one, Lock) and one.change == message.change)
             ]  # fmt: skip
+        if leg == session.left and (change is None or change.id != message.change):
+            self._right.still_asked(out, session, message.change)
         # 0 says that this leg was in some time; what is being changed now is not over by it.
         if change is not None and change.id == message.change != 0:
             if change.part is Part.RIGHT:

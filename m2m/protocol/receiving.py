@@ -10,7 +10,7 @@ from m2m.protocol.change import Change, Commands, Part, Phase, Tools, sent, with
 from m2m.protocol.commands import Redirect, Send, WatchAck, Withdraw
 from m2m.protocol.flow import format_address
 from m2m.protocol.reasons import Why, own_address
-from m2m.protocol.session import Session
+from m2m.protocol.session import Role, Session
 from m2m.protocol.translation import (
     Entry,
     Position,
@@ -237,6 +237,7 @@ class Receiving:
         out.append(Withdraw(session.id, self._spare_entries(session)))
         self._forget_spare(session, change)
         message = UpdateFinAck(session.id, leg, change.id, change.count, change.held)
+        session.through = message
         out.append(Send(leg.src, message))
         if change.far is not None:
             out.append(Send(change.leader, message))
@@ -244,6 +245,13 @@ class Receiving:
             leg = session.left
             out.append(Send(leg.src, UpdateEmpty(session.id, leg, change.id)))
         self._tools.follow(out, session)
+
+    def still_asked(self, out: Commands, session: Session, change: int) -> None:
+        """L repeats that the new leg is in, though all is over here: UPDATE-FIN, which says so by
+        the old leg, goes to where this end was then."""
+        finack = session.through
+        if session.role is Role.SERVER and finack is not None and finack.change == change:
+            out.append(Send(finack.subsession.src, finack))
 
     # -- time, and others ---------------------------------------------------------------
 

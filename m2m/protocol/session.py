@@ -98,6 +98,7 @@ from m2m.protocol.wire import Cause, Syn
 if TYPE_CHECKING:
     from m2m.protocol.change import Change
     from m2m.protocol.migration import Waiting
+    from m2m.protocol.update import UpdateFinAck
 
 __all__ = ["TABLE", "Action", "Ending", "Input", "Opening", "Role", "Session", "State"]
 
@@ -300,7 +301,7 @@ class Session:
         "change", "client", "delay", "ending", "fail_open", "generation", "held", "id", "left",
         "more_left", "more_right", "moves", "mss", "mtu", "opening", "policy", "position",
         "rebound", "right", "role", "sent_left", "sent_right", "server", "state", "supersession",
-        "waited", "waiting",
+        "through", "waited", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -346,6 +347,7 @@ class Session:
         # What this host has renamed their legs to then: known to be theirs, whatever they are
         # called by who has not heard of it.
         self.rebound: tuple[Flow | None, Flow | None] = _NOT_REBOUND
+        self.through: UpdateFinAck | None = None  # what this host has said last as R of a change
 
     @property
     def view(self) -> SessionView:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2m.protocol.commands import ChangeDone, ChangeRefused
+from m2m.protocol.commands import ChangeDone, ChangeRefused, Switched
 from m2m.protocol.events import ChangeWanted, Ended, Route
 from m2m.protocol.flow import Flow
 from m2m.protocol.translation import MOVED, Entry, Hook, Toward
@@ -26,10 +26,12 @@ from tests.model.test_reconfiguration_model import (
     MANY,
     SPARSE,
     committed,
+    crash,
     modes,
     quiet_down,
     script,
     storm,
+    times,
     wish,
     wishes,
 )
@@ -254,3 +256,41 @@ def test_a_move_of_a_leg_that_is_gone_is_not_taken_for_that_of_the_next() -> Non
     quiet_down(world)
     assert isinstance(world.outcomes()[done], ChangeDone)
     assert world.check_connected() == [0, world.first_other, 1, 2]
+
+
+@pytest.mark.parametrize("old", [[], [2]], ids=["neighbour of L", "behind an old hop"])
+@pytest.mark.parametrize("after", [0.01, 0.03])
+def test_a_server_whose_old_leg_is_gone_moves_before_others_know(
+    old: list[int], after: float
+) -> None:
+    """UPDATE-FIN for that leg goes to where it was: it says by the new path that it is through."""
+    world = MovingWorld(2, random.Random(1), others=1)
+    world.talk(SPARSE)
+    world.go((0.0, 0, 0.0), world.server)  # from now on that leg is emptied by quiet
+    world.run(0.02)
+    leader = world.host(1 if old else 2)
+    number = world.change(leader.index, old, 3, [world.first_other])
+    while not any(isinstance(one, Switched) for one in leader.told):
+        world.run(0.0005)
+    world.run(after)
+    world.go((0.0, 1, 0.2), world.server)
+    quiet_down(world)
+    assert isinstance(world.outcomes()[number], ChangeDone)
+    assert world.check_connected() == [0, 1, *([] if old else [2]), world.first_other, 3]
+
+
+@given(
+    st.integers(1, 4), wishes, moves, st.booleans(), st.integers(0, 2**32),
+    st.floats(0, 0.4), st.floats(0.0005, 0.1),
+    st.lists(st.tuples(times, st.floats(0.001, 1), st.integers(0, 8)), min_size=1, max_size=4),
+)  # fmt: skip
+@settings(max_examples=60 * MANY, deadline=None)
+def test_agents_that_go_down_meanwhile(
+    middleboxes: int, wanted: list[Wish], moving: list[Move], is_client: bool, seed: int,
+    loss: float, spread: float, crashes: list[tuple[float, float, int]],
+) -> None:  # fmt: skip
+    world = MovingWorld(middleboxes, random.Random(seed), others=3)
+    storm(world, loss, 0.2, spread)
+    for at, down, which in crashes:
+        world.after(at, lambda down=down, which=which: crash(world, which, down, False))
+    play(world, wanted, moving, 1.0, end_of(world, is_client))
