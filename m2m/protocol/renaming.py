@@ -235,6 +235,7 @@ class Fading:
         return tuple(
             row._replace(generation=MOVED)
             for leg, name in self._names.get(session.id, _NOTHING).items()
+            if not name.gone
             for row in rows_of(session, leg, left=name.left)
         )
 

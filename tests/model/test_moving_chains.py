@@ -279,6 +279,25 @@ def test_a_server_whose_old_leg_is_gone_moves_before_others_know(
     assert world.check_connected() == [0, 1, *([] if old else [2]), world.first_other, 3]
 
 
+def test_a_host_that_joins_again_knows_no_old_names_of_its_first_stay() -> None:
+    """They fade still, but their rows went with the session."""
+    world = MovingWorld(2, random.Random(1), others=2)
+    world.talk(SPARSE)
+    new, another = world.first_other, world.first_other + 1
+    world.change(0, [], 1, [new])
+    world.run(0.2)
+    world.go((0.0, 1, 0.0), world.client)
+    world.run(0.1)
+    world.change(0, [new], 1, [])
+    world.run(0.2)
+    world.change(0, [], 1, [new])
+    world.run(0.2)
+    number = world.change(new, [1], 2, [another])
+    quiet_down(world)
+    assert isinstance(world.outcomes()[number], ChangeDone)
+    assert world.check_connected() == [0, new, another, 2, 3]
+
+
 @given(
     st.integers(1, 4), wishes, moves, st.booleans(), st.integers(0, 2**32),
     st.floats(0, 0.4), st.floats(0.0005, 0.1),
