@@ -23,7 +23,7 @@ from m2m.protocol.events import ChangeWanted
 from m2m.protocol.flow import Address, Flow, Proto, format_address
 from m2m.protocol.ports import PortsExhausted
 from m2m.protocol.reasons import Why, describe_hop, own_address
-from m2m.protocol.session import Role, Session
+from m2m.protocol.session import Role, Session, State
 from m2m.protocol.translation import (
     Entry,
     Position,
@@ -49,7 +49,7 @@ from m2m.protocol.update import (
     UpdateSyn,
     UpdateSynAck,
 )
-from m2m.protocol.wire import Cause, clip
+from m2m.protocol.wire import MAX_CHAIN, Cause, clip
 
 __all__ = ["Leading", "decided"]
 
@@ -274,6 +274,10 @@ class Leading:
         if change.id:
             hops = len(change.steps if change.why is not None else change.hops)
             out.append(Send(in_leg.dst, UpdateAck(session.id, in_leg, change.id, hops)))
+        elif session.state is State.ESTABLISHED and self._tools.late(change):
+            # Found by a restarted agent, and R may have moved: the server hears of it by the way
+            # that is in.
+            out.append(Send(in_leg.dst, UpdateAck(session.id, in_leg, 0, MAX_CHAIN)))
         out.append(Send(out_leg.dst, UpdateFin(session.id, out_leg, change.id, change.count)))
         if change.far is not None:
             out.append(Send(change.right, UpdateFin(session.id, change.far, change.id, None)))

@@ -248,9 +248,9 @@ class Receiving:
 
     def still_asked(self, out: Commands, session: Session, change: int) -> None:
         """L repeats that the new leg is in, though all is over here: UPDATE-FIN, which says so by
-        the old leg, goes to where this end was then."""
+        the old leg, goes to where this end was then. *change* 0: a restarted L's."""
         finack = session.through
-        if session.role is Role.SERVER and finack is not None and finack.change == change:
+        if session.role is Role.SERVER and finack is not None and change in (0, finack.change):
             out.append(Send(finack.subsession.src, finack))
 
     # -- time, and others ---------------------------------------------------------------

@@ -279,6 +279,23 @@ def test_a_server_whose_old_leg_is_gone_moves_before_others_know(
     assert world.check_connected() == [0, 1, *([] if old else [2]), world.first_other, 3]
 
 
+def test_a_leader_that_was_down_meanwhile_finds_the_server_as_well() -> None:
+    """It does not know any more which change that was."""
+    world = MovingWorld(2, random.Random(1), others=1)
+    world.talk(SPARSE)
+    leader = world.host(2)
+    world.change(2, [], 3, [world.first_other])
+    while not any(isinstance(one, Switched) for one in leader.told):
+        world.run(0.0005)
+    leader.kill_agent()  # UPDATE-FIN is on its way
+    world.run(1.0)
+    world.go((0.0, 1, 0.0), world.server)
+    world.run(0.1)
+    leader.start()
+    quiet_down(world)
+    assert world.check_connected() == [0, 1, 2, world.first_other, 3]
+
+
 def test_a_host_that_joins_again_knows_no_old_names_of_its_first_stay() -> None:
     """They fade still, but their rows went with the session."""
     world = MovingWorld(2, random.Random(1), others=2)
