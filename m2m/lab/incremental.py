@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,7 +14,7 @@ from rich.text import Text
 
 from m2m.agent.api import HopReport, PathInfo, SessionInfo
 from m2m.agent.plan import describe
-from m2m.lab import demo_report, state
+from m2m.lab import demo_report, mobility_report, state
 from m2m.lab.demo_results import Check
 from m2m.lab.gateways import (
     CHAIN,
@@ -68,6 +70,9 @@ class Report(msgspec.Struct):
         return bool(self.checks) and all(check.held for check in self.checks)
 
 
+_Look = Callable[[], Awaitable[str]]
+
+
 class _Case(NamedTuple):
     what: str
     client: str
@@ -102,8 +107,10 @@ class _Stage:
         """Fetch a page by a chain, and look for what must be true of it."""
         demo_report.heading(self._console, case.what)
         before = {host: await self._seen(host) for host in (FIREWALL, CORE)}
-        fetch, ends = await self._fetch(case.client, case.server, case.port, case.asked)
-        self._console.print(Text(f"  {fetch.path}", style="cyan"))
+        with mobility_report.live(self._console) as show:
+            fetch, ends = await self._fetch(
+                case.client, case.server, case.port, partial(self._look, case, show)
+            )
         self.check(
             Check(
                 f"{case.client} gets the whole page from {case.server}",
@@ -128,8 +135,8 @@ class _Stage:
     async def unserved(self) -> None:
         """A server without agent and gateway."""
         demo_report.heading(self._console, f"Nobody stands for {OLD}: fail= decides")
-        closed, _ = await self._fetch(UE, OLD, CHAIN, None, patience=3)
-        again, _ = await self._fetch(UE, OLD, OPEN, None)
+        closed, _ = await self._fetch(UE, OLD, CHAIN, patience=3)
+        again, _ = await self._fetch(UE, OLD, OPEN)
         counted = (await self._lab.ctl(UE, "stats"))["setups"].get("no agent", 0)
         self.check(
             Check("fail=closed: nothing is fetched", closed.bytes == 0, f"{closed.bytes} bytes"),
@@ -154,36 +161,47 @@ class _Stage:
         self.check(Check("No host keeps a session", left == 0, f"{left} sessions"))
 
     async def _fetch(
-        self, client: str, server: str, port: int, asked: str | None, *, patience: int = 20
+        self, client: str, server: str, port: int, look: _Look | None = None, *, patience: int = 20
     ) -> tuple[Fetch, tuple[str, str]]:
-        """The page, and the ends of its session; the agent of *asked* tells of its path."""
+        """The page, and the ends of its session. *look* shows and tells its path: while the page
+        is fetched, and when it is there."""
         lab = self._lab
         url = f"http://{lab.address(server)}:{port}/page"
         says = (
             "%{size_download} %{time_total} %{local_ip}:%{local_port} %{remote_ip}:%{remote_port}"
         )
-        done = await lab.run(
-            client, "curl", "-s", "--max-time", str(patience), "-o", "/dev/null", "-w", says, url,
-            check=False,
-        )  # fmt: skip
+        async with trio.open_nursery() as nursery:
+            if look is not None:
+                nursery.start_soon(_again_and_again, look)
+            done = await lab.run(
+                client, "curl", "-s", "--max-time", str(patience), "-o", "/dev/null", "-w", says,
+                url, check=False,
+            )  # fmt: skip
+            nursery.cancel_scope.cancel()
         size, seconds, here, there = done.out.split()
-        path = "" if asked is None else await self._path(asked, here, there)
+        path = "" if look is None else await look()  # the session lingers after its last packet
         fetch = Fetch(client, server, port, path, float(seconds), int(size))
         self._report.fetches.append(fetch)
         return fetch, (here, there)
 
-    async def _path(self, asked: str, here: str, there: str) -> str:
-        """The path of the session between two ends, which lingers after its last packet, as the
-        agent of *asked* can tell."""
-        for one in msgspec.convert(await self._lab.ctl(asked, "sessions"), list[SessionInfo]):
+    async def _look(self, case: _Case, show: mobility_report.LivePath) -> str:
+        """Show the path of the case's session, as the agent asked tells it now; in short, too."""
+        path = await self._path(case)
+        title = f"  {case.client} fetches a page from {case.server}\n"
+        show.show(mobility_report.with_path(Text(title), path))
+        if path is None:
+            return ""
+        prefix = f"{self._lab.name}-"
+        return describe([_named(hop, prefix) for hop in path.hops])
+
+    async def _path(self, case: _Case) -> PathInfo | None:
+        lab = self._lab
+        ends = lab.address(case.client), lab.address(case.server), case.port
+        for one in msgspec.convert(await lab.ctl(case.asked, "sessions"), list[SessionInfo]):
             flow = one.supersession
-            if (f"{flow.src}:{flow.sport}", f"{flow.dst}:{flow.dport}") == (here, there):
-                found = await self._lab.ctl(asked, "session", one.id)
-                prefix = f"{self._lab.name}-"
-                return describe(
-                    [_named(hop, prefix) for hop in msgspec.convert(found, PathInfo).hops]
-                )
-        return ""
+            if (flow.src, flow.dst, flow.dport) == ends:
+                return msgspec.convert(await lab.ctl(case.asked, "session", one.id), PathInfo)
+        return None
 
     async def _seen(self, host: str) -> int:
         """Packets that *host* forwarded with a session's own addresses."""
@@ -201,6 +219,11 @@ class _Stage:
         items = msgspec.json.decode(done.out)["nftables"]
         found: dict[str, Any] = next(item[kind] for item in items if kind in item)
         return found
+
+
+async def _again_and_again(look: _Look) -> None:
+    while True:
+        await look()
 
 
 def _named(hop: HopReport, prefix: str) -> HopReport:

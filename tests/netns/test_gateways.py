@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import msgspec
@@ -57,6 +58,10 @@ async def test_every_check_holds() -> None:
     report = msgspec.json.decode(done.stdout, type=Report)
     assert [check for check in report.checks if not check.held] == []
     assert done.returncode == 0 and len(report.fetches) == 6
+    # Not on a terminal, the live view is what it showed last: each leg with its packets.
+    _, _, shown = done.stderr.decode().partition(f"{PHONE} fetches a page from {SERVER}")
+    leg = r"\n +gw-a +10\.0\.1\.2:\d+ → 10\.0\.3\.2:\d+ +[\d,]+ packets *\n +fw +10\.0\.3\.2:"
+    assert re.match(leg, shown), shown[:200]
 
 
 @pytest.mark.timeout(120)
