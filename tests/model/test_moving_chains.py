@@ -186,6 +186,24 @@ def test_a_mover_leads_a_change_of_its_own(
     assert world.check_connected()[0] == 0
 
 
+@given(
+    st.integers(0, 4), wishes, st.integers(0, 2**32),
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.003, 0.1])), min_size=2, max_size=5
+    ),
+)  # fmt: skip
+@settings(max_examples=60 * MANY, deadline=None)
+def test_both_ends_by_turns(
+    middleboxes: int, wanted: list[Wish], seed: int, moving: list[tuple[int, float]]
+) -> None:
+    """Each while the other is where it is known to be: they may be neighbours."""
+    world = MovingWorld(middleboxes, random.Random(seed), others=3)
+    for turn, (place, absent) in enumerate(moving):
+        mover = world.server if turn % 2 else world.client
+        world.after(turn * 0.3, lambda p=place, a=absent, m=mover: world.go((0.0, p, a), m))
+    play(world, wanted, [], 0.3 * len(moving), world.client)
+
+
 @pytest.mark.parametrize("mode", [Mode.OP, Mode.SS_OP], ids=lambda mode: mode.name)
 @pytest.mark.parametrize("leads", [True, False], ids=["L", "R"])
 def test_a_tap_holds_nothing_by_an_old_name(leads: bool, mode: Mode) -> None:
@@ -316,17 +334,18 @@ def test_a_host_that_joins_again_knows_no_old_names_of_its_first_stay() -> None:
 
 
 @given(
-    st.integers(1, 4), wishes, moves, st.booleans(), st.integers(0, 2**32),
+    st.integers(1, 4), wishes, moves, st.integers(0, 2**32),
     st.floats(0, 0.4), st.floats(0.0005, 0.1),
     st.lists(st.tuples(times, st.floats(0.001, 1), st.integers(0, 8)), min_size=1, max_size=4),
 )  # fmt: skip
 @settings(max_examples=60 * MANY, deadline=None)
 def test_agents_that_go_down_meanwhile(
-    middleboxes: int, wanted: list[Wish], moving: list[Move], is_client: bool, seed: int,
+    middleboxes: int, wanted: list[Wish], moving: list[Move], seed: int,
     loss: float, spread: float, crashes: list[tuple[float, float, int]],
 ) -> None:  # fmt: skip
+    """A client that moves: a leader that forgets a change would not always find a server again."""
     world = MovingWorld(middleboxes, random.Random(seed), others=3)
     storm(world, loss, 0.2, spread)
     for at, down, which in crashes:
         world.after(at, lambda down=down, which=which: crash(world, which, down, False))
-    play(world, wanted, moving, 1.0, end_of(world, is_client))
+    play(world, wanted, moving, 1.0, world.client)

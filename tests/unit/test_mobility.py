@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2m.protocol.commands import Refuse
 from m2m.protocol.events import Ended
 from m2m.protocol.session import State
 from tests.support.simulation import DOUBLED, LATE, LATE_DOUBLE, LOST, PROMPT, Host, World
@@ -203,3 +204,37 @@ def test_whatever_happens_packets_find_their_way(
     leftovers(world)
     states = {one.state for host in world.hosts for one in host.node.sessions.values()}
     assert states == {State.ESTABLISHED}
+
+
+@settings(max_examples=40, deadline=None, print_blob=False)
+@given(
+    data=st.data(), middleboxes=st.integers(0, 3), seed=st.integers(0, 1000),
+    same=st.booleans(), after=st.sampled_from([0.0, 0.0005, 0.0015, 0.03, 0.7, 3.0]),
+)  # fmt: skip
+def test_another_host_has_the_former_address_at_once(
+    data: st.DataObject, middleboxes: int, seed: int, same: bool, after: float
+) -> None:
+    """It gets a session of its own, but not one that is another's already."""
+    world = World(middleboxes, random.Random(seed), others=1)
+    for number in range(2):
+        world.open(number)
+    world.run(1.0)
+    bad = True
+    world.fate = lambda: data.draw(FATES) if bad else PROMPT
+    other = world.others[0]
+    flow = world.flow(0)._replace(sport=40000 if same else 50000)
+    world.move(world.client, THERE)
+    world.move(other, HERE)
+    world.run(after)
+    other.open(flow, world.chain(), False)
+    world.run(2.0)
+    bad = False
+    (verdict,) = other.verdicts
+    if same:
+        assert isinstance(verdict, Refuse)
+    for session in list(other.node.sessions):
+        other.feed(Ended(session, "over"))
+    world.run(200.0)
+    assert not other.kernel.entries
+    check_ways(world, 2)
+    leftovers(world)
