@@ -61,10 +61,8 @@ class Renaming:
 
     def marked(self) -> tuple[Entry, ...]:
         """That row, as one of an old name."""
-        if self.leg == self.new:
-            return ()
-        hook, match = self.former
-        return (self._received._replace(hook=hook, match=match, generation=MOVED),)
+        _, match = self.former
+        return tuple(row._replace(match=match) for row in self.accepted(moved=True))
 
     def redirected(self) -> tuple[Entry, ...]:
         """The row that sends by it, if any does, and what a tap has beside it: packets are not
