@@ -193,11 +193,11 @@ class Mobility:
             session.client = self._device
         elif session.right is None:
             session.server = self._device
-        ours: list[Flow] = []
+        ours: dict[Flow, list[Flow]] = {}
         for entry in event.moved:
             left = entry.toward is Toward.RIGHT
             name = entry.match if left else entry.match.reverse()
-            now = session.left if left else session.right
+            now = _leg_of(session, name, left=left)
             if now is None:
                 out.append(Withdraw(session.id, (entry,)))
                 continue
@@ -205,11 +205,15 @@ class Mobility:
                 self._ports.adopt(name)
             far_end_is_the_same = (name.src if left else name.dst) == (now.src if left else now.dst)
             if far_end_is_the_same and (session.left is None or session.right is None):
-                ours.append(name)
+                ours.setdefault(now, []).append(name)
             else:
                 self._fading.found(out, session, name, now, left=left)
-        if ours or being_handed:
-            self._moving.found(out, session, ours, is_open=being_handed)
+        if being_handed and not ours:
+            main = session.right if session.left is None else session.left
+            assert main is not None
+            ours[main] = []
+        for leg, names in ours.items():
+            self._moving.found(out, session, leg, names, is_open=being_handed)
 
     def marked(self, session: Session) -> tuple[Entry, ...]:
         """The rows of old names of the session's legs, marked as such."""
@@ -233,6 +237,21 @@ def _own_end(session: Session) -> End | None:
     if session.left is None:
         return End.CLIENT
     return End.SERVER if session.right is None else None
+
+
+def _leg_of(session: Session, name: Flow, *, left: bool) -> Flow | None:
+    """The leg on that side that *name* is another name of: it has the far end or the ports."""
+    main, change = (session.left if left else session.right), session.change
+    spare = None
+    if change is not None and (change.part is Part.RIGHT) == left:
+        spare = change.spare
+    ports = name.sport, name.dport
+    for leg in (main, spare):
+        if leg is not None:
+            far_end_is_the_same = (name.src if left else name.dst) == (leg.src if left else leg.dst)
+            if far_end_is_the_same or ports == (leg.sport, leg.dport):
+                return leg
+    return main
 
 
 def follow_ends(session: Session, change: Change, event: Received) -> None:

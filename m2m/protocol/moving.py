@@ -223,12 +223,18 @@ class Moving:
             self._arm(out)
 
     def found(
-        self, out: Commands, session: Session, names: list[Flow], *, is_open: bool = False
+        self,
+        out: Commands,
+        session: Session,
+        leg: Flow,
+        names: list[Flow],
+        *,
+        is_open: bool = False,
     ) -> None:
         """A restarted agent has found other names of an end's leg: nobody knows by which of these
         the hop calls it. So it moves to where it is. *is_open*: the session was being handed over;
         the hop tells whose it is."""
-        end, leg = next(_own_legs(session))
+        end = End.CLIENT if session.role is Role.CLIENT else End.SERVER
         set_number(session, end, number_of(session, end) + 1)
         move = _Move(session, end, leg, leg, number_of(session, end))
         move.names, move.ready, move.is_open = names, True, is_open

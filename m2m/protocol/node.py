@@ -333,7 +333,6 @@ class Node:
         self._register.list(session)
         if session.right is not None:
             self.ports.adopt(session.right)
-        self.mobility.adopted(out, session, event)
         # The client's last ACK may have died with the agent; others may have been taken out of
         # the chain while there was none. Soon, but spread: there may be 100 000 of these.
         spread = self.settings.update.ask + len(self.sessions) * _ADOPTED_APART
@@ -341,6 +340,7 @@ class Node:
         out.append(SetTimer(session.id, session.delay))
         if event.spare is not None:
             self._migration.adopted(out, session, event.spare)
+        self.mobility.adopted(out, session, event)
         return out
 
     # -- new sessions -------------------------------------------------------------------

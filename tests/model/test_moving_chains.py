@@ -314,6 +314,21 @@ def test_a_leader_that_was_down_meanwhile_finds_the_server_as_well() -> None:
     assert world.check_connected() == [0, 1, 2, world.first_other, 3]
 
 
+@pytest.mark.parametrize("after", [0.002, 0.01, 0.03])
+def test_a_mover_that_was_down_meanwhile_knows_names_of_both_legs(after: float) -> None:
+    """That of the old leg, which is out, is no name of the new one."""
+    world = MovingWorld(1, random.Random(1), others=0)
+    world.talk(SPARSE)
+    committed(world, 0, [1], 2, [])
+    world.go((0.0, 1, 0.0), world.client)
+    world.run(after)
+    world.client.kill_agent()
+    world.run(1.0)
+    world.client.start()
+    quiet_down(world)
+    assert world.check_connected() == [0, 2]
+
+
 def test_a_host_that_joins_again_knows_no_old_names_of_its_first_stay() -> None:
     """They fade still, but their rows went with the session."""
     world = MovingWorld(2, random.Random(1), others=2)
