@@ -147,12 +147,14 @@ class Tools:
         over: Callable[[Commands, Session], None],
         closing: Callable[[Commands, Session], None],
         names: Callable[[Session], tuple[Entry, ...]],
+        leg_gone: Callable[[Commands, Session, Flow], None],
     ) -> None:
         self.settings = settings
         self.ports = ports
         self.register = register
         self.over = over  # the session's change is over: what waited may begin
         self.closing = closing  # this host forgets the session: other names of its legs go
+        self.leg_gone = leg_gone  # a spare leg is no more, nor are its old names
         self._names = names  # the rows of old names of its legs, marked
 
     # -- time ---------------------------------------------------------------------------

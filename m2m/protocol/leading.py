@@ -320,6 +320,7 @@ class Leading:
             known = session.sent_left is not None and seen is not None
             session.sent_left = (session.sent_left or 0) - (seen or 0) if known else None
         out.append(Withdraw(session.id, self._spare_entries(session)))
+        tools.leg_gone(out, session, change.spare)
         tools.ports.release(change.spare)
         if change.mode is Mode.LF and change.why is None and change.id:
             leg = session.right

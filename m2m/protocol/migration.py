@@ -93,14 +93,15 @@ class Migration:
         closing: Callable[[Commands, Session], None],
         names: Callable[[Session], tuple[Entry, ...]],
         where: Callable[[Session], Address],
+        leg_gone: Callable[[Commands, Session, Flow], None],
     ) -> None:
         """*step* takes a step of the session's table, *admit* makes a new hop, *claim* gets a left
         leg out of the hands of any other session that had it, *closing* is told of sessions
         that this host forgets, *names* tells the rows of old names of a session's legs, and
-        *where* this host's address on them."""
+        *where* this host's address on them, and *leg_gone* is told of each that is no more."""
         self._register = register
         self._where = where
-        self._tools = tools = Tools(settings, ports, register, self._next, closing, names)
+        self._tools = tools = Tools(settings, ports, register, self._next, closing, names, leg_gone)
         self._left = Leading(tools, rng)
         self._right = Receiving(tools)
         self._hop = Passing(tools)

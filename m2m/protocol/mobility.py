@@ -219,6 +219,10 @@ class Mobility:
         """The rows of old names of the session's legs, marked as such."""
         return self._fading.marked(session)
 
+    def leg_gone(self, out: Commands, session: Session, leg: Flow) -> None:
+        """A leg of the session is no more."""
+        self._fading.leg_gone(out, session, leg)
+
     def unused(self, out: Commands, session: Session, leg: Flow) -> bool:
         """*leg*, a left leg that this session has for another's, may only be an old name: then it
         is one no more."""

@@ -216,6 +216,7 @@ class Receiving:
         self._tools.resume(out, session)
         if change.spare is not None:
             out.append(Withdraw(session.id, self._spare_entries(session)))
+            self._tools.leg_gone(out, session, change.spare)
             self._forget_spare(session, change)
         self._tools.end(out, session)
 
@@ -235,6 +236,7 @@ class Receiving:
             known = session.sent_right is not None and seen is not None
             session.sent_right = (session.sent_right or 0) - (seen or 0) if known else None
         out.append(Withdraw(session.id, self._spare_entries(session)))
+        self._tools.leg_gone(out, session, leg)
         self._forget_spare(session, change)
         message = UpdateFinAck(session.id, leg, change.id, change.count, change.held)
         session.through = message
@@ -282,6 +284,7 @@ class Receiving:
         if undecided(change):
             self._tools.resume(out, session)
             out.append(Withdraw(session.id, self._spare_entries(session)))
+            self._tools.leg_gone(out, session, change.spare)
             self._forget_spare(session, change)
         else:
             self.spare_out(out, session, None)

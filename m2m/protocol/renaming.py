@@ -284,6 +284,13 @@ class Fading:
         if self._old:
             out.append(SetTimer(0, PERIOD, Timer.FADE))
 
+    def leg_gone(self, out: Commands, session: Session, leg: Flow) -> None:
+        """A leg of the session is no more: its old names go with it. For a restarted agent they
+        would be names of another one."""
+        names = self._names.get(session.id, _NOTHING).items()
+        for old in [old for old, name in names if name.now == leg and not name.gone]:
+            self.drop(out, session, old)
+
     def drop(self, out: Commands, session: Session, leg: Flow) -> bool:
         """This one goes now; False if it is none."""
         name = self._pop(session, leg)

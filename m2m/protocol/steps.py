@@ -93,6 +93,7 @@ class Steps:
         self.migration = Migration(
             settings.update, ports, register, rng, self.take, admit, self.claim,
             self.mobility.closing, self.mobility.marked, self.mobility.where,
+            self.mobility.leg_gone,
         )  # fmt: skip
         self._limits: Final = {
             State.CONFIRMING: settings.confirm_timeout,

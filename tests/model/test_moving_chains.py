@@ -329,6 +329,26 @@ def test_a_mover_that_was_down_meanwhile_knows_names_of_both_legs(after: float) 
     assert world.check_connected() == [0, 2]
 
 
+@pytest.mark.parametrize("whose", ["client", "R", "both"])
+def test_old_names_go_with_their_leg(whose: str) -> None:
+    """Restarted while they would fade, nobody takes them for names of the leg that is in."""
+    world = MovingWorld(1, random.Random(1), others=1)
+    world.talk(SPARSE)
+    world.run(0.01)
+    world.go((0.0, 1, 0.0), world.client)
+    number = world.change(0, [], 1, [world.first_other])
+    world.run(0.5)
+    assert isinstance(world.outcomes().get(number), ChangeDone)
+    down = {"client": [world.client], "R": [world.host(1)]}.get(whose, world.hosts[:2])
+    for host in down:
+        host.kill_agent()
+    world.run(0.2)
+    for host in down:
+        host.start()
+    quiet_down(world)
+    assert world.check_connected() == [0, world.first_other, 1, 2]
+
+
 def test_a_host_that_joins_again_knows_no_old_names_of_its_first_stay() -> None:
     """They fade still, but their rows went with the session."""
     world = MovingWorld(2, random.Random(1), others=2)
