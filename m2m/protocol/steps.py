@@ -87,7 +87,13 @@ class Steps:
         self._ports = ports
         self._register = register
         self.mobility = Mobility(
-            identity, devices, ports, register, self.claim, self._unknown, self._renamed,
+            identity,
+            devices,
+            ports,
+            register,
+            self.claim,
+            self._unknown,
+            self._renamed,
             settings.probe,
         )
         self.migration = Migration(
