@@ -10,8 +10,8 @@ VENV := .venv
 VM_KERNEL := linux-image-amd64
 VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain.py
 STAMP := $(VENV)/.m2m-installed
-COMPILED := $(wildcard m2m/datapath/*.pyx m2m/datapath/*.pxd m2m/bpf/*.c m2m/bpf/*.h \
-                       kmod/core/*.h m2m/datapath/*.h)
+COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
+    $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h)
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,7 +58,7 @@ fuzz: setup ## fuzz the translation core for FUZZ_SECONDS (600)
 
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f m2m/datapath/_*.c m2m/datapath/_*.so m2m/bpf/*.o
+	rm -f m2m/_*.c m2m/_*.so m2m/*/_*.c m2m/*/_*.so m2m/bpf/*.o
 	find m2m tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Python sources are used in place, so only what is compiled makes a new installation necessary.

@@ -23,11 +23,13 @@ BPF_DIR = Path("m2m/bpf")
 CORE_DIR = Path("kmod/core")
 C_FLAGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"]  # Cython leaves parameters unused
 
-# name -> (libraries, the header that must be installed, the Debian package that has it)
+# module -> (libraries, the header that must be installed, the Debian package that has it)
 BINDINGS = {
-    "_core": ([], None, None),
-    "_bpf": (["bpf"], "bpf/libbpf.h", "libbpf-dev"),
-    "_nfqueue": (["mnl"], "libmnl/libmnl.h", "libmnl-dev"),
+    "m2m._hmac": (["crypto"], "openssl/sha.h", "libssl-dev"),
+    "m2m.protocol._codec": (["crypto"], "openssl/sha.h", "libssl-dev"),
+    "m2m.datapath._core": ([], None, None),
+    "m2m.datapath._bpf": (["bpf"], "bpf/libbpf.h", "libbpf-dev"),
+    "m2m.datapath._nfqueue": (["mnl"], "libmnl/libmnl.h", "libmnl-dev"),
 }
 
 
@@ -56,11 +58,11 @@ def require_header(header: str, package: str) -> None:
 def extensions() -> list[Extension]:
     found = []
     for name, (libraries, _, _) in BINDINGS.items():
-        source = Path("m2m/datapath") / f"{name}.pyx"
+        source = Path(*name.split(".")).with_suffix(".pyx")
         if (ROOT / source).exists():
             found.append(
                 Extension(
-                    f"m2m.datapath.{name}",
+                    name,
                     [str(source)],
                     depends=headers(),
                     include_dirs=["kmod", "m2m/datapath"],
@@ -75,7 +77,7 @@ class BuildBindings(build_ext):
     """Say which package to install before the compiler fails to find its header."""
 
     def build_extension(self, ext: Extension) -> None:
-        _, header, package = BINDINGS[ext.name.rpartition(".")[2]]
+        _, header, package = BINDINGS[ext.name]
         if header is not None:
             require_header(header, package)
         super().build_extension(ext)

@@ -23,44 +23,27 @@ receiver keeps no state for anybody who has not proved to know its epoch.
 from __future__ import annotations
 
 import random
-import typing
 from collections import Counter
 from typing import NamedTuple
 
+from m2m._hmac import Hmac
 from m2m.identity import ANONYMOUS
+from m2m.protocol._codec import WINDOW, Window
 from m2m.protocol.flow import Address
 from m2m.protocol.wire import (
-    HEADER_SIZE,
-    MAC_SIZE,
-    MAX_DATAGRAM,
+    CODEC,
     Challenge,
-    Envelope,
     FinAck,
     Malformed,
     Message,
     WireError,
-    decode,
-    encode,
 )
 
-__all__ = ["WINDOW", "Association", "Key", "Opened"]
-
-WINDOW = 1024
-"""How far datagrams of one sender may overtake each other, in sequence numbers."""
+__all__ = ["WINDOW", "Association", "Opened"]
 
 _SENDERS = 1024  # sender epochs remembered before a new epoch is taken
 _PEERS = 1024  # peers whose epoch is remembered; a forgotten one costs a challenge
 _RECENT = 64  # sessions per peer that a challenge can still be about; others are retransmitted
-
-
-class Key(typing.Protocol):
-    """What is needed of :class:`m2m.auth.DomainKey`."""
-
-    def mac(self, data: bytes) -> bytes:
-        """:data:`~m2m.protocol.wire.MAC_SIZE` bytes that prove where *data* comes from."""
-
-    def verify(self, data: bytes, mac: bytes) -> bool:
-        """Whether *mac* belongs to *data*, in constant time."""
 
 
 class Opened(NamedTuple):
@@ -69,32 +52,6 @@ class Opened(NamedTuple):
     message: Message | None
     reply: bytes | None
     device: bytes = ANONYMOUS  # the sender's
-
-
-class _Window:
-    """Which of one sender's last :data:`WINDOW` numbers were seen (as RFC 4303 §3.4.3)."""
-
-    __slots__ = ("_seen", "_top")
-
-    def __init__(self) -> None:
-        self._top = 0
-        self._seen = 0  # bit n: top - n was seen
-
-    def accept(self, seq: int) -> bool:
-        """Whether *seq* is new; it is not the next time."""
-        ahead = seq - self._top
-        if ahead > 0:
-            self._seen = ((self._seen << ahead) & _MASK if ahead < WINDOW else 0) | 1
-            self._top = seq
-            return True
-        bit = 1 << -ahead
-        if -ahead >= WINDOW or self._seen & bit:
-            return False
-        self._seen |= bit
-        return True
-
-
-_MASK = (1 << WINDOW) - 1
 
 
 class _Peer:
@@ -118,7 +75,7 @@ class Association:
 
     def __init__(
         self,
-        key: Key,
+        key: Hmac,
         rng: random.Random,
         *,
         device: bytes = ANONYMOUS,
@@ -131,7 +88,7 @@ class Association:
         self._max_senders = senders
         self._seq = 0
         self._peers: dict[Address, _Peer] = {}
-        self._windows: dict[int, _Window] = {}
+        self._windows: dict[int, Window] = {}
         self._epoch = self._new_epoch()
         # Whose device was last seen at an address: to be proved to, never trusted.
         self.devices: dict[Address, bytes] = {}
@@ -146,7 +103,7 @@ class Association:
     def seal(self, peer: Address, message: Message) -> bytes:
         """The datagram that carries *message* to *peer*. Sending it twice is of no use: seal
         again. Raises :exc:`WireError` when the message breaks a bound of the wire format."""
-        known = self._peer(peer)
+        known = self._peers.get(peer) or self._new_peer(peer)
         data = self._seal(known.epoch, message)
         if not isinstance(message, _NOT_SENT_AGAIN):
             recent = known.recent
@@ -162,70 +119,56 @@ class Association:
         Raises :exc:`WireError`, already counted, for whatever is forged, malformed or old.
         """
         try:
-            envelope = self._authentic(datagram)
-            self._note_device(peer, envelope.device)
-            if isinstance(envelope.message, Challenge):
-                return Opened(None, self._met(peer, envelope, envelope.message))
-            if envelope.receiver != self._epoch:
+            sender, receiver, seq, message, device = CODEC.open(datagram, self._key)
+            if self.devices.get(peer) != device:
+                self._note_device(peer, device)
+            if isinstance(message, Challenge):
+                return Opened(None, self._met(peer, sender, receiver, message))
+            if receiver != self._epoch:
                 self.challenged += 1
-                return Opened(None, self._seal(envelope.sender, Challenge(envelope.seq)))
-            self._fresh(envelope)
+                return Opened(None, self._seal(sender, Challenge(seq)))
+            window = self._windows.get(sender) or self._new_window(sender)
+            if not window.accept(seq):
+                raise WireError(Malformed.REPLAYED, f"sequence number {seq} is not new")
         except WireError as error:
             self.rejected[error.reason] += 1
             raise
-        known = self._peer(peer)
-        known.epoch = envelope.sender
-        known.recent.pop(envelope.message.session, None)
-        return Opened(envelope.message, None, envelope.device)
+        known = self._peers.get(peer) or self._new_peer(peer)
+        known.epoch = sender
+        known.recent.pop(message.session, None)
+        return Opened(message, None, device)
 
     def _note_device(self, peer: Address, device: bytes) -> None:
-        if self.devices.get(peer) != device:
-            if len(self.devices) >= _PEERS:
-                del self.devices[next(iter(self.devices))]
-            self.devices[peer] = device
+        if len(self.devices) >= _PEERS:
+            del self.devices[next(iter(self.devices))]
+        self.devices[peer] = device
 
     def _seal(self, receiver: int, message: Message) -> bytes:
         self._seq += 1
-        data = encode(Envelope(self._epoch, receiver, self._seq, message, self._device))
-        return data + self._key.mac(data)
+        return CODEC.seal(self._key, self._epoch, receiver, self._seq, message, self._device)
 
-    def _authentic(self, datagram: bytes) -> Envelope:
-        if len(datagram) < HEADER_SIZE + MAC_SIZE:
-            raise WireError(Malformed.TRUNCATED, f"a datagram of {len(datagram)} bytes")
-        if len(datagram) > MAX_DATAGRAM:
-            raise WireError(Malformed.OVERSIZED, f"a datagram of {len(datagram)} bytes")
-        data = datagram[:-MAC_SIZE]
-        if not self._key.verify(data, datagram[-MAC_SIZE:]):
-            raise WireError(Malformed.BAD_MAC, "not sealed with this domain's key")
-        return decode(data)
+    def _new_window(self, sender: int) -> Window:
+        if len(self._windows) >= self._max_senders:
+            self._epoch = self._new_epoch()
+            self._windows.clear()
+            # This one is new still: it carried the epoch that was current until now.
+        window = self._windows[sender] = Window()
+        return window
 
-    def _fresh(self, envelope: Envelope) -> None:
-        window = self._windows.get(envelope.sender)
-        if window is None:
-            if len(self._windows) >= self._max_senders:
-                self._epoch = self._new_epoch()
-                self._windows.clear()
-                # This one is new still: it carried the epoch that was current until now.
-            window = self._windows[envelope.sender] = _Window()
-        if not window.accept(envelope.seq):
-            raise WireError(Malformed.REPLAYED, f"sequence number {envelope.seq} is not new")
-
-    def _met(self, peer: Address, envelope: Envelope, challenge: Challenge) -> bytes:
+    def _met(self, peer: Address, sender: int, receiver: int, challenge: Challenge) -> bytes:
         """Learn the peer's epoch, and seal what it could not accept again."""
         known = self._peers.get(peer)
-        if known is not None and envelope.receiver == self._epoch:
+        if known is not None and receiver == self._epoch:
             for seq, message in known.recent.values():
                 if seq == challenge.seq:
-                    known.epoch = envelope.sender
+                    known.epoch = sender
                     return self.seal(peer, message)
         raise WireError(Malformed.REPLAYED, f"a challenge to {challenge.seq}, which is not recent")
 
-    def _peer(self, address: Address) -> _Peer:
-        known = self._peers.get(address)
-        if known is None:
-            if len(self._peers) >= _PEERS:
-                del self._peers[next(iter(self._peers))]
-            known = self._peers[address] = _Peer()
+    def _new_peer(self, address: Address) -> _Peer:
+        if len(self._peers) >= _PEERS:
+            del self._peers[next(iter(self._peers))]
+        known = self._peers[address] = _Peer()
         return known
 
     def _new_epoch(self) -> int:

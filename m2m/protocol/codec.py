@@ -1,4 +1,4 @@
-"""What all control messages are made of: bounds, errors, and the parts of a payload.
+"""What all control messages have in common: bounds and errors.
 
 :mod:`m2m.protocol.wire` has the header and the messages that set sessions up,
 :mod:`m2m.protocol.update` those that change a chain. Decoding takes exactly what the layout
@@ -7,21 +7,19 @@ allows and nothing beside it: whatever is wrong is a :exc:`WireError` whose reas
 
 from __future__ import annotations
 
-import struct
 from enum import IntEnum, StrEnum
 from typing import Final
 
 import msgspec
 
 from m2m.errors import M2MError
-from m2m.protocol.flow import Address, Flow, Proto
+from m2m.protocol.flow import Address
 from m2m.protocol.translation import Position
 
 __all__ = [
-    "FLOW_SIZE", "HEADER_SIZE", "KINDS", "MAC_SIZE", "MAX_CHAIN", "MAX_DATAGRAM", "MAX_NAME",
-    "MAX_REPORT", "MAX_TEXT", "MIN_MTU", "NO_ADDRESS", "Cause", "Hop", "Malformed", "WireError",
-    "at_least", "bounded", "check_mtu", "check_name", "clip", "exactly", "flow_in", "pack_hop",
-    "text_in", "unpack_hop",
+    "FLOW_SIZE", "HEADER_SIZE", "MAC_SIZE", "MAX_CHAIN", "MAX_DATAGRAM", "MAX_NAME", "MAX_REPORT",
+    "MAX_TEXT", "MIN_MTU", "NO_ADDRESS", "Cause", "Hop", "Malformed", "WireError", "at_least",
+    "clip", "exactly",
 ]  # fmt: skip
 
 HEADER_SIZE: Final = 72
@@ -96,13 +94,6 @@ def clip(text: str) -> str:
     return printable.encode("utf-8", "replace")[:MAX_TEXT].decode("utf-8", "ignore")
 
 
-# --- parts of payloads ------------------------------------------------------------------------
-
-_HOP = struct.Struct("!16sBB")  # address, kind, length of the name that follows
-_PROTOS = frozenset(map(int, Proto))
-KINDS = {int(kind): kind for kind in (Position.TAP, Position.INLINE, Position.SERVER)}
-
-
 def exactly(data: bytes, size: int, what: str) -> None:
     """Raise :exc:`WireError` unless *data* has *size* bytes."""
     if len(data) < size:
@@ -115,63 +106,3 @@ def at_least(data: bytes, size: int, what: str) -> None:
     """Raise :exc:`WireError` if *data* has less than *size* bytes."""
     if len(data) < size:
         raise WireError(Malformed.TRUNCATED, f"{what} ends after {len(data)} of {size} bytes")
-
-
-def bounded(data: bytes, limit: int, what: str) -> bytes:
-    """*data*; raises :exc:`WireError` if it is longer than *limit*."""
-    if len(data) > limit:
-        raise WireError(Malformed.OVERSIZED, f"{what} has {len(data)} bytes, at most {limit}")
-    return data
-
-
-def flow_in(data: bytes) -> Flow:
-    """The flow that these 40 bytes are."""
-    if data[37:] != b"\0\0\0":
-        raise WireError(Malformed.VALUE, "padding of a flow is not zero")
-    if data[36] not in _PROTOS:
-        raise WireError(Malformed.VALUE, f"flow of protocol {data[36]}, neither TCP nor UDP")
-    return Flow.unpack(data)
-
-
-def text_in(data: bytes, what: str) -> str:
-    """The printable text that these bytes are."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError:
-        raise WireError(Malformed.VALUE, f"{what} is not UTF-8: {data!r}") from None
-    if not text.isprintable():  # it ends up in logs and on terminals
-        raise WireError(Malformed.VALUE, f"{what} holds control characters: {text!r}")
-    return text
-
-
-def check_mtu(mtu: int) -> None:
-    """Raise :exc:`WireError` if no link can have this MTU."""
-    if mtu < MIN_MTU:
-        raise WireError(Malformed.VALUE, f"an MTU of {mtu}, IPv4 needs {MIN_MTU}")
-
-
-def check_name(hop: Hop) -> None:
-    """Raise :exc:`WireError` if the NF's name is too long to travel."""
-    size = len(hop.nf.encode())
-    if size > MAX_NAME:
-        text = f"NF name {hop.nf} has {size} bytes, at most {MAX_NAME}"
-        raise WireError(Malformed.OVERSIZED, text)
-
-
-def pack_hop(hop: Hop) -> bytes:
-    """Address, kind, length of the name, name."""
-    name = hop.nf.encode()
-    return _HOP.pack(hop.address, hop.kind, len(name)) + name
-
-
-def unpack_hop(data: bytes, at: int, what: str) -> tuple[Hop, int]:
-    """The hop that begins at *at*, and where it ends."""
-    at_least(data, at + _HOP.size, what)
-    address, kind, length = _HOP.unpack_from(data, at)
-    at += _HOP.size
-    if kind not in KINDS:
-        raise WireError(Malformed.VALUE, f"hop of unknown kind {kind}")
-    if length > MAX_NAME:
-        raise WireError(Malformed.OVERSIZED, f"NF name of {length} bytes, at most {MAX_NAME}")
-    at_least(data, at + length, what)
-    return Hop(address, KINDS[kind], text_in(data[at : at + length], "NF name")), at + length

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from m2m._hmac import Hmac
 from m2m.identity import DEVICE_SIZE, KEY_SIZE
-from m2m.protocol.association import Key
 from m2m.protocol.codec import MAC_SIZE, Malformed, WireError
 from m2m.protocol.flow import Address, Flow, Proto
 from m2m.protocol.rebind import End
@@ -67,7 +67,7 @@ _DEED = struct.Struct(f"!QB40s40sHHII{DEVICE_SIZE}s{DEVICE_SIZE}sII{KEY_SIZE}s")
 _PROTOS = frozenset(map(int, Proto))
 
 
-def pack_deeds(key: Key, deeds: Sequence[Deed]) -> bytes:
+def pack_deeds(key: Hmac, deeds: Sequence[Deed]) -> bytes:
     """The file of these deeds, sealed with the domain's *key*."""
     if not 1 <= len(deeds) <= MAX_DEEDS:
         raise WireError(Malformed.OVERSIZED, f"{len(deeds)} deeds, allowed are 1 to {MAX_DEEDS}")
@@ -81,7 +81,7 @@ def pack_deeds(key: Key, deeds: Sequence[Deed]) -> bytes:
     return data + key.mac(data)
 
 
-def unpack_deeds(key: Key, data: bytes) -> list[Deed]:
+def unpack_deeds(key: Hmac, data: bytes) -> list[Deed]:
     """The inverse of :func:`pack_deeds`. Raises :exc:`WireError`."""
     body, mac = data[:-MAC_SIZE], data[-MAC_SIZE:]
     if len(body) < _HEAD.size:

@@ -215,6 +215,23 @@ def test_every_prefix_is_truncated(envelope: Envelope, data: st.DataObject) -> N
     assert refusal(good + b"\0") is Malformed.OVERSIZED
 
 
+@given(st.data())
+def test_payloads_that_are_nearly_right(data: st.DataObject) -> None:
+    """Header and length fit, and of the payload all but some bytes: every part is looked into."""
+    good = encode(data.draw(envelopes))
+    payload = bytearray(good[wire.HEADER_SIZE :])
+    for at in data.draw(st.lists(st.integers(0, max(0, len(payload) - 1)), max_size=4)):
+        payload[at : at + 1] = data.draw(st.binary(max_size=3))
+    whole = bytearray(good[: wire.HEADER_SIZE] + payload)
+    whole[3] = data.draw(st.sampled_from((whole[3], *range(64))))
+    struct.pack_into("!H", whole, 6, len(payload))
+    try:
+        found = decode(bytes(whole))
+    except WireError:
+        return
+    assert encode(found) == whole
+
+
 def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
     data = sealed(message)
     return data[:offset] + new + data[offset + len(new) :]
@@ -312,6 +329,14 @@ def test_a_report_has_a_bound() -> None:
         update.StatePart(1, 2, 0, 1, bytes(961)),
         update.StatePart(1, 2, 0, 65, b""),
         update.Done(1, 2, 2**32, True),
+        update.Done(1, -2, 0, True),
+        update.Done(2**64, 2, 0, True),
+        update.UpdateSynAck(1, 2, 67),
+        update.UpdateSynAck(1, 2, 2**70),
+        update.StatePart(1, 2, 1, 1, b""),
+        Ack(1, LEG._replace(sport=0x10000)),
+        Ack(1, LEG._replace(src=bytes(15))),
+        SynAck(1, LEG, 1500, bytes(33)),
         msgspec.structs.replace(REBIND, legs=()),
         msgspec.structs.replace(REBIND, legs=(MOVED,) * 25),
         msgspec.structs.replace(REBIND, session=1),
@@ -320,11 +345,33 @@ def test_a_report_has_a_bound() -> None:
     ids=[
         "empty", "no server", "17 hops", "long name", "long text", "long report", "nine hosts",
         "a server in a run", "no number", "long reason", "long part", "65 parts", "too many held",
+        "a negative number", "a wide session", "small MTU", "wide MTU", "part 1 of 1", "wide port",
+        "short address", "long device",
         "no legs", "25 legs", "another session", "no answers",
     ],
 )  # fmt: skip
 def test_what_cannot_be_sent(message: wire.Message) -> None:
     with pytest.raises(WireError):
+        sealed(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Ack(1, None),
+        Ack("1", LEG),
+        Rst(1, LEG, Cause.LOOP, None),
+        SynAck(1, LEG, 1500, None),
+        PathRep(1, "report"),
+        update.StatePart(1, 2, 0, 1, "part"),
+        update.Request(1, 2, update.Mode.LF, None, SUPER.dst, CHAIN[:1]),
+        Syn(1, LEG, SUPER, None, 1500, 0, 0, 0),
+        Syn(1, LEG, SUPER, (LEG,), 1500, 0, 0, 0),
+        LEG,
+    ],
+)  # fmt: skip
+def test_what_is_no_message_does_no_harm(message: typing.Any) -> None:
+    with pytest.raises((TypeError, AttributeError, KeyError, WireError)):
         sealed(message)
 
 
