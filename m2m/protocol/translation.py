@@ -184,23 +184,18 @@ def _reverse(leg: Flow | None) -> Flow | None:
 
 
 def spare_entries(view: SessionView, spare: SessionView) -> tuple[Entry, ...]:
-    """What accepts the packets of a second leg: the entries of *spare* that *view* has not.
+    """What accepts the packets of a second leg: the entry of *spare* that *view* has not.
 
     *spare* is *view* with the other left or right leg.
     """
-    there = {entry.key for entry in entries_for(view)}
-    return tuple(entry for entry in entries_for(spare) if entry.key not in there)
+    if view.left == spare.left and view.right == spare.right:
+        return ()
+    return (received_entry(spare, left=view.left != spare.left),)
 
 
 def redirected_entry(view: SessionView, spare: SessionView) -> Entry:
     """The one entry of *view* that sends elsewhere when *spare* takes its place, as it then is."""
-    there = {entry.key: entry.rewrite for entry in entries_for(view)}
-    (entry,) = (
-        entry
-        for entry in entries_for(spare)
-        if there.get(entry.key, entry.rewrite) != entry.rewrite
-    )
-    return entry
+    return sent_entry(spare, left=view.left != spare.left)
 
 
 def receiver(view: SessionView, toward: Toward) -> tuple[Hook, Flow]:

@@ -46,13 +46,15 @@ def test_with_a_second_leg(before: SessionView, after: SessionView, leg: object)
     """Which of the two legs is in can be told before, and after the redirect."""
     kernel = {entry.key: entry for entry in entries_for(before)}
     spare = spare_entries(before, after)
+    assert spare == tuple(each for each in entries_for(after) if each.key not in kernel)
     assert len(spare) == 1
-    assert not kernel.keys() & {entry.key for entry in spare}
+    assert spare_entries(before, before) == ()
     kernel |= {entry.key: entry for entry in spare}
     assert view_and_spare(kernel.values()) == (before, leg)
     with pytest.raises(ValueError, match="second leg"):
         view_of(kernel.values())
     turned = redirected_entry(before, after)
+    assert turned in entries_for(after)
     assert kernel[turned.key].rewrite != turned.rewrite
     kernel[turned.key] = turned
     other = before.right if before.right != after.right else before.left
