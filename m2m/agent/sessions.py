@@ -19,6 +19,7 @@ from collections.abc import (
     Sequence,
 )
 from time import perf_counter
+from typing import Any, Final, TypeAlias
 
 import structlog
 import trio
@@ -369,6 +370,9 @@ class Sessions:
         events = deque((event,))
         while events:
             for command in self.node.handle(events.popleft()):
+                if isinstance(command, Send):  # the most frequent, and others wait for it
+                    self._send(*command)
+                    continue
                 try:
                     answer = await self._do(command)
                 except (DatapathError, NoRoute) as error:
@@ -383,46 +387,55 @@ class Sessions:
                     events.append(answer)
 
     async def _do(self, command: Command) -> Event | None:
-        match command:
-            case Send(peer, message):
-                self._send(peer, message)
-            case Install(view):
-                await self._install(view)
-            case SetTimer(session, delay, timer):
-                self._timers.set(session, delay, timer)
-            case CancelTimer(session, timer):
-                self._timers.cancel(session, timer)
-            case Steer(flow):
-                await self.datapath.release(flow, Verdict.STEER)
-                self._released(flow)
-            case Refuse(flow, fail_open, why, blame, silent):
-                await self.datapath.release(flow, Verdict.PASS if fail_open else Verdict.DROP)
-                self._held.pop(flow, None)
-                if blame is not None and silent:
-                    self.chains.is_silent(blame, flow)
-                self._tell_refused(flow, fail_open, why, blame)
-            case Remove(view):
-                await self.datapath.remove([entry.key for entry in entries_for(view)])
-            case Established(view):
-                self.moves.stands(view)
-                self._tell(EventKind.ESTABLISHED, view, "")
-            case Rehome() | Keep():
-                return await self.moves.do(command)
-            case Rebound(view):
-                await self.moves.do(command)
-                self.handing.settled(view.session, "")
-            case GiveDeeds() | NotHanded() | Refrain() | HandedOver() | Taken() | Forget():
-                return await self.handing.do(command)
-            case Closed(view, why):
-                self.handing.settled(view.session, why)
-                await self.datapath.forget([view.session])
-                self._keeping.may_be_over()
-                self._tell(EventKind.CLOSED, view, why)
-            case _:
-                return await self.changes.do(command)
-        return None
+        act = _ACTS.get(type(command))
+        return await (self.changes.do(command) if act is None else act(self, command))
 
-    async def _install(self, view: SessionView) -> None:
+    async def _set_timer(self, command: SetTimer) -> None:
+        self._timers.set(*command)
+
+    async def _cancel_timer(self, command: CancelTimer) -> None:
+        self._timers.cancel(*command)
+
+    async def _steer(self, command: Steer) -> None:
+        await self.datapath.release(command.flow, Verdict.STEER)
+        self._released(command.flow)
+
+    async def _refuse(self, command: Refuse) -> None:
+        flow, fail_open, why, blame, silent = command
+        await self.datapath.release(flow, Verdict.PASS if fail_open else Verdict.DROP)
+        self._held.pop(flow, None)
+        if blame is not None and silent:
+            self.chains.is_silent(blame, flow)
+        self._tell_refused(flow, fail_open, why, blame)
+
+    async def _remove(self, command: Remove) -> None:
+        await self.datapath.remove([entry.key for entry in entries_for(command.view)])
+
+    async def _established(self, command: Established) -> None:
+        self.moves.stands(command.view)
+        self._tell(EventKind.ESTABLISHED, command.view, "")
+
+    async def _move(self, command: Rehome | Keep) -> Event | None:
+        return await self.moves.do(command)
+
+    async def _rebound(self, command: Rebound) -> None:
+        await self.moves.do(command)
+        self.handing.settled(command.view.session, "")
+
+    async def _hand(
+        self, command: GiveDeeds | NotHanded | Refrain | HandedOver | Taken | Forget
+    ) -> Event | None:
+        return await self.handing.do(command)
+
+    async def _closed(self, command: Closed) -> None:
+        view, why = command
+        self.handing.settled(view.session, why)
+        await self.datapath.forget([view.session])
+        self._keeping.may_be_over()
+        self._tell(EventKind.CLOSED, view, why)
+
+    async def _install(self, command: Install) -> None:
+        view = command.view
         if view.position is Position.INLINE and not self._can_forward():
             raise DatapathError(
                 "this host runs an inline network function but does not forward packets: run "
@@ -461,6 +474,30 @@ class Sessions:
         who = "" if blame is None else f" (at {format_address(blame)})"
         _log.warning("session refused", flow=str(flow), packets=fate, why=why + who)
         self.journal.tell(EventKind.REFUSED, f"{why}{who}; its packets are {fate}", None, flow)
+
+
+_Act: TypeAlias = Callable[[Sessions, Any], Awaitable[Event | None]]
+
+# By type: a match statement looks at one class after the other, and at attributes by their names.
+_ACTS: Final[dict[type, _Act]] = {
+    Install: Sessions._install,
+    SetTimer: Sessions._set_timer,
+    CancelTimer: Sessions._cancel_timer,
+    Steer: Sessions._steer,
+    Refuse: Sessions._refuse,
+    Remove: Sessions._remove,
+    Established: Sessions._established,
+    Rehome: Sessions._move,
+    Keep: Sessions._move,
+    Rebound: Sessions._rebound,
+    GiveDeeds: Sessions._hand,
+    NotHanded: Sessions._hand,
+    Refrain: Sessions._hand,
+    HandedOver: Sessions._hand,
+    Taken: Sessions._hand,
+    Forget: Sessions._hand,
+    Closed: Sessions._closed,
+}
 
 
 def _held_by(policy: PolicySet) -> tuple[object, ...]:
