@@ -362,11 +362,13 @@ class Migration:
         """What is to be done about a message, None if it is not about a change."""
         out: Commands = []
         message = event.message
+        if self._paths.received(out, event):
+            return out
         if isinstance(message, Request):
             self._request(out, event.peer, message, event.route)
         elif isinstance(message, Approve | Done | Reject):
             self._requesting.answered(out, message)
-        elif not self._paths.received(out, event):
+        else:
             return None
         return out
 

@@ -134,9 +134,8 @@ class Paths:
         message = event.message
         assert isinstance(message, Lock)
         leg, session = message.subsession, self._register.get(message.session)
-        here = format_address(leg.dst)
         if session is None or session.left != leg or session.state not in _STANDING:
-            text = f"{format_address(leg.src)} does not lead to {here} any more"
+            text = f"{format_address(leg.src)} does not lead to {format_address(leg.dst)} any more"
             self.reject(out, message, Why(Cause.MOVED, text, leg.dst))
             return
         self._step(out, session, Input.IN, None)  # or nobody could change the chain
