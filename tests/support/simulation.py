@@ -487,10 +487,11 @@ class World:
         return 1500 - host.index
 
     def transmit(self, sender: Host, to: Address, data: bytes) -> None:
-        if not sender.home:
+        source = sender.home  # by which it is known to have come, wherever the sender is by then
+        if not source:
             return  # there is no route
         for delay in self.fate().copies:
-            self.after(delay, lambda: self._deliver(sender.home, to, data))
+            self.after(delay, lambda: self._deliver(source, to, data))
 
     def _deliver(self, peer: Address, to: Address, data: bytes) -> None:
         if to in self._by_address:
