@@ -13,12 +13,15 @@ from m2m.lab.tcp_repair import NotMovable, freeze, put_in, take_out, thaw
 
 pytestmark = pytest.mark.needs("root")
 
+HOST = "127.9.8.7"  # where nobody else takes a port that is free for a moment
+
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     """Both ends of a connection with small buffers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((HOST, 0)) as listener:
         here = socket.socket()
+        here.bind((HOST, 0))
         for one in (here, listener):  # before the handshake: it tells the window
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
