@@ -11,7 +11,8 @@ VM_KERNEL := linux-image-amd64
 VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain.py
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
-    $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h)
+    $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
+    $(wildcard nf_adapters/pcap/*.pyx nf_adapters/pcap/*.h)
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,8 +49,9 @@ lint: setup ## check style, types and C headers
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@for header in $(wildcard kmod/core/*.h m2m/datapath/*.h); do \
-	    echo "#include \"$$header\"" | clang -fsyntax-only -Wall -Wextra -Werror -Ikmod -I. -xc - \
+	@for header in $(wildcard kmod/core/*.h m2m/datapath/*.h nf_adapters/pcap/*.h); do \
+	    echo "#include \"$$header\"" | clang -fsyntax-only -Wall -Wextra -Werror -Ikmod -Im2m/datapath -I. \
+	        -D_GNU_SOURCE -Wno-unused-function -xc - \
 	        || exit 1; \
 	done
 
@@ -59,7 +61,8 @@ fuzz: setup ## fuzz the translation core for FUZZ_SECONDS (600)
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f m2m/_*.c m2m/_*.so m2m/*/_*.c m2m/*/_*.so m2m/bpf/*.o
-	find m2m tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f nf_adapters/pcap/_*.c nf_adapters/pcap/_*.so
+	find m2m nf_adapters tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Python sources are used in place, so only what is compiled makes a new installation necessary.
 $(STAMP): pyproject.toml setup.py .ci/apt-packages .ci/install-packages $(COMPILED)

@@ -30,12 +30,13 @@ BINDINGS = {
     "m2m.datapath._core": ([], None, None),
     "m2m.datapath._bpf": (["bpf"], "bpf/libbpf.h", "libbpf-dev"),
     "m2m.datapath._nfqueue": (["mnl"], "libmnl/libmnl.h", "libmnl-dev"),
+    "nf_adapters.pcap._mapping": ([], None, None),
 }
 
 
 def headers() -> list[str]:
     """The C headers that both the bindings and the BPF programs are built from."""
-    rooms = (CORE_DIR, BPF_DIR, Path("m2m/datapath"))
+    rooms = (CORE_DIR, BPF_DIR, Path("m2m/datapath"), Path("nf_adapters/pcap"))
     found = [path for room in rooms for path in (ROOT / room).glob("*.h")]
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
@@ -65,7 +66,7 @@ def extensions() -> list[Extension]:
                     name,
                     [str(source)],
                     depends=headers(),
-                    include_dirs=["kmod", "m2m/datapath"],
+                    include_dirs=["kmod", "m2m/datapath", "nf_adapters/pcap"],
                     libraries=libraries,
                     extra_compile_args=C_FLAGS,
                 )

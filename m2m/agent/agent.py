@@ -28,6 +28,7 @@ from m2m.agent.config import Config
 from m2m.agent.following import Following
 from m2m.agent.journal import Journal
 from m2m.agent.keeping import Keeping
+from m2m.agent.names import NamingDatapath
 from m2m.agent.path import Paths
 from m2m.agent.policy_client import PolicyClient
 from m2m.agent.sessions import Sessions
@@ -49,6 +50,7 @@ from m2m.protocol.flow import Address, Proto, format_address, parse_address
 from m2m.protocol.node import Node, Settings
 from m2m.protocol.ports import PortAllocator
 from m2m.protocol.wire import Message, PathRep, PathReq
+from nf_adapters import pcap
 
 __all__ = ["Agent", "serve"]
 
@@ -129,7 +131,8 @@ class Agent:
         self._keeps = directory_of(config.name).exists()
         try:
             host.reserve_ports(*config.ports, record=record)
-            datapath = await open_datapath(config)
+            mapping = pcap.Mapping(map_file(config), config.limits.sessions)
+            datapath = NamingDatapath(await open_datapath(config), mapping)
             try:
                 await datapath.attach(served)
                 await datapath.set_addresses(self._local_addresses())
@@ -143,9 +146,10 @@ class Agent:
                 host.release_ports(record)
                 self._keeping.nothing()
                 device_file(config).unlink(missing_ok=True)
+                map_file(config).unlink(missing_ok=True)
             self._keeping.close()
 
-    async def _run_with(self, datapath: Datapath, task_status: trio.TaskStatus[None]) -> None:
+    async def _run_with(self, datapath: NamingDatapath, task_status: trio.TaskStatus[None]) -> None:
         config = self._config
         sessions = Sessions(
             self._node(), datapath, self._network, self.transport.send, self.journal,
@@ -159,7 +163,9 @@ class Agent:
         sessions.moves.on_moved = self.following.policy_changed
         if config.device_address is not None:
             self._keeping.keep_lasting(config.device_address, self._ethernets())
+        datapath.begin()
         await sessions.adopt()
+        datapath.taken_over()
         await sessions.follow_network()
         try:
             async with trio.open_nursery() as nursery:
@@ -167,6 +173,7 @@ class Agent:
                 nursery.start_soon(self._follow_datapath, datapath)
                 nursery.start_soon(sessions.run_timers)
                 nursery.start_soon(sessions.moves.let_go)
+                nursery.start_soon(datapath.forget_names)
                 await nursery.start(sessions.states.run)
                 nursery.start_soon(self.following.run)
                 nursery.start_soon(notify.keep_alive)
@@ -384,6 +391,11 @@ def _status(served: dict[int, str]) -> str:
 def device_file(config: Config) -> Path:
     """The file that an agent of this name keeps its device key in."""
     return config.run_dir / f"{config.name}.device"
+
+
+def map_file(config: Config) -> Path:
+    """The file by which captures on this host show supersessions."""
+    return config.run_dir / f"{config.name}.map"
 
 
 def kept_record(config: Config) -> Path:

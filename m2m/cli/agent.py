@@ -51,7 +51,7 @@ async def _clean_up(config: Config) -> None:
     with contextlib.suppress(UnsupportedHost):
         await Locks.take_out()
     # That its tables could be opened says that no agent of this name is running.
-    for left in ("device", "kept", "nf", "policy", "ports", "sock"):
+    for left in ("device", "kept", "map", "nf", "policy", "ports", "sock"):
         (config.run_dir / f"{config.name}.{left}").unlink(missing_ok=True)
 
 

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the patched pcap-linux.c calls; see patches/libpcap. One struct m2m_pcap per activated
+ * handle, none for handles that are to behave as stock libpcap's do.
+ *
+ *   M2M_PCAP          see find.h
+ *   M2M_PCAP_ONCE=1   each packet once: not again where this host sends on what it has received
+ *   M2M_PCAP_BUFFER   MiB of the ring, whatever the program asks for
+ */
+#ifndef M2M_PCAP_HOOK_H
+#define M2M_PCAP_HOOK_H
+
+#include "find.h"
+#include "reach.h"
+#include "restore.h"
+
+#define M2M_SHORTEST_CUT 256 /* bytes: every header that is restored, VLAN tags and options too */
+
+struct m2m_pcap {
+	struct m2m_restorer restorer; /* its map is file.map */
+	struct m2m_map_file file;
+	u32 looked; /* when a mapping that has been replaced was looked for, ms */
+	int once;
+	int untimed;
+	u64 refused;  /* packets that the program's filter has refused, here instead of in the kernel */
+	u64 received; /* the largest count that the program has been told */
+};
+
+m2m_inline u32 m2m_when(unsigned int seconds, unsigned int fraction, int nanoseconds)
+{
+	return seconds * 1000u + fraction / (nanoseconds ? 1000000u : 1000u);
+}
+
+/* NULL: be stock libpcap. Warns once per process when there should be a mapping and is none. */
+static struct m2m_pcap *m2m_pcap_open(int untimed)
+{
+	static int warned;
+	struct m2m_pcap *m2m = calloc(1, sizeof(*m2m));
+	const char *once, *why = NULL;
+	int found;
+
+	if (!m2m)
+		return NULL;
+	found = m2m_map_find_file(&m2m->file, &why);
+	if (found < 0 && !__atomic_exchange_n(&warned, 1, __ATOMIC_RELAXED))
+		fprintf(stderr,
+			"libpcap: packets keep their subsessions' addresses, %s cannot be used: "
+			"%s (M2M_PCAP=off: be silent)\n",
+			m2m->file.path, why);
+	if (found <= 0) {
+		free(m2m);
+		return NULL;
+	}
+	once = secure_getenv("M2M_PCAP_ONCE");
+	m2m->once = once && strcmp(once, "1") == 0;
+	m2m->untimed = untimed;
+	m2m->restorer.map = m2m->file.map;
+	return m2m;
+}
+
+static void m2m_pcap_close(struct m2m_pcap *m2m)
+{
+	if (!m2m)
+		return;
+	m2m_map_close(&m2m->file);
+	free(m2m);
+}
+
+/* The size of the ring in bytes: that which the program wants, unless the operator says another. */
+static int m2m_pcap_buffer(int wanted)
+{
+	const char *text = secure_getenv("M2M_PCAP_BUFFER");
+	long size = text ? strtol(text, NULL, 10) : 0;
+
+	return size >= 1 && size <= 1024 ? (int)size << 20 : wanted;
+}
+
+/* An agent with another number of sessions has made another file; not to be had after a chroot. */
+static void m2m_pcap_reopen(struct m2m_pcap *m2m, u32 when)
+{
+	if (when - m2m->looked < 1000)
+		return;
+	m2m->looked = when;
+	if (m2m_map_open(&m2m->file) == NULL)
+		m2m->restorer.map = m2m->file.map;
+}
+
+/* Restore one frame; whether the program is to see it. */
+m2m_inline int m2m_pcap_restore(struct m2m_pcap *m2m, int link, u8 *bytes, size_t captured,
+				u32 when, int partial)
+{
+	unsigned int flags = (partial ? M2M_PARTIAL_CHECK : 0) | (m2m->untimed ? M2M_UNTIMED : 0);
+	enum m2m_restored done;
+
+	if (__atomic_load_n(&m2m->file.map.header->replaced, __ATOMIC_RELAXED))
+		m2m_pcap_reopen(m2m, when);
+	done = m2m_restore(&m2m->restorer, (unsigned int)link, bytes, captured, when, flags);
+	if (done == M2M_RESTORED_AGAIN && m2m->once) {
+		m2m->refused++;
+		return 0;
+	}
+	return 1;
+}
+
+/*
+ * How many packets the program's filter has let pass, of all that the kernel has given. What it
+ * has not looked at yet counts as passed, as it does in the kernel; never less than before.
+ */
+static u64 m2m_pcap_received(struct m2m_pcap *m2m, u64 all)
+{
+	u64 passed = all > m2m->refused ? all - m2m->refused : 0;
+
+	if (passed > m2m->received)
+		m2m->received = passed;
+	return m2m->received;
+}
+
+#endif /* M2M_PCAP_HOOK_H */
