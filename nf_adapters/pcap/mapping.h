@@ -204,14 +204,15 @@ m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *ke
 		struct m2m_cell cell;
 		u32 head = m2m_cell_copy(&cell, &map->cells[at]);
 		unsigned int state = m2m_head_state(head);
-		int begun, better;
+		int begun, alive, better;
 
 		if (state == M2M_CELL_FREE)
 			break;
 		if (state > M2M_CELL_FADING || !m2m_cell_has(&cell, head, key))
 			continue;
 		begun = !timed || (s32)(when - cell.from) >= 0;
-		if (!found)
+		alive = state <= M2M_CELL_STALE && begun; /* nothing has begun later than that */
+		if (!found || alive)
 			better = 1;
 		else if (begun != found_begun)
 			better = begun;
@@ -222,8 +223,8 @@ m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *ke
 			found = 1;
 			found_begun = begun;
 		}
-		if (state <= M2M_CELL_STALE && begun)
-			break; /* nothing has begun later than what is alive */
+		if (alive)
+			break;
 	}
 	if (!found)
 		return 0;

@@ -81,7 +81,7 @@ static inline int m2m_map_publish(struct m2m_map *map, const struct m2m_key4 *ke
 				  const struct m2m_name *name, u32 now)
 {
 	u32 at = m2m_map_home(map, key), probe;
-	struct m2m_cell *place = NULL, *former = NULL;
+	struct m2m_cell *place = NULL;
 	unsigned int given = 0; /* how well place can be had: free or erased, fading, ended */
 
 	for (probe = 0; probe < M2M_MAP_PROBES; probe++, at = (at + 1) & map->mask) {
@@ -96,7 +96,7 @@ static inline int m2m_map_publish(struct m2m_map *map, const struct m2m_key4 *ke
 				m2m_cell_turn(cell, M2M_CELL_LIVE);
 				return 0;
 			}
-			former = cell;
+			m2m_cell_turn(cell, M2M_CELL_ENDED);
 			continue;
 		}
 		worth = state == M2M_CELL_FADING ? 2 : state == M2M_CELL_ENDED ? 1 : 3;
@@ -112,8 +112,6 @@ static inline int m2m_map_publish(struct m2m_map *map, const struct m2m_key4 *ke
 		return -1;
 	}
 	m2m_map_widen(map, key->sport, key->dport);
-	if (former)
-		m2m_cell_turn(former, M2M_CELL_ENDED);
 	m2m_cell_write(place, key, name, now);
 	return 1;
 }
