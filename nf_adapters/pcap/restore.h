@@ -333,4 +333,27 @@ static inline enum m2m_restored m2m_restore(struct m2m_restorer *restorer, unsig
 	return room ? m2m_restore_ip(restorer, ip, room, when, flags) : M2M_AS_IT_WAS;
 }
 
+/*
+ * Have the cell that a frame's name lies in fetched from memory: with many sessions waiting for
+ * that is what a look-up costs. To be called while there is something else to do.
+ */
+m2m_inline void m2m_restore_ahead(const struct m2m_restorer *restorer, unsigned int link,
+				  const u8 *bytes, size_t captured)
+{
+	size_t room = captured, header;
+	const u8 *ip = m2m_network(link, (u8 *)bytes, &room);
+	struct m2m_key4 key;
+
+	header = m2m_ip_header(ip, room);
+	if (!header || room < header + 4)
+		return;
+	key.src = m2m_load32(ip + M2M_IP_SRC);
+	key.dst = m2m_load32(ip + M2M_IP_DST);
+	key.sport = m2m_load16(ip + header);
+	key.dport = m2m_load16(ip + header + 2);
+	key.proto = ip[M2M_IP_PROTO];
+	if (m2m_map_may_have(&restorer->map, key.sport, key.dport))
+		__builtin_prefetch(&restorer->map.cells[m2m_map_home(&restorer->map, &key)]);
+}
+
 #endif /* M2M_PCAP_RESTORE_H */
