@@ -1,4 +1,5 @@
-"""``m2m-nf``: a network function asks its host's agent for a change about itself."""
+"""``m2m-nf``: a network function asks its host's agent for a change about itself, or is run so that
+it sees supersessions (:mod:`m2m.cli.nf_run`)."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from rich.console import Console
 import m2m
 from m2m.agent.dialogue import NfChange
 from m2m.agent.order import Do
+from m2m.cli import nf_run
 from m2m.cli.change import add_mode, names, show
 from m2m.cli.query import RUN_DIR, ask, find_socket
 from m2m.errors import M2MError
@@ -26,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``m2m-nf``; returns the exit status: 0 if every session was changed."""
     args = _parser().parse_args(argv)
     try:
+        if args.act is not None:
+            return int(args.act(args))
         socket = find_socket(args.run_dir, args.agent, ending=".nf")
         match = args.match if args.flow is None else _predicate(parse_flow(args.flow))
         request = NfChange(
@@ -42,15 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="m2m-nf",
-        description="Ask for a change of the chains of live sessions that pass the network "
-        "function on this host. Whether it may is up to the policy: allow={nf, ...}.",
+        description="Run a passive network function of this host, or ask for a change of the "
+        "chains of live sessions that pass one. Whether it may is up to the policy: "
+        "allow={nf, ...}.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {m2m.__version__}")
     verbs = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def verb(name: str, form: str, do: Do, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, usage=f"m2m-nf {form} [options]")
-        made.set_defaults(do=do, new=None)
+        made.set_defaults(do=do, new=None, act=None)
         for word in form.split()[1:]:  # words that are there to be read
             if word.isupper():
                 made.add_argument("new", metavar=word, help="a type (ids), an instance (ids/ids2)")
@@ -62,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("remove", "remove me", Do.REMOVE, "take this network function out of the chain")
     verb("insert", "insert NF after me", Do.INSERT, "put another one behind this one")
     verb("migrate", "migrate me to INSTANCE", Do.REPLACE, "have another one take over")
+    nf_run.add_verbs(verbs)
     return parser
 
 

@@ -1,0 +1,99 @@
+"""``m2m-nf run`` and ``m2m-nf doctor``: network functions that capture through libpcap."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from m2m.cli.query import RUN_DIR, find_socket
+from m2m.errors import M2MError
+from nf_adapters.pcap.library import LibraryError, examine, library_directory
+
+__all__ = ["add_verbs"]
+
+_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add both to the parser of ``m2m-nf``."""
+    text = "run a program that captures through libpcap: it sees supersessions"
+    run = verbs.add_parser(
+        "run", help=text, description=text, usage="m2m-nf run [options] -- PROGRAM [ARGUMENT ...]"
+    )
+    run.set_defaults(act=_run)
+    run.add_argument("--once", action="store_true", help="each packet once, though it comes and "
+                     "goes by an interface that is watched")  # fmt: skip
+    run.add_argument("--buffer", type=_mebibytes, metavar="MIB", help="size of the capture ring")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM")
+    text = "tell whether a program can be served, and why not"
+    doctor = verbs.add_parser("doctor", help=text, description=text)
+    doctor.set_defaults(act=_doctor)
+    doctor.add_argument("program", metavar="PROGRAM")
+    for verb in (run, doctor):
+        verb.add_argument("--agent", metavar="NAME", help="which agent (default: the only one)")
+        verb.add_argument(
+            "--run-dir", metavar="DIR", type=Path, help=f"where its files are (default: {RUN_DIR})"
+        )
+
+
+def _mebibytes(text: str) -> int:
+    size = int(text)
+    if not 1 <= size <= 1024:
+        raise argparse.ArgumentTypeError(f"{size} MiB is not between 1 and 1024")
+    return size
+
+
+def _run(args: argparse.Namespace) -> int:
+    command: Sequence[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
+    if not command:
+        raise M2MError("no program is given: m2m-nf run [options] -- PROGRAM [ARGUMENT ...]")
+    directory = library_directory()
+    verdict = examine(command[0], directory)
+    if not verdict.served:
+        raise LibraryError("; ".join(verdict.findings))
+    mapping = _mapping(args)
+    given = os.environ.get("LD_LIBRARY_PATH")
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": f"{directory}:{given}" if given else str(directory),
+        "M2M_PCAP": str(mapping),
+        **({"M2M_PCAP_ONCE": "1"} if args.once else {}),
+        **({"M2M_PCAP_BUFFER": str(args.buffer)} if args.buffer else {}),
+    }
+    with subprocess.Popen(command, env=environment) as running:
+        for number in _PASSED_ON:
+            signal.signal(number, lambda number, _: running.send_signal(number))
+        status = running.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    directory = library_directory()
+    print(f"the patched libpcap is in {directory}")
+    verdict = examine(args.program, directory)
+    for finding in verdict.findings:
+        print(finding)
+    served = verdict.served
+    try:
+        mapping = _mapping(args)
+        print(f"the agent's mapping is {mapping}")
+    except M2MError as error:
+        print(error)
+        served = False
+    print("it sees supersessions" if served else "it cannot be served", end="")
+    print(f": m2m-nf run -- {args.program} ..." if served else "")
+    return 0 if served else 1
+
+
+def _mapping(args: argparse.Namespace) -> Path:
+    """The mapping of the agent that is meant."""
+    mapping = find_socket(args.run_dir, args.agent, ending=".nf").with_suffix(".map")
+    if not mapping.exists():
+        raise M2MError(f"the agent has no mapping {mapping}: is it older than this m2m-nf?")
+    if not os.access(mapping, os.R_OK):
+        raise M2MError(f"{mapping} may not be read: run this as root, or as a member of its group")
+    return mapping
