@@ -111,6 +111,12 @@ m2m_inline u8 *m2m_network(unsigned int link, u8 *bytes, size_t *room)
 		at += 4;
 	}
 	*room = type == 0x0800 && *room > at ? *room - at : 0;
+	/* in cooked captures Linux names the protocol behind all tags, but leaves inner ones there */
+	if (link != M2M_LINK_ETHERNET && *room > 4 && bytes[at] >> 4 != 4 &&
+	    m2m_swap16(m2m_load16(bytes + at + 2)) == 0x0800) {
+		at += 4;
+		*room -= 4;
+	}
 	return bytes + at;
 }
 

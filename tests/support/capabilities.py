@@ -92,6 +92,13 @@ def _fuzzer() -> str | None:
     return None if done.returncode == 0 else "clang has no libFuzzer here; run: sudo make setup"
 
 
+def _libpcap() -> str | None:
+    """Builds it where it is not built yet."""
+    build = Path(__file__).parents[2] / "patches/libpcap/build"
+    done = subprocess.run([build], capture_output=True, text=True, check=False)
+    return None if done.returncode == 0 else f"the patched libpcap: {done.stderr.strip()}"
+
+
 def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"the program {name} is missing; run: sudo make setup"
 
@@ -103,6 +110,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "bpffs": _bpffs,
     "nfqueue": _nfqueue,
     "fuzzer": _fuzzer,
+    "libpcap": _libpcap,
 }
 
 
