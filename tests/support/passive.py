@@ -125,6 +125,16 @@ class PassiveLab:
         )  # fmt: skip
         assert done.status == 0, done.out + done.err
 
+    async def only(self, instance: str) -> None:
+        """New sessions go by this tap."""
+        policy = self.lab.topology.policy
+        assert policy is not None and policy.text is not None
+        addresses = {name: self.lab.address(name) for name in (IDS, instance)}
+        text = policy.text.replace(
+            f"{IDS} = {addresses[IDS]}", f"{instance} = {addresses[instance]}"
+        )
+        await self.lab.load_policy(text)
+
     def mapping(self, host: str) -> Path:
         """The file that the agent of *host* publishes."""
         return self.lab.control_socket(host).with_suffix(".map")
@@ -134,8 +144,20 @@ class PassiveLab:
     ) -> Watcher:
         """Have a program watch at *host* from now on; ready when it *says* that it does."""
         argv = [tool("m2m-nf"), "run", *options, "--", *command]
-        await self.lab.start(host, name, argv, ready=Ready(log=says))
+        before = self._captures(host)
+        await self.lab.start(host, name, argv, ready=Ready(log=says) if says else None)
+        if says is None:
+            with trio.fail_after(20):
+                while self._captures(host) <= before:  # noqa: ASYNC110
+                    await trio.sleep(0.02)  # the kernel has no event for it
         return Watcher(self.lab, host, name)
+
+    def _captures(self, host: str) -> int:
+        """How many packet sockets there are."""
+        table = netns.inside(
+            self.lab.namespace(host), lambda: Path("/proc/thread-self/net/packet").read_text()
+        )
+        return len(table.splitlines())
 
 
 class Watcher:
