@@ -1,6 +1,7 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm model soak faults handovers bench lint fuzz clean
+.PHONY: help setup demo test test-vm model soak faults handovers bench lint fuzz clean \
+        libpcap install-libpcap uninstall-libpcap refresh-libpcap
 .DELETE_ON_ERROR:
 
 # ip, tc, nft, bpftool and nginx are there, whatever PATH the caller came with.
@@ -41,6 +42,24 @@ faults: setup ## kill agents at each step of a change of a chain, in every mode 
 
 handovers: setup ## 2 GB and an SSH session through 100 handovers (root)
 	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_handover.py
+
+libpcap: ## build the libpcap that shows supersessions, into ~/.cache/m2m
+	@patches/libpcap/build
+
+# ldconfig takes directories in the order of these files' names, and the system's own last.
+install-libpcap: ## have every program of this host use it (root); uninstall-libpcap undoes it
+	@built=$$(patches/libpcap/build) && install -d /usr/local/lib/m2m && \
+	    install -m 644 $$built/libpcap.so.0.8 $$built/libpcap.so.1 /usr/local/lib/m2m
+	@echo /usr/local/lib/m2m >/etc/ld.so.conf.d/000-m2m-libpcap.conf
+	@ldconfig
+
+uninstall-libpcap: ## programs use the system's libpcap again (root)
+	@rm -rf /usr/local/lib/m2m /etc/ld.so.conf.d/000-m2m-libpcap.conf
+	@ldconfig
+
+refresh-libpcap: ## write the patches anew for the release that is built; try Debian's newest
+	@patches/libpcap/build --refresh
+	@patches/libpcap/build --newest
 
 bench: setup ## measure against plain forwarding (root)
 	@$(VENV)/bin/m2m-lab bench

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from m2m.cli.query import RUN_DIR, find_socket
 from m2m.errors import M2MError
-from nf_adapters.pcap.library import LibraryError, examine, library_directory
+from nf_adapters.pcap.library import LibraryError, examine, library_directory, search_path
 
 __all__ = ["add_verbs"]
 
@@ -56,10 +56,9 @@ def _run(args: argparse.Namespace) -> int:
     if not verdict.served:
         raise LibraryError("; ".join(verdict.findings))
     mapping = _mapping(args)
-    given = os.environ.get("LD_LIBRARY_PATH")
     environment = {
         **os.environ,
-        "LD_LIBRARY_PATH": f"{directory}:{given}" if given else str(directory),
+        "LD_LIBRARY_PATH": search_path(directory),
         "M2M_PCAP": str(mapping),
         **({"M2M_PCAP_ONCE": "1"} if args.once else {}),
         **({"M2M_PCAP_BUFFER": str(args.buffer)} if args.buffer else {}),

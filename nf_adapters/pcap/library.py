@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 from m2m.errors import M2MError
 
-__all__ = ["INSTALLED", "NAMES", "LibraryError", "Verdict", "examine", "library_directory"]
+__all__ = [
+    "INSTALLED",
+    "NAMES",
+    "LibraryError",
+    "Verdict",
+    "examine",
+    "library_directory",
+    "search_path",
+]
 
 INSTALLED = Path("/usr/local/lib/m2m")
 """Where ``make install-libpcap`` puts it."""
@@ -50,6 +58,12 @@ def library_directory(places: Iterable[Path] | None = None) -> Path:
             return place
     where = " nor ".join(map(str, looked))
     raise LibraryError(f"there is no patched libpcap in {where}: run make libpcap")
+
+
+def search_path(directory: Path) -> str:
+    """What LD_LIBRARY_PATH has to be: *directory* before all that is there already."""
+    given = os.environ.get("LD_LIBRARY_PATH")
+    return f"{directory}:{given}" if given else str(directory)
 
 
 def is_patched(path: Path) -> bool:
@@ -96,7 +110,7 @@ def _resolved(path: Path, loader: str, directory: Path, findings: list[str]) -> 
     """What the loader says it would load."""
     done = subprocess.run(
         [loader, "--list", str(path)], capture_output=True, text=True, check=False,
-        env={**os.environ, "LD_LIBRARY_PATH": str(directory)},
+        env={**os.environ, "LD_LIBRARY_PATH": search_path(directory)},
     )  # fmt: skip
     matched = _RESOLVED.search(done.stdout)
     if matched is None:
