@@ -10,10 +10,14 @@
 #ifndef M2M_PCAP_HOOK_H
 #define M2M_PCAP_HOOK_H
 
+#include <linux/if_packet.h>
+
 #include "find.h"
 #include "reach.h"
 #include "restore.h"
 
+#define M2M_AHEAD 4 /* packets: about as long as memory takes */
+#define M2M_NEAR (1u << 14) /* cells: a table that the processor's caches hold is not waited for */
 #define M2M_SHORTEST_CUT 256 /* bytes: every header that is restored, VLAN tags and options too */
 
 struct m2m_pcap {
@@ -24,6 +28,9 @@ struct m2m_pcap {
 	int untimed;
 	u64 refused;  /* packets that the program's filter has refused, here instead of in the kernel */
 	u64 received; /* the largest count that the program has been told */
+	u8 *follows;  /* which packet comes next, if it is of the same block */
+	u8 *cursor;   /* the last one whose name has been fetched ahead */
+	int distance; /* how far that is */
 };
 
 m2m_inline u32 m2m_when(unsigned int seconds, unsigned int fraction, int nanoseconds)
@@ -100,6 +107,34 @@ m2m_inline int m2m_pcap_restore(struct m2m_pcap *m2m, int link, u8 *bytes, size_
 		return 0;
 	}
 	return 1;
+}
+
+/*
+ * Before a packet of a block is handled, of which so many are left: have the names of those behind
+ * it fetched. ring: bytes of the block.
+ */
+m2m_inline void m2m_pcap_ahead(struct m2m_pcap *m2m, u8 *packet, int left, unsigned int ring,
+			       int link)
+{
+	if (m2m->restorer.map.mask < M2M_NEAR)
+		return;
+	if (packet == m2m->follows && m2m->distance) {
+		m2m->distance--;
+	} else {
+		m2m->cursor = packet;
+		m2m->distance = 0;
+	}
+	m2m->follows = packet + ((struct tpacket3_hdr *)packet)->tp_next_offset;
+	while (m2m->distance < M2M_AHEAD && m2m->distance + 1 < left) {
+		struct tpacket3_hdr *next;
+
+		m2m->cursor += ((struct tpacket3_hdr *)m2m->cursor)->tp_next_offset;
+		m2m->distance++;
+		next = (struct tpacket3_hdr *)m2m->cursor;
+		if (next->tp_mac + next->tp_snaplen <= ring)
+			m2m_restore_ahead(&m2m->restorer, (unsigned int)link,
+					  m2m->cursor + next->tp_mac, next->tp_snaplen);
+	}
 }
 
 /*

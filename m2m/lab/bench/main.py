@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from m2m.lab.bench import cost, handover, migrate, scale, setup, throughput
+from m2m.lab.bench import capture, cost, handover, migrate, scale, setup, throughput
 from m2m.lab.bench.report import Plan, Result, Say, show, write_json
 
 _BENCHES: dict[str, tuple[str, Callable[[Plan, Say], Awaitable[list[Result]]]]] = {
     "throughput": ("data through a chain, beside plain IP forwarding", throughput.run),
     "cost": ("lookup, rewrite and insert in the kernel, in nanoseconds", cost.run),
+    "capture": ("the patched libpcap, beside the system's", capture.run),
     "setup": ("time that a chain adds to connect()", setup.run),
     "migrate": ("changing the chain of a live session: time, and packets harmed", migrate.run),
     "handover": ("a UE moves between two cells: how long applications hear nothing", handover.run),

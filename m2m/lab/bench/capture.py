@@ -1,0 +1,106 @@
+"""What restoring costs a program that captures: the patched libpcap beside the system's own.
+
+Both read the same packets, from a ring of the same size, by turns; ``nf_adapters/pcap/bench.c``
+does it. Packets are of as many flows as there are names, each at random: nothing is in a cache
+that would not be there among so many sessions.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
+
+from m2m.errors import M2MError
+from m2m.lab.bench.report import Plan, Result, Samples, Say
+from m2m.protocol.flow import Flow
+from nf_adapters import pcap
+from nf_adapters.pcap.library import NAMES, library_directory
+
+_SOURCE = Path(pcap.__file__).with_name("bench.c")
+_SIZES = (0, 1_000, 100_000)
+_WIRE = Flow.of(17, "10.0.2.1", 40000, "10.0.3.1", 61000)
+_NAME = Flow.of(17, "10.0.1.1", 40000, "10.0.9.1", 61000)
+
+
+class _Cost(NamedTuple):
+    reading: float  # ns per packet, in libpcap and the program
+    all: float  # ns of CPU per packet, from the sender to the program
+
+
+async def run(plan: Plan, say: Say) -> list[Result]:
+    """Packets per second of one processor that sends, receives and reads; and reading alone."""
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="m2m-bench-") as made:
+        program = Path(made) / "bench"
+        await trio.run_process(["gcc", "-O2", "-o", program, _SOURCE, "-ldl"])
+        for size in _SIZES:
+            mapping = Path(made) / f"{size}.map"
+            await trio.to_thread.run_sync(_publish, mapping, size)
+            for filtered in (False, True):
+                what = f"{size:,} names, {'a filter' if filtered else 'no filter'}"
+                say(what)
+                results += await _measure(program, mapping, size, filtered, what, plan)
+    return results
+
+
+def _publish(path: Path, size: int) -> None:
+    # four tuples of each session, as at a middlebox
+    table = pcap.Mapping(path, max(size // 4, 1)).table
+    moment = pcap.now()
+    for number in range(size):
+        sport, dport = 40000 + number % 20000, 61000 + number // 20000
+        wire, name = (each._replace(sport=sport, dport=dport) for each in (_WIRE, _NAME))
+        if table.publish(wire, name, False, moment) != 1:
+            raise M2MError(f"there was no room for {size} names")
+
+
+async def _measure(
+    program: Path, mapping: Path, size: int, filtered: bool, what: str, plan: Plan
+) -> list[Result]:
+    stock = ctypes.util.find_library("pcap")
+    if stock is None:
+        raise M2MError("the system has no libpcap to compare with: apt-get install libpcap0.8")
+    patched = library_directory() / NAMES[0]
+    flows, packets = str(max(size, 1_000)), str(plan.pick(50_000, 10_000))
+    address = "10.0.1.1" if size else "10.0.2.1"
+    ours: list[_Cost] = []
+    peer: list[_Cost] = []
+    sides = [
+        (ours, patched, f"host {address}", {"M2M_PCAP": str(mapping)}),
+        (peer, Path(stock), "host 10.0.2.1", {"M2M_PCAP": "off"}),
+    ]
+    for number in range(plan.pick(7, 2)):
+        for costs, library, text, environment in sides if number % 2 == 0 else reversed(sides):
+            costs.append(
+                await _once(
+                    [program, library, flows, packets, text if filtered else ""], environment
+                )
+            )
+    return [
+        Result.of(
+            f"captured per second of CPU, {what}", "1/s",
+            Samples(tuple(1e9 / cost.all for cost in ours), tuple(1e9 / cost.all for cost in peer)),
+            "the system's libpcap",
+        ),
+        Result.of(
+            f"reading a packet, {what}", "ns",
+            Samples(tuple(cost.reading for cost in ours), tuple(cost.reading for cost in peer)),
+            "the system's libpcap",
+        ),
+    ]  # fmt: skip
+
+
+async def _once(command: list[str | Path], environment: Mapping[str, str]) -> _Cost:
+    done = await trio.run_process(
+        [str(word) for word in command], capture_stdout=True, env={**os.environ, **environment}
+    )
+    captured, dropped, reading, cpu = done.stdout.split()
+    if int(dropped) or not int(captured):
+        raise M2MError(f"{int(dropped)} packets were lost, {int(captured)} captured: not compared")
+    return _Cost(float(reading), float(cpu))
