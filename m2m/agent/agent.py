@@ -26,6 +26,7 @@ from m2m.agent.api import EventKind
 from m2m.agent.asking import Asking
 from m2m.agent.config import Config
 from m2m.agent.following import Following
+from m2m.agent.functions import Functions
 from m2m.agent.journal import Journal
 from m2m.agent.keeping import Keeping
 from m2m.agent.names import NamingDatapath
@@ -163,6 +164,8 @@ class Agent:
         sessions.moves.on_moved = self.following.policy_changed
         if config.device_address is not None:
             self._keeping.keep_lasting(config.device_address, self._ethernets())
+        functions = Functions()
+        sessions.states.quiesce_taps = functions.quiesce
         datapath.begin()
         await sessions.adopt()
         datapath.taken_over()
@@ -184,10 +187,10 @@ class Agent:
                 nursery.start_soon(self._tell_of_addresses, client)
                 answers = Answers(
                     config.name, self._role, sessions, self.paths, asking, self.transport.counters,
-                    client, "" if client is None else str(client.server), self._key,
+                    client, "" if client is None else str(client.server), self._key, functions,
                 )  # fmt: skip
                 await nursery.start(control.serve, config.control_socket, answers)
-                await nursery.start(control.serve_nfs, config.nf_socket, answers)
+                await nursery.start(control.serve_nfs, config.nf_socket, answers, functions)
                 _log.info(
                     "serving", role=config.role, name=config.name, sessions=len(sessions),
                     datapath=datapath.name, secure=not config.insecure,

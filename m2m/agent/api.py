@@ -274,6 +274,7 @@ class Stats(msgspec.Struct, frozen=True):
     datapath: str = ""  # "ebpf", "fake", ...
     moves: dict[str, int] = {}  # "moved", "rebound", "rebind unproven", ...: legs and refusals
     ports: int = 0  # pairs of subsession ports that this host has allocated, in use now
+    functions: dict[str, int] = {}  # "prads (4711)": packets delivered to it
 
 
 class EventKind(StrEnum):

@@ -46,8 +46,10 @@ from m2m.agent.dialogue import (
     LedItem,
     NfChange,
     NfRequest,
+    NfRun,
     PathItem,
     PolicyItem,
+    Quiet,
     Request,
     SessionItem,
     Snapshot,
@@ -57,6 +59,7 @@ from m2m.agent.dialogue import (
     Watch,
     order_of,
 )
+from m2m.agent.functions import Function, Functions
 from m2m.agent.order import Order
 from m2m.agent.unix import listen
 from m2m.errors import M2MError
@@ -88,21 +91,28 @@ async def serve(
 async def serve_nfs(
     path: Path,
     source: ControlSource,
+    functions: Functions,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """As :func:`serve`, for the network functions of this host."""
-    await _serve(path, source, NfRequest, task_status)
+    """As :func:`serve`, for the network functions of this host; those that run are put into
+    *functions*."""
+    await _serve(path, source, NfRequest, task_status, functions)
 
 
 async def _serve(
-    path: Path, source: ControlSource, requests: Any, task_status: trio.TaskStatus[None]
+    path: Path,
+    source: ControlSource,
+    requests: Any,
+    task_status: trio.TaskStatus[None],
+    functions: Functions | None = None,
 ) -> None:
     listener = await listen(path)
     made = os.stat(path).st_ino
 
     async def talk(stream: trio.SocketStream) -> None:
-        await _Conversation(stream, source, requests, is_root=_is_root(stream)).run()
+        is_root = _is_root(stream)
+        await _Conversation(stream, source, requests, functions, is_root=is_root).run()
 
     try:
         await trio.serve_listeners(talk, [listener], task_status=_Discard(task_status))
@@ -145,11 +155,18 @@ class _Conversation:
     """One client: its requests are answered in turn."""
 
     def __init__(
-        self, stream: trio.abc.Stream, source: ControlSource, requests: Any, *, is_root: bool
+        self,
+        stream: trio.abc.Stream,
+        source: ControlSource,
+        requests: Any,
+        functions: Functions | None,
+        *,
+        is_root: bool,
     ) -> None:
         """*requests*: what can be asked."""
         self._is_root = is_root
         self._stream = stream
+        self._functions = functions
         self._source = source
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder[Any](requests)
@@ -186,6 +203,9 @@ class _Conversation:
             request: Request | NfRequest = self._decoder.decode(line)
             if isinstance(request, Watch):
                 await self._watch(request.interval)
+                return False
+            if isinstance(request, NfRun):
+                await self._accompany(request)
                 return False
             await self._carry_out(request)
         except msgspec.DecodeError as error:
@@ -337,6 +357,43 @@ class _Conversation:
                 await self._flush()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 await trio.sleep_forever()  # the reader sees it too, and ends the watch
+
+    # -- network functions --------------------------------------------------------------
+
+    async def _accompany(self, about: NfRun) -> None:
+        """A network function runs until its side closes."""
+        assert self._functions is not None  # only they may say so
+        function = self._functions.add(about)
+        problem = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ask_all, function)
+                problem = await self._hear(function)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._functions.remove(function)
+        if problem is not None:
+            raise M2MError(f"this is no answer: {problem}")
+
+    async def _hear(self, function: Function) -> str | None:
+        """Its answers until its side closes; what is wrong with one, after which none is read."""
+        answers = msgspec.json.Decoder(Quiet)
+        try:
+            while (line := await self._line()) is not None:
+                function.answered(answers.decode(line))
+        except msgspec.DecodeError as error:
+            return str(error)
+        except trio.BrokenResourceError:
+            pass
+        return None
+
+    async def _ask_all(self, function: Function) -> None:
+        async for question in function.asks:
+            try:
+                await self._say(question)
+                await self._flush()
+            except trio.BrokenResourceError:
+                return  # its side has closed, which the reader sees too
 
     # -- output -------------------------------------------------------------------------
 

@@ -25,7 +25,11 @@ is answered by any number of :data:`Item` lines, whose ``item`` names theirs, an
 A watch has no last line: it goes on until the client closes.
 
 Network functions have a socket of their own, on which nothing can be asked but
-``{"request": "me", ...}``: changes about themselves.
+``{"request": "me", ...}``, changes about themselves, and said that one runs::
+
+    > {"request": "run", "program": "prads", "pid": 4711, "nf": "ids"}
+    < {"item": "quiesce", "number": 1}
+    > {"quiet": true, "delivered": 1234, "number": 1}
 """
 
 from __future__ import annotations
@@ -52,9 +56,10 @@ from m2m.policy.rules import Asker, ChangeMode
 __all__ = [
     "MAX_REQUEST", "SNAPSHOT_SESSIONS",
     "AskAgents", "AskPath", "AskPolicy", "AskSessions", "AskStats", "Change", "End", "HandOver",
-    "LeadHere", "NfChange", "NfRequest", "Request", "TakeOver", "Watch",
+    "LeadHere", "NfChange", "NfRequest", "NfRun", "Quiet", "Request", "TakeOver", "Watch",
     "AgentsItem", "ChangedItem", "ChangingItem", "Done", "EventItem", "Failed", "Item", "LedItem",
-    "PathItem", "PolicyItem", "SessionItem", "Snapshot", "StatsItem", "TakenItem", "order_of",
+    "PathItem", "PolicyItem", "Quiesce", "SessionItem", "Snapshot", "StatsItem", "TakenItem",
+    "order_of",
 ]  # fmt: skip
 
 MAX_REQUEST = 1 << 16
@@ -145,11 +150,28 @@ class NfChange(msgspec.Struct, frozen=True, tag_field="request", tag="me"):
     nf: str | None = None  # its NF type, where this host runs several
 
 
+class NfRun(msgspec.Struct, frozen=True, tag_field="request", tag="run"):
+    """A passive network function runs for as long as the conversation lasts (``m2m-nf run``). The
+    agent asks by :class:`Quiesce`; what the other side says from now on is :class:`Quiet`."""
+
+    program: str
+    pid: int
+    nf: str | None = None  # its NF type
+
+
+class Quiet(msgspec.Struct, frozen=True):
+    """What a network function has got: an answer, or without *number* just an account."""
+
+    quiet: bool  # all that was captured before the question came has been delivered to it
+    delivered: int  # packets, since it was started
+    number: int = 0
+
+
 Request: TypeAlias = (
     AskSessions | AskPath | AskPolicy | AskAgents | AskStats | Watch | End | Change
     | HandOver | TakeOver | LeadHere
 )  # fmt: skip
-NfRequest: TypeAlias = NfChange
+NfRequest: TypeAlias = NfChange | NfRun
 
 
 def order_of(request: Change | NfChange) -> Order:
@@ -246,6 +268,12 @@ class LedItem(msgspec.Struct, frozen=True, tag_field="item", tag="led"):
     sessions: tuple[str, ...]
 
 
+class Quiesce(msgspec.Struct, frozen=True, tag_field="item", tag="quiesce"):
+    """Say :class:`Quiet` with this number when all that is captured by now has been delivered."""
+
+    number: int
+
+
 class Done(msgspec.Struct, frozen=True, tag_field="item", tag="done"):
     """The request has been answered in full."""
 
@@ -258,5 +286,5 @@ class Failed(msgspec.Struct, frozen=True, tag_field="item", tag="failed"):
 
 Item: TypeAlias = (
     SessionItem | PathItem | PolicyItem | AgentsItem | StatsItem | EventItem | Snapshot
-    | ChangingItem | ChangedItem | TakenItem | LedItem | Done | Failed
+    | ChangingItem | ChangedItem | TakenItem | LedItem | Quiesce | Done | Failed
 )  # fmt: skip

@@ -25,6 +25,7 @@ from m2m.agent.api import (
     format_session,
 )
 from m2m.agent.asking import Asking
+from m2m.agent.functions import Functions
 from m2m.agent.order import Order
 from m2m.agent.path import Paths, directions
 from m2m.agent.sessions import Sessions
@@ -61,6 +62,7 @@ class Answers:
         server: PolicyServer | None,
         server_name: str,
         key: DomainKey,
+        functions: Functions,
     ) -> None:
         self._name = name
         self._role = role
@@ -72,6 +74,7 @@ class Answers:
         self._key = key
         self._started = trio.current_time()
         self._asking = asking
+        self._functions = functions
 
     async def sessions(self) -> AsyncIterator[SessionInfo]:
         """Every session at this host, with its counters."""
@@ -131,6 +134,10 @@ class Answers:
             moves=dict(sessions.node.mobility.counts),
             datapath=sessions.datapath.name,
             ports=sessions.node.ports.in_use,
+            functions={
+                f"{one.about.program} ({one.about.pid})": one.delivered
+                for one in self._functions.running
+            },
         )
 
     async def end(self, session: int) -> None:

@@ -63,6 +63,8 @@ class States:
         self._work: dict[int, deque[tuple[Work, Flow | None]]] = {}
         # Sessions whose state was touched: their node may have forgotten them at release.
         self._flows: dict[int, Flow] = {}
+        # A tap has no state to move, but is to have seen all packets that have passed.
+        self.quiesce_taps: Callable[[], Awaitable[None]] = _nothing
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Do what is asked until cancelled."""
@@ -114,6 +116,7 @@ class States:
     async def _export(self, session: int, flow: Flow | None) -> bytes | None:
         """What is known of it; nothing of a tap, nor where no state is kept; None: unreadable."""
         if flow is None:
+            await self.quiesce_taps()
             return b""
         try:
             adapter = await self._opened()
@@ -159,3 +162,7 @@ class States:
             if self._adapter is None:
                 self._adapter = await self._open_adapter()
             return self._adapter
+
+
+async def _nothing() -> None:
+    pass

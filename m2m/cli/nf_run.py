@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import trio
+
+from m2m.cli.nf_health import accompanied
 from m2m.cli.query import RUN_DIR, find_socket
 from m2m.errors import M2MError
 from nf_adapters.pcap.library import LibraryError, examine, library_directory, search_path
 
 __all__ = ["add_verbs"]
-
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -28,6 +27,7 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     run.add_argument("--once", action="store_true", help="each packet once, though it comes and "
                      "goes by an interface that is watched")  # fmt: skip
     run.add_argument("--buffer", type=_mebibytes, metavar="MIB", help="size of the capture ring")
+    run.add_argument("--nf", metavar="TYPE", help="its NF type, as in the policy")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM")
     text = "tell whether a program can be served, and why not"
     doctor = verbs.add_parser("doctor", help=text, description=text)
@@ -55,18 +55,15 @@ def _run(args: argparse.Namespace) -> int:
     verdict = examine(command[0], directory)
     if not verdict.served:
         raise LibraryError("; ".join(verdict.findings))
-    mapping = _mapping(args)
+    socket = find_socket(args.run_dir, args.agent, ending=".nf")
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": search_path(directory),
-        "M2M_PCAP": str(mapping),
+        "M2M_PCAP": str(_mapping(args)),
         **({"M2M_PCAP_ONCE": "1"} if args.once else {}),
         **({"M2M_PCAP_BUFFER": str(args.buffer)} if args.buffer else {}),
     }
-    with subprocess.Popen(command, env=environment) as running:
-        for number in _PASSED_ON:
-            signal.signal(number, lambda number, _: running.send_signal(number))
-        status = running.wait()
+    status = trio.run(accompanied, command, environment, socket, args.nf)
     return status if status >= 0 else 128 - status
 
 

@@ -175,6 +175,7 @@ def stats_view(stats: Stats) -> RenderableType:
         ("CONTROL MESSAGES", stats.control),
         ("SESSIONS", stats.setups),
         ("MOVES OF ENDPOINTS", stats.moves),
+        ("PACKETS DELIVERED TO NETWORK FUNCTIONS", stats.functions),
     ):
         table = _table(title, "")
         table.columns[1].justify = "right"

@@ -6,6 +6,7 @@
  *   M2M_PCAP          see find.h
  *   M2M_PCAP_ONCE=1   each packet once: not again where this host sends on what it has received
  *   M2M_PCAP_BUFFER   MiB of the ring, whatever the program asks for
+ *   M2M_PCAP_HEALTH   see health.h
  */
 #ifndef M2M_PCAP_HOOK_H
 #define M2M_PCAP_HOOK_H
@@ -13,6 +14,7 @@
 #include <linux/if_packet.h>
 
 #include "find.h"
+#include "health.h"
 #include "reach.h"
 #include "restore.h"
 
@@ -31,6 +33,7 @@ struct m2m_pcap {
 	u8 *follows;  /* which packet comes next, if it is of the same block */
 	u8 *cursor;   /* the last one whose name has been fetched ahead */
 	int distance; /* how far that is */
+	struct m2m_health_slot *health; /* NULL: nobody wants to know */
 };
 
 m2m_inline u32 m2m_when(unsigned int seconds, unsigned int fraction, int nanoseconds)
@@ -62,6 +65,7 @@ static struct m2m_pcap *m2m_pcap_open(int untimed)
 	m2m->once = once && strcmp(once, "1") == 0;
 	m2m->untimed = untimed;
 	m2m->restorer.map = m2m->file.map;
+	m2m->health = m2m_health_open();
 	return m2m;
 }
 
@@ -69,8 +73,25 @@ static void m2m_pcap_close(struct m2m_pcap *m2m)
 {
 	if (!m2m)
 		return;
+	if (m2m->health)
+		m2m->health->open = 0;
 	m2m_map_close(&m2m->file);
 	free(m2m);
+}
+
+static inline int m2m_pcap_poll(struct m2m_pcap *m2m, struct pollfd *fds, nfds_t count, int timeout)
+{
+	if (m2m && m2m->health)
+		return m2m_health_poll(m2m->health, fds, count, timeout);
+	return poll(fds, count, timeout);
+}
+
+/* After how many ms a block is handed over that is not full; 0 is the kernel's own time. */
+static inline unsigned int m2m_pcap_retire(struct m2m_pcap *m2m, unsigned int wanted)
+{
+	if (!m2m || !m2m->health || (wanted && wanted < M2M_HEALTH_MS))
+		return wanted;
+	return M2M_HEALTH_MS;
 }
 
 /* The size of the ring in bytes: that which the program wants, unless the operator says another. */
@@ -102,6 +123,10 @@ m2m_inline int m2m_pcap_restore(struct m2m_pcap *m2m, int link, u8 *bytes, size_
 	if (__atomic_load_n(&m2m->file.map.header->replaced, __ATOMIC_RELAXED))
 		m2m_pcap_reopen(m2m, when);
 	done = m2m_restore(&m2m->restorer, (unsigned int)link, bytes, captured, when, flags);
+	if (m2m->health) {
+		m2m->health->delivered++;
+		m2m->health->restored += done != M2M_AS_IT_WAS;
+	}
 	if (done == M2M_RESTORED_AGAIN && m2m->once) {
 		m2m->refused++;
 		return 0;

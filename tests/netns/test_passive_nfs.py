@@ -241,6 +241,25 @@ async def test_dumpcap_writes_supersessions_to_its_file() -> None:
         probe.close()
 
 
+async def test_a_replaced_tap_has_read_all_before_the_session_goes_on() -> None:
+    """``op``: the agent knows of the program and waits until it has what was captured."""
+    async with passive_lab() as here:
+        session = await here.connect()
+        one = await watching(here, PROGRAMS[0], IDS, on(session, here))
+        await session.talk(20)
+        await here.replace(IDS, OTHER_IDS)
+        # what it had to print stands in its output already: it was asked, and has answered
+        assert f"ack {20 * 27 - 10 + 1}" in one.report or one.report.count("length 25") >= 40
+        stats = await here.lab.ctl(IDS, "stats")
+        (name,) = stats["functions"]
+        assert name.startswith("tcpdump (")
+        log = here.lab.log(IDS, "agent").read_text()
+        assert "network function runs" in log
+        assert "has not read all it captured" not in log
+        await one.stop()
+        session.close()
+
+
 async def test_names_survive_the_agent() -> None:
     """Killed, away, and back: captures show the same all the while; ended sessions are forgotten
     by the next agent."""

@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from m2m.agent.api import AgentInfo, EventKind, Role, SessionState, UnknownSession
+from m2m.agent.functions import Functions
 from m2m.agent.source import Answers
 from m2m.auth import DomainKey
 from m2m.datapath import Reason
@@ -34,7 +35,7 @@ class Server:
 def answers(host: Host, server: Server | None = None) -> Answers:
     return Answers(
         "ue", host.role, host.sessions, host.paths, host.asking, lambda: {"sent.syn": 1}, server,
-        "p:5263", KEY,
+        "p:5263", KEY, Functions(),
     )  # fmt: skip
 
 

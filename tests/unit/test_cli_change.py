@@ -16,6 +16,7 @@ from rich.console import Console
 
 from m2m.agent import control
 from m2m.agent.api import ChangeReport
+from m2m.agent.functions import Functions
 from m2m.agent.order import ME, Do, Order, Wish
 from m2m.cli import change, ctl, nf
 from m2m.cli.change_view import Progress, report_view
@@ -57,7 +58,9 @@ async def an_agent(tmp_path: Path, *reports: ChangeReport) -> AsyncIterator[Fake
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             await nursery.start(control.serve, tmp_path / "run" / "client.sock", source)
-            await nursery.start(control.serve_nfs, tmp_path / "run" / "client.nf", source)
+            await nursery.start(
+                control.serve_nfs, tmp_path / "run" / "client.nf", source, Functions()
+            )
             yield source
             nursery.cancel_scope.cancel()
 
