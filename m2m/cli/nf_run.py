@@ -53,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
         raise M2MError("no program is given: m2m-nf run [options] -- PROGRAM [ARGUMENT ...]")
     directory = library_directory()
     verdict = examine(command[0], directory)
-    if not verdict.served:
+    if verdict.served is False:
         raise LibraryError("; ".join(verdict.findings))
     socket = find_socket(args.run_dir, args.agent, ending=".nf")
     environment = {
@@ -73,16 +73,17 @@ def _doctor(args: argparse.Namespace) -> int:
     verdict = examine(args.program, directory)
     for finding in verdict.findings:
         print(finding)
-    served = verdict.served
     try:
-        mapping = _mapping(args)
-        print(f"the agent's mapping is {mapping}")
+        print(f"the agent's mapping is {_mapping(args)}")
     except M2MError as error:
         print(error)
-        served = False
-    print("it sees supersessions" if served else "it cannot be served", end="")
-    print(f": m2m-nf run -- {args.program} ..." if served else "")
-    return 0 if served else 1
+        verdict = verdict._replace(served=False)
+    if verdict.served is False:
+        print("it cannot be served")
+        return 1
+    sure = "it sees supersessions" if verdict.served else "it may see supersessions"
+    print(f"{sure}: m2m-nf run -- {args.program} ...")
+    return 0
 
 
 def _mapping(args: argparse.Namespace) -> Path:

@@ -40,9 +40,9 @@ class LibraryError(M2MError):
 
 
 class Verdict(NamedTuple):
-    """Whether a program is served, and all that was found out about it."""
+    """Whether a program is served, None where that cannot be told, and all that was found out."""
 
-    served: bool
+    served: bool | None
     findings: tuple[str, ...]
 
 
@@ -92,10 +92,10 @@ def examine(program: str, directory: Path, *, as_root: bool | None = None) -> Ve
             f"it is a script of {' '.join(words)}: what that loads later cannot be told; any "
             "module that is linked with libpcap gets the patched one"
         )
-        return Verdict(True, tuple(findings))
+        return Verdict(None, tuple(findings))
     loader = _loader(head)
     if loader is None:
-        findings.append("it is linked statically, with a libpcap of its own: not served")
+        findings.append("it is linked statically: if it captures, then with a libpcap of its own")
         return Verdict(False, tuple(findings))
     if hindrance := _hindrance(path, os.geteuid() == 0 if as_root is None else as_root):
         installed = directory == INSTALLED
@@ -117,8 +117,11 @@ def _resolved(path: Path, loader: str, directory: Path, findings: list[str]) -> 
         if b"libpcap.so" in path.read_bytes():
             findings.append("it loads libpcap only when it needs it (dlopen), by its usual name")
             return Verdict(True, tuple(findings))
-        findings.append("it is not linked with libpcap: it captures in another way, or not at all")
-        return Verdict(False, tuple(findings))
+        findings.append(
+            "it is not linked with libpcap itself: modules that it loads and that are, get the "
+            "patched one"
+        )
+        return Verdict(None, tuple(findings))
     name, where = matched.groups()
     findings.append(f"it is linked with {name}, and would get {where}")
     if name not in NAMES:

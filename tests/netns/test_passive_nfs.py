@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -258,6 +259,21 @@ async def test_a_replaced_tap_has_read_all_before_the_session_goes_on() -> None:
         assert "has not read all it captured" not in log
         await one.stop()
         session.close()
+
+
+@pytest.mark.needs("pcapy")
+async def test_a_network_function_in_python() -> None:
+    example = Path(__file__).parents[2] / "examples/passive_nf.py"
+    command = ("/usr/bin/python3", str(example), "core", "FILTER")
+    async with passive_lab() as here:
+        probe = await here.connect()
+        one = await watching(
+            here, Program("example", command, "watching core"), IDS, on(probe, here)
+        )
+        await probe.talk()
+        await one.until(told_of(probe))
+        assert names(await one.stop(), here) == set()
+        probe.close()
 
 
 async def test_names_survive_the_agent() -> None:
