@@ -74,7 +74,7 @@ lint: setup ## check style, types and C headers
 	        || exit 1; \
 	done
 
-fuzz: setup ## fuzz the translation core for FUZZ_SECONDS (600)
+fuzz: setup ## fuzz the translation core and the restoring of captures for FUZZ_SECONDS (600)
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(VENV)/bin/python -m pytest tests/core -k fuzz
 
 clean: ## remove what was built, .venv included
