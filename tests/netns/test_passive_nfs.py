@@ -15,7 +15,12 @@ from typing import NamedTuple
 import pytest
 import trio
 
+from m2m.lab import netns
 from m2m.lab.lab import Lab
+from m2m.protocol.flow import Flow
+from nf_adapters.pcap.library import NAMES, library_directory
+from tests.support import packets
+from tests.support.libpcap import Library, environment
 from tests.support.passive import (
     FIREWALL,
     IDS,
@@ -274,6 +279,28 @@ async def test_a_network_function_in_python() -> None:
         await one.until(told_of(probe))
         assert names(await one.stop(), here) == set()
         probe.close()
+
+
+async def test_what_an_inline_function_injects_goes_by_the_subsession() -> None:
+    """The frame has the supersession's headers; the server's socket gets it."""
+    async with passive_lab() as here:
+        session = await here.datagrams()
+        ends = (*session.client, *session.server)
+        datagram = packets.udp(Flow.of(17, *ends), payload=b"from the middle")
+        neighbour = (await here.lab.run(FIREWALL, "ip", "neigh", "show", "dev", "core")).out
+        to = bytes.fromhex(neighbour.split("lladdr ")[1].split()[0].replace(":", ""))
+        library = Library(library_directory() / NAMES[0])
+
+        def inject() -> None:
+            handle = library.open("core")
+            handle.inject(to + bytes(5) + b"\2" + b"\x08\x00" + datagram)
+            handle.close()
+
+        with environment(M2M_PCAP=str(here.mapping(FIREWALL))):
+            netns.inside(here.lab.namespace(FIREWALL), inject)
+        with trio.fail_after(_PATIENCE):
+            assert await session.there.recv(100) == b"from the middle"
+        session.close()
 
 
 async def test_names_survive_the_agent() -> None:
