@@ -126,6 +126,9 @@ class NamingDatapath(Datapath):
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         return await self._datapath.rows(keys)
 
+    async def idle(self, keys: Iterable[tuple[Hook, Flow]]) -> list[float | None]:
+        return await self._datapath.idle(keys)
+
     async def keep(self, notes: Mapping[int, bytes]) -> None:
         await self._datapath.keep(notes)
 
