@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from m2m.datapath import Limits
-from tests.support.rig import FakeRig, Listener, Rig
+from tests.support.rig import FakeRig, Listener, NamingRig, Rig
 
 LIMITS = Limits(sessions=64, linger=30.0, tcp_idle=60.0, udp_idle=60.0, hold_packets=64)
 
@@ -18,7 +18,11 @@ Listen = Callable[[Rig], Awaitable[Listener]]
 
 
 @pytest.fixture(
-    params=["fake", pytest.param("ebpf", marks=pytest.mark.needs("netns", "bpffs", "nfqueue"))]
+    params=[
+        "fake",
+        "naming",
+        pytest.param("ebpf", marks=pytest.mark.needs("netns", "bpffs", "nfqueue")),
+    ]
 )
 async def open_rig(request: pytest.FixtureRequest) -> AsyncIterator[OpenRig]:
     """``await open_rig(udp_idle=0.1)``: a bench whose limits differ from LIMITS in this."""
@@ -38,6 +42,8 @@ async def open_rig(request: pytest.FixtureRequest) -> AsyncIterator[OpenRig]:
 async def _make(datapath: str, limits: Limits) -> Rig:
     if datapath == "fake":
         return FakeRig(limits)
+    if datapath == "naming":
+        return NamingRig(limits)
     from tests.support.ebpf_rig import EbpfRig  # only where its needs are met
 
     rig = EbpfRig(limits)

@@ -11,18 +11,22 @@ datapath can be held to the same tests. Packets are told apart by their payload.
 
 from __future__ import annotations
 
+import tempfile
 from abc import ABC, abstractmethod
 from enum import Enum
+from pathlib import Path
 from typing import NamedTuple
 
 import trio
 
+from m2m.agent.names import NamingDatapath
 from m2m.datapath import Datapath, Event, Limits
 from m2m.datapath.fake import FakeDatapath
 from m2m.datapath.fake_kernel import FakeKernel, Fate, Outcome
 from m2m.datapath.fake_packets import Tcp
 from m2m.protocol.flow import Address, Flow, parse_address
 from m2m.protocol.translation import Hook, NextHop
+from nf_adapters.pcap import Mapping
 
 LEFT, HOST_LEFT = parse_address("10.9.1.2"), parse_address("10.9.1.1")
 HOST_RIGHT, RIGHT = parse_address("10.9.2.1"), parse_address("10.9.2.2")
@@ -158,3 +162,17 @@ class FakeRig(Rig):
 
     async def remove(self) -> None:
         await self.datapath.close(keep=False)
+
+
+class NamingRig(FakeRig):
+    """The same behind the mapping that captures use, as an agent has it."""
+
+    async def open(self) -> None:
+        await super().open()
+        self._directory = tempfile.TemporaryDirectory(prefix="m2m-rig-")
+        mapping = Mapping(Path(self._directory.name) / "rig.map", 100)
+        self.datapath = NamingDatapath(self.datapath, mapping)
+
+    async def remove(self) -> None:
+        await super().remove()
+        self._directory.cleanup()
