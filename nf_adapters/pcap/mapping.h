@@ -193,7 +193,7 @@ m2m_inline int m2m_map_may_have(const struct m2m_map *map, __be16 sport, __be16 
 m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *key, u32 when,
 			    int timed, struct m2m_name *name)
 {
-	struct m2m_cell best;
+	struct m2m_cell best = {0};
 	int found = 0, found_begun = 0;
 	u32 at, probe;
 

@@ -98,3 +98,16 @@ async def test_an_unknown_name_is_told():
     done = await trio.run_process([BENCH, "bench", "sped"], capture_stderr=True, check=False)
     assert done.returncode == 2
     assert b"sped" in done.stderr
+
+
+@pytest.mark.needs("root", "netns", "libpcap")
+async def test_capture_compares_both_libraries_at_every_size(tmp_path):
+    rows = await run(tmp_path, "capture")
+    kinds = ("captured per second of CPU", "reading a packet")
+    assert [row.name for row in rows] == ["restoring a frame, 100,000 names"] + [
+        f"{kind}, {size} names, {text}"
+        for size in ("0", "1,000", "100,000")
+        for text in ("no filter", "a filter")
+        for kind in kinds
+    ]
+    assert all(row.ours > 0 and row.peer > 0 for row in rows)

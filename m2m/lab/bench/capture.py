@@ -22,7 +22,8 @@ from m2m.protocol.flow import Flow
 from nf_adapters import pcap
 from nf_adapters.pcap.library import NAMES, library_directory
 
-_SOURCE = Path(pcap.__file__).with_name("bench.c")
+_ROOM = Path(pcap.__file__).parent
+_ROOT = _ROOM.parents[1]
 _SIZES = (0, 1_000, 100_000)
 _WIRE = Flow.of(17, "10.0.2.1", 40000, "10.0.3.1", 61000)
 _NAME = Flow.of(17, "10.0.1.1", 40000, "10.0.9.1", 61000)
@@ -38,7 +39,8 @@ async def run(plan: Plan, say: Say) -> list[Result]:
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="m2m-bench-") as made:
         program = Path(made) / "bench"
-        await trio.run_process(["gcc", "-O2", "-o", program, _SOURCE, "-ldl"])
+        await trio.run_process(["gcc", "-O2", "-o", program, _ROOM / "bench.c", "-ldl"])
+        results += await _restoring(Path(made) / "restore", say, plan)
         for size in _SIZES:
             mapping = Path(made) / f"{size}.map"
             await trio.to_thread.run_sync(_publish, mapping, size)
@@ -47,6 +49,24 @@ async def run(plan: Plan, say: Say) -> list[Result]:
                 say(what)
                 results += await _measure(program, mapping, size, filtered, what, plan)
     return results
+
+
+async def _restoring(program: Path, say: Say, plan: Plan) -> list[Result]:
+    """The library alone, as libpcap calls it."""
+    includes = [f"-I{_ROOT / room}" for room in ("kmod", "m2m/datapath", "nf_adapters/pcap")]
+    source = _ROOM / "bench_restore.c"
+    await trio.run_process(["gcc", "-O2", *includes, "-o", program, source])
+    times: dict[int, list[float]] = {1_000: [], 100_000: []}
+    for number in range(plan.pick(7, 2)):
+        for size in times if number % 2 == 0 else reversed(times):
+            say(f"restoring, {size:,} names")
+            done = await trio.run_process([str(program), str(size)], capture_stdout=True)
+            times[size].append(float(done.stdout))
+    few, many = times.values()
+    samples = Samples(tuple(many), tuple(few))
+    return [
+        Result.of("restoring a frame, 100,000 names", "ns", samples, "the same with 1,000 names")
+    ]
 
 
 def _publish(path: Path, size: int) -> None:
