@@ -103,6 +103,22 @@ static int m2m_pcap_buffer(int wanted)
 	return size >= 1 && size <= 1024 ? (int)size << 20 : wanted;
 }
 
+/* Bytes of a frame of the ring (TPACKET_V2), so that there is room for what is restored. */
+static unsigned int m2m_pcap_frame(struct m2m_pcap *m2m, unsigned int wanted)
+{
+	return m2m && wanted < M2M_SHORTEST_CUT ? M2M_SHORTEST_CUT : wanted;
+}
+
+/* How much of a packet the kernel has to deliver for this snapshot and this filter, if any. */
+static unsigned int m2m_pcap_cut(int snapshot, const struct sock_filter *program, u32 length)
+{
+	unsigned int cut = program ? m2m_reach(program, length) : 0;
+
+	if (cut < (unsigned int)snapshot)
+		cut = (unsigned int)snapshot;
+	return cut < M2M_SHORTEST_CUT ? M2M_SHORTEST_CUT : cut;
+}
+
 /* An agent with another number of sessions has made another file; not to be had after a chroot. */
 static void m2m_pcap_reopen(struct m2m_pcap *m2m, u32 when)
 {
