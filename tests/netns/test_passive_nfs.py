@@ -5,6 +5,7 @@ What they must never report is an address of a middlebox, or the one that the cl
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -213,7 +214,6 @@ async def test_without_a_filter_no_packet_of_a_session_has_another_name() -> Non
             report = await one.until(lambda text: "hello" in text or "length 25" in text)
             report = await one.until(lambda text: text.count("ip-proto-17") >= 10)
             assert names(report, here) == set(), (one.host, report)
-            assert "bad cksum" not in report
         stream.close()
         datagrams.close()
 
@@ -260,14 +260,35 @@ async def test_a_replaced_tap_has_read_all_before_the_session_goes_on() -> None:
         one = await watching(here, PROGRAMS[0], IDS, on(session, here))
         await session.talk(20)
         await here.replace(IDS, OTHER_IDS)
-        # what it had to print stands in its output already: it was asked, and has answered
-        assert f"ack {20 * 27 - 10 + 1}" in one.report or one.report.count("length 25") >= 40
+        # 20 questions and answers, each coming and going: all printed, without waiting for any
+        assert one.report.count("Flags [P.]") == 80
         stats = await here.lab.ctl(IDS, "stats")
         (name,) = stats["functions"]
         assert name.startswith("tcpdump (")
         log = here.lab.log(IDS, "agent").read_text()
         assert "network function runs" in log
         assert "has not read all it captured" not in log
+        await one.stop()
+        session.close()
+
+
+async def test_one_that_does_not_read_holds_nothing_up_for_long() -> None:
+    """A stopped program: the agent waits for it in vain, says so, and the session goes on."""
+    async with passive_lab() as here:
+        session = await here.connect()
+        one = await watching(here, PROGRAMS[0], IDS, on(session, here))
+        await session.talk()
+        await one.until(told_of(session))
+        (name,) = (await here.lab.ctl(IDS, "stats"))["functions"]
+        pid = int(name.split("(")[1].rstrip(")"))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await here.replace(IDS, OTHER_IDS)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        log = here.lab.log(IDS, "agent").read_text()
+        assert "a network function has not read all it captured" in log
+        await session.talk()
         await one.stop()
         session.close()
 
