@@ -158,14 +158,14 @@ class Agent:
             role=self._role,
         )  # fmt: skip
         self.sessions = sessions
-        self.paths = Paths(config.name, self._role, sessions, self.transport.send)
+        functions = Functions()
+        sessions.states.quiesce_taps = functions.quiesce
+        self.paths = Paths(config.name, self._role, sessions, self.transport.send, functions)
         asking = Asking(config.name, sessions, self.paths)
         self.following = Following(sessions, asking)
         sessions.moves.on_moved = self.following.policy_changed
         if config.device_address is not None:
             self._keeping.keep_lasting(config.device_address, self._ethernets())
-        functions = Functions()
-        sessions.states.quiesce_taps = functions.quiesce
         datapath.begin()
         await sessions.adopt()
         datapath.taken_over()

@@ -156,6 +156,7 @@ class HopReport(msgspec.Struct, frozen=True):
     next: str | None  # the right neighbour's address
     # At an end: what its socket has repeated since the session began; None: nobody knows.
     retransmissions: int | None = None
+    watched: bool = False  # a program that m2m-nf runs captures here
 
 
 class PathInfo(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from m2m.agent.api import (
     UnknownSession,
     format_session,
 )
+from m2m.agent.functions import Functions
 from m2m.agent.sessions import Sessions
 from m2m.agent.sockets import retransmissions
 from m2m.datapath import Row
@@ -49,11 +50,14 @@ class _Question:
 class Paths:
     """Asks others about sessions, and answers them."""
 
-    def __init__(self, name: str, role: Role, sessions: Sessions, send: Send) -> None:
+    def __init__(
+        self, name: str, role: Role, sessions: Sessions, send: Send, functions: Functions
+    ) -> None:
         self._name = name
         self._role = role
         self._sessions = sessions
         self._send = send
+        self._functions = functions
         self._questions: dict[tuple[Address, int], _Question] = {}
 
     async def path(self, session: int) -> PathInfo:
@@ -110,6 +114,7 @@ class Paths:
             prev=None if left is None else format_address(left.src),
             next=None if right is None else format_address(right.dst),
             retransmissions=_repeated(view),
+            watched=bool(self._functions.running),
         )
 
     async def asked(self, peer: Address, request: PathReq, at: Address | None) -> None:

@@ -199,8 +199,9 @@ def _plan(
 
 
 def _inherits(names: _Names, hop: HopReport, nf: NfType) -> bool:
-    """Only inline functions have state that could be moved, and only to their like."""
-    return nf.kind is Kind.INLINE and names.is_at(nf.name, hop)
+    """Only inline functions have state that could be moved, and only to their like. A tap's
+    programs have read what they captured when it has said that there is none."""
+    return (nf.kind is Kind.INLINE or hop.watched) and names.is_at(nf.name, hop)
 
 
 def _choose(

@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from m2m.agent.api import Role
 from m2m.agent.asking import Asking
+from m2m.agent.functions import Functions
 from m2m.agent.journal import Journal
 from m2m.agent.path import Paths
 from m2m.agent.sessions import Sessions
@@ -145,7 +146,7 @@ class Host:
             role=Role.CLIENT if holds else Role.MIDDLEBOX,
             open_state=self._open_state,
         )
-        self.paths = Paths(address, role, self.sessions, self.send)
+        self.paths = Paths(address, role, self.sessions, self.send, Functions())
         self.asking = Asking(address, self.sessions, self.paths)
         self.inbox, self._inbox = trio.open_memory_channel[tuple[Address, Message]](1000)
 

@@ -128,6 +128,13 @@ def test_the_state_of_an_inline_function_goes_to_its_like_and_a_taps_nowhere() -
     assert [step.heir for step in other.steps] == [None]
 
 
+def test_a_tap_at_which_programs_capture_has_them_read_before_its_like_goes_on() -> None:
+    hops = list(USUAL)
+    hops[2] = msgspec.structs.replace(hops[2], watched=True)
+    made = planned(Wish(Do.REPLACE, ("ids",), ("ids2",)), tuple(hops))
+    assert [step.heir for step in made.steps] == [parse_address(ADDRESSES["ids/ids2"])]
+
+
 def test_a_type_that_comes_gets_an_instance_that_is_not_on_the_path() -> None:
     hops = path("ids/ids1", "firewall/fw2")  # which is also ids/both
     assert told(planned(Wish(Do.REPLACE, ("ids",), ("ids",)), hops))[3] == ["ids/ids2"]
