@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The translation table: found without a lock, under RCU; changed under the table's own lock. Rows
+ * have a lock each, so that a packet reads, counts and decides as one step.
+ */
+#include <linux/jhash.h>
+#include <linux/random.h>
+#include <linux/rculist.h>
+#include <linux/slab.h>
+
+#include "module.h"
+
+int m2m_table_init(struct m2m_table *table, u32 room)
+{
+	u32 size = roundup_pow_of_two(max_t(u32, room, 64));
+
+	spin_lock_init(&table->lock);
+	table->seed = get_random_u32();
+	table->buckets = kvcalloc(size, sizeof(*table->buckets), GFP_KERNEL_ACCOUNT);
+	if (!table->buckets)
+		return -ENOMEM;
+	table->mask = size - 1;
+	table->room = room;
+	table->count = 0;
+	return 0;
+}
+
+/* Nobody else may be looking. */
+void m2m_table_free(struct m2m_table *table)
+{
+	struct hlist_node *next;
+	struct m2m_row *row;
+	u32 bucket;
+
+	for (bucket = 0; table->buckets && bucket <= table->mask; bucket++) {
+		hlist_for_each_entry_safe(row, next, &table->buckets[bucket], node) {
+			kfree(row->wait);
+			kfree(row);
+		}
+	}
+	kvfree(table->buckets);
+}
+
+static struct hlist_head *bucket_of(const struct m2m_table *table, const struct m2m_key4 *key)
+{
+	u32 hash = jhash2((const u32 *)key, sizeof(*key) / sizeof(u32), table->seed);
+
+	return &table->buckets[hash & table->mask];
+}
+
+static bool same_key(const struct m2m_key4 *a, const struct m2m_key4 *b)
+{
+	const u32 *left = (const u32 *)a, *right = (const u32 *)b; /* netlink aligns no better */
+
+	BUILD_BUG_ON(sizeof(*a) != 4 * sizeof(u32));
+	return !((left[0] ^ right[0]) | (left[1] ^ right[1]) | (left[2] ^ right[2]) |
+		 (left[3] ^ right[3]));
+}
+
+/**
+ * m2m_table_find - the row with this key
+ * @table: the table
+ * @key: of which all octets count
+ *
+ * Under RCU, or under &m2m_net.lock for rows that packets do not take out.
+ */
+struct m2m_row *m2m_table_find(const struct m2m_table *table, const struct m2m_key4 *key)
+{
+	struct m2m_row *row;
+
+	hlist_for_each_entry_rcu(row, bucket_of(table, key), node, true) {
+		if (same_key(&row->key, key))
+			return row;
+	}
+	return NULL;
+}
+
+struct m2m_row *m2m_row_new(const struct m2m_key4 *key, gfp_t gfp)
+{
+	struct m2m_row *row = kzalloc(sizeof(*row), gfp | __GFP_NOWARN);
+
+	if (!row)
+		return NULL;
+	row->key = *key;
+	row->kind = M2M_ROW_UNDECIDED;
+	spin_lock_init(&row->lock);
+	return row;
+}
+
+/**
+ * m2m_table_add - put a row in
+ * @table: the table
+ * @row: a new one
+ *
+ * Returns the row that has the key: this one, or another that was faster.
+ */
+struct m2m_row *m2m_table_add(struct m2m_table *table, struct m2m_row *row)
+{
+	struct m2m_row *there;
+
+	spin_lock_bh(&table->lock);
+	there = m2m_table_find(table, &row->key);
+	if (!there)
+		hlist_add_head_rcu(&row->node, bucket_of(table, &row->key));
+	spin_unlock_bh(&table->lock);
+	return there ?: row;
+}
+
+/**
+ * m2m_table_remove - take a row out
+ * @table: the table
+ * @row: its lock is held; nothing waits for it, and it is marked dead
+ *
+ * It is to be freed when nobody can be looking at it any more.
+ */
+void m2m_table_remove(struct m2m_table *table, struct m2m_row *row)
+{
+	spin_lock(&table->lock);
+	hlist_del_rcu(&row->node);
+	if (row->counted)
+		table->count--;
+	spin_unlock(&table->lock);
+}
+
+/* Take places for so many rows; false when there are not as many. */
+bool m2m_table_reserve(struct m2m_table *table, u32 rows)
+{
+	bool enough;
+
+	spin_lock_bh(&table->lock);
+	enough = rows <= table->room - min(table->room, table->count);
+	if (enough)
+		table->count += rows;
+	spin_unlock_bh(&table->lock);
+	return enough;
+}
+
+void m2m_table_return(struct m2m_table *table, u32 rows)
+{
+	spin_lock_bh(&table->lock);
+	table->count -= rows;
+	spin_unlock_bh(&table->lock);
+}
+
+static void widen(struct m2m_key *wide, const struct m2m_row *row)
+{
+	m2m_key_widen(wide, &row->key);
+}
+
+/* Make it a new row of this entry; its lock is held. The hop it had is the caller's to put. */
+void m2m_row_fill(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop)
+{
+	struct m2m_key key;
+
+	widen(&key, row);
+	row->entry = *entry;
+	row->entry.flags = 0;
+	row->entry.max_seq = 0;
+	row->entry.max_ack = 0;
+	row->entry.packets = 0;
+	row->entry.bytes = 0;
+	row->entry.zero = 0;
+	row->entry.last_seen = m2m_now();
+	m2m_entry_seal(&key, &row->entry);
+	row->hop = hop;
+	row->kind = M2M_ROW_DECIDED;
+	row->reported = false;
+}
+
+/* Rewrite and send otherwise from now on, and go on counting; its lock is held. */
+void m2m_row_redirect(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop)
+{
+	struct m2m_entry *mine = &row->entry;
+	struct m2m_key key;
+
+	widen(&key, row);
+	mine->chain = entry->chain;
+	mine->generation = entry->generation;
+	mine->ifindex = entry->ifindex;
+	mine->next_hop = entry->next_hop;
+	mine->mss = entry->mss;
+	mine->mtu = entry->mtu;
+	mine->src = entry->src;
+	mine->dst = entry->dst;
+	mine->sport = entry->sport;
+	mine->dport = entry->dport;
+	mine->super_src = entry->super_src;
+	mine->super_dst = entry->super_dst;
+	mine->super_sport = entry->super_sport;
+	mine->super_dport = entry->super_dport;
+	m2m_entry_seal(&key, mine);
+	row->hop = hop;
+}
+
+void m2m_row_read(struct m2m_row *row, struct m2m_entry *entry)
+{
+	spin_lock_bh(&row->lock);
+	*entry = row->entry;
+	spin_unlock_bh(&row->lock);
+}
+
+/* Whether it is a row of a session: not of a flow that is undecided, passed or refused. */
+bool m2m_row_is_session(struct m2m_row *row)
+{
+	return !row->dead && row->kind == M2M_ROW_DECIDED && row->entry.session;
+}
