@@ -39,8 +39,8 @@ from m2m.agent.turn import Turn
 from m2m.agent.watch import Network, NoRoute
 from m2m.auth import DomainKey
 from m2m.datapath import ALL_ADDRESSES, Datapath, DatapathError
+from m2m.datapath.choose import left_behind
 from m2m.datapath.hold_device import is_hold_device
-from m2m.datapath.pins import directory_of
 from m2m.errors import ConfigError, UnsupportedHost
 from m2m.identity import Identity
 from m2m.policy.exempt import Service
@@ -129,7 +129,7 @@ class Agent:
             )
         served = self._served(at_start=True)
         record = ports_record(config)
-        self._keeps = directory_of(config.name).exists()
+        self._keeps = left_behind(config.name)
         try:
             host.reserve_ports(*config.ports, record=record)
             mapping = pcap.Mapping(map_file(config), config.limits.sessions)

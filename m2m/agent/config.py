@@ -217,9 +217,9 @@ _OPTIONS = (
         f"{Limits().linger:g}.",
     ),
     _Option(
-        "datapath", "running", "KIND", _one_of("auto", "ebpf"), "auto",
-        "the kernel part: auto or ebpf (tc programs); auto takes the best one there is. "
-        "Default: auto.",
+        "datapath", "running", "KIND", _one_of("auto", "ebpf", "kmod"), "auto",
+        "the kernel part: ebpf (tc programs), kmod (the module m2m) or auto: kmod where it is "
+        "loaded, but sessions are taken over where they are. Default: auto.",
     ),
     _Option(
         "run-dir", "running", "DIR", lambda value: Path(_text(value)), Path("/run/m2m"),

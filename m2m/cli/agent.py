@@ -14,7 +14,7 @@ from m2m.agent.agent import kept_record, ports_record, serve
 from m2m.agent.config import Config, configure
 from m2m.agent.keeping import Keeping
 from m2m.datapath import Datapath
-from m2m.datapath.bpf import EbpfDatapath
+from m2m.datapath.choose import open_datapath
 from m2m.datapath.hold_rules import Where
 from m2m.errors import M2MError, UnsupportedHost
 from m2m.policy.messages import Role
@@ -40,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 async def _open(config: Config) -> Datapath:
     where = Where.FORWARD if config.role == Role.GATEWAY else Where.OUTPUT
-    return await EbpfDatapath.open(config.name, config.limits, ports=config.ports, where=where)
+    return await open_datapath(
+        config.datapath, config.name, config.limits, ports=config.ports, where=where
+    )
 
 
 async def _clean_up(config: Config) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 import trio
 import trio.testing
 
 from m2m.datapath import Limits
+from m2m.datapath.kmod import is_loaded
+from tests.support.kernel_rig import Bench, EbpfRig, KmodRig
 from tests.support.rig import FakeRig, Listener, NamingRig, Rig
 
 LIMITS = Limits(sessions=64, linger=30.0, tcp_idle=60.0, udp_idle=60.0, hold_packets=64)
@@ -17,19 +19,39 @@ OpenRig = Callable[..., Awaitable[Rig]]
 Listen = Callable[[Rig], Awaitable[Listener]]
 
 
-@pytest.fixture(
-    params=[
-        "fake",
-        "naming",
-        pytest.param("ebpf", marks=pytest.mark.needs("netns", "bpffs", "nfqueue")),
-    ]
-)
-async def open_rig(request: pytest.FixtureRequest) -> AsyncIterator[OpenRig]:
+@pytest.fixture(scope="session")
+def bench() -> Iterator[Callable[[], Bench]]:
+    """The namespaces of the datapaths in the kernel, made when the first of them is tested."""
+    made: list[Bench] = []
+
+    def get() -> Bench:
+        if not made:
+            made.append(Bench())
+        return made[0]
+
+    yield get
+    for one in made:
+        one.remove()
+
+
+_DATAPATHS = [
+    "fake",
+    "naming",
+    pytest.param("ebpf", marks=pytest.mark.needs("netns", "bpffs", "nfqueue")),
+]
+if is_loaded():  # on other kernels `make test-vm` does these
+    _DATAPATHS.append(pytest.param("kmod", marks=pytest.mark.needs("netns")))
+
+
+@pytest.fixture(params=_DATAPATHS)
+async def open_rig(
+    request: pytest.FixtureRequest, bench: Callable[[], Bench]
+) -> AsyncIterator[OpenRig]:
     """``await open_rig(udp_idle=0.1)``: a bench whose limits differ from LIMITS in this."""
     rigs: list[Rig] = []
 
     async def open_one(**limits: float) -> Rig:
-        rig = await _make(request.param, LIMITS._replace(**limits))
+        rig = await _make(request.param, LIMITS._replace(**limits), bench)
         rigs.append(rig)
         await rig.open()
         return rig
@@ -39,14 +61,12 @@ async def open_rig(request: pytest.FixtureRequest) -> AsyncIterator[OpenRig]:
         await rig.remove()
 
 
-async def _make(datapath: str, limits: Limits) -> Rig:
+async def _make(datapath: str, limits: Limits, bench: Callable[[], Bench]) -> Rig:
     if datapath == "fake":
         return FakeRig(limits)
     if datapath == "naming":
         return NamingRig(limits)
-    from tests.support.ebpf_rig import EbpfRig  # only where its needs are met
-
-    rig = EbpfRig(limits)
+    rig = (EbpfRig if datapath == "ebpf" else KmodRig)(limits, bench())
     await rig.enter()
     return rig
 

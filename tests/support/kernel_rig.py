@@ -7,10 +7,12 @@ first come, first served: once a packet sent last has arrived, so has every othe
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
 import struct
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
@@ -20,6 +22,7 @@ import trio.testing
 from m2m.datapath import Datapath, Limits
 from m2m.datapath.bpf import EbpfDatapath
 from m2m.datapath.fake_packets import Tcp
+from m2m.datapath.kmod import KmodDatapath
 from m2m.protocol.flow import Address, Flow, Proto, format_address
 from m2m.protocol.translation import Hook, NextHop
 from tests.support import packets
@@ -40,17 +43,15 @@ from tests.support.rig import (
 _ETH_P_IP = 0x0800
 _SO_RCVBUFFORCE = 33
 _OUR_MARK = 7  # of packets that a test lets leave; the host's own answers lack it
+_sentinels = itertools.count(1)
 _DISCARD = 9  # the port of packets that only show that nothing is under way any more
 
 
-class EbpfRig(Rig):
-    """One host whose kernel runs the programs."""
+class Bench:
+    """The namespaces and sockets: made once, since that takes longer than most tests."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._sentinels = 0
+    def __init__(self) -> None:
         self._clean_up = ExitStack()
-        self._is_open = False
         namespaces = NamespaceFactory()
         self._clean_up.callback(namespaces.remove_all)
         with ExitStack() as undo:
@@ -70,25 +71,44 @@ class EbpfRig(Rig):
         host.run(
             "iptables", "-A", "OUTPUT", "-m", "mark", "!", "--mark", str(_OUR_MARK), "-j", "DROP"
         )
-        self._links = [host.ifindex("left"), host.ifindex("right")]
-        self.to_left = NextHop(self._links[0], LEFT, 1500)
-        self.to_right = NextHop(self._links[1], RIGHT, 1500)
-        self._left = _Neighbour(left, host, "left", "10.9.1.2")
-        self._right = _Neighbour(right, host, "right", "10.9.2.2")
-        self._out = host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-        self._out.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _OUR_MARK)
-        self._stack = {
-            proto: host.socket(socket.AF_INET, socket.SOCK_RAW, proto) for proto in Proto
-        }
-        for sock in (self._left.wire, self._right.wire, self._out, *self._stack.values()):
+        self.links = [host.ifindex("left"), host.ifindex("right")]
+        self.left = _Neighbour(left, host, "left", "10.9.1.2")
+        self.right = _Neighbour(right, host, "right", "10.9.2.2")
+        self.out = host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        self.out.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _OUR_MARK)
+        self.stack = {proto: host.socket(socket.AF_INET, socket.SOCK_RAW, proto) for proto in Proto}
+        for sock in (self.left.wire, self.right.wire, self.out, *self.stack.values()):
             self._clean_up.callback(sock.close)
-        for sock in (self._left.wire, self._right.wire, *self._stack.values()):
+        for sock in self.heard():
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 22)
-        self._host = host
+        self.host = host
+
+    def heard(self) -> list[socket.socket]:
+        return [self.left.wire, self.right.wire, *self.stack.values()]
+
+    def remove(self) -> None:
+        self._clean_up.close()
+
+
+class KernelRig(Rig):
+    """One host whose kernel carries the packets."""
+
+    def __init__(self, limits: Limits, bench: Bench) -> None:
+        self._limits = limits
+        self._bench = bench
+        self._clean_up = ExitStack()
+        self._is_open = False
+        self._left, self._right = bench.left, bench.right
+        self._out, self._stack = bench.out, bench.stack
+        self.to_left = NextHop(bench.links[0], LEFT, 1500)
+        self.to_right = NextHop(bench.links[1], RIGHT, 1500)
+        for sock in bench.heard():  # of the test before
+            for _ in _read(sock):
+                pass
 
     def links(self) -> list[int]:
-        return list(self._links)
+        return list(self._bench.links)
 
     async def enter(self) -> None:
         """Live in the host's namespace, on one CPU, until :meth:`remove`."""
@@ -97,12 +117,14 @@ class EbpfRig(Rig):
         cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {min(cpus)})
         self._clean_up.callback(os.sched_setaffinity, 0, cpus)
-        self._clean_up.enter_context(self._host.entered())
+        self._clean_up.enter_context(self._bench.host.entered())
+
+    @abstractmethod
+    async def _opened(self, limits: Limits, ports: tuple[int, int]) -> Datapath:
+        """The datapath that is held to the tests, opened in the calling thread's namespace."""
 
     async def open(self) -> None:
-        self.datapath: Datapath = await EbpfDatapath.open(
-            f"{run_prefix()}rig", self._limits, ports=(PORTS[0], PORTS[-1])
-        )
+        self.datapath: Datapath = await self._opened(self._limits, (PORTS[0], PORTS[-1]))
         self._is_open = True
         await self.datapath.set_addresses([HOST_LEFT, HOST_RIGHT])
         await self.datapath.attach(self.links())
@@ -140,8 +162,7 @@ class EbpfRig(Rig):
     async def seen(self) -> list[Seen]:
         # The agent may have yet to read, and to let go, packets of flows that are released.
         await trio.testing.wait_all_tasks_blocked()
-        self._sentinels += 1
-        mark = b"nothing is under way %d" % self._sentinels
+        mark = b"nothing is under way %d" % next(_sentinels)
 
         def sentinel(src: Address, dst: Address) -> bytes:
             return packets.udp(Flow(Proto.UDP, src, _DISCARD, dst, _DISCARD), payload=mark)
@@ -161,6 +182,20 @@ class EbpfRig(Rig):
         # The last one above came after every TCP packet too.
         seen += [_seen(Place.STACK, data) for data in _read(self._stack[Proto.TCP])]
         return seen
+
+
+class EbpfRig(KernelRig):
+    """tc programs carry them."""
+
+    async def _opened(self, limits: Limits, ports: tuple[int, int]) -> Datapath:
+        return await EbpfDatapath.open(f"{run_prefix()}rig", limits, ports=ports)
+
+
+class KmodRig(KernelRig):
+    """The module does."""
+
+    async def _opened(self, limits: Limits, ports: tuple[int, int]) -> Datapath:
+        return await KmodDatapath.open(limits, ports=ports)
 
 
 class _Neighbour:
