@@ -1,6 +1,6 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-vm model soak faults handovers bench lint fuzz clean \
+.PHONY: help setup demo test kmod test-vm model soak faults handovers bench lint fuzz clean \
         libpcap install-libpcap uninstall-libpcap refresh-libpcap
 .DELETE_ON_ERROR:
 
@@ -10,6 +10,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 VENV := .venv
 VM_KERNEL := linux-image-amd64
 VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain.py
+VM_KMOD_TESTS := tests/datapath tests/kmod -k "kmod or not (fake or ebpf)"
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
     $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
@@ -27,7 +28,13 @@ demo: setup ## run a service chain in a lab of network namespaces (root)
 test: setup ## run every test; those that cannot run say why
 	@$(VENV)/bin/python -m pytest
 
-test-vm: setup ## run VM_TESTS on VM_KERNEL, a Debian kernel package, in a virtual machine (root)
+kmod: ## build kmod/m2m.ko for Debian's kernels (in ~/.cache/m2m, nothing is installed)
+	@kmod/build
+
+test-vm: setup ## run tests with the module, and VM_TESTS without, on Debian's VM_KERNEL in a virtual machine (root)
+	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
+	@tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
+	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_KMOD_TESTS)
 	@tests/vm/boot.py --kernel $(VM_KERNEL) -- \
 	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_TESTS)
 

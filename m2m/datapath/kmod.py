@@ -95,7 +95,7 @@ class KmodDatapath(Datapath):
     def __init__(self) -> None:
         """Use :meth:`open`."""
         self._family = genl.find_family()
-        self._control = Genl()
+        self._control, self._reader = Genl(), Genl()
         self._events = genl.listen(self._family)
         self._ticker = Ticker(_HEARTBEAT)
         self._ready = select.epoll()
@@ -334,15 +334,19 @@ class KmodDatapath(Datapath):
         return [layout.unpack_row(layout.widen(key), value, now) for key, value in found]
 
     async def dump(self) -> AsyncIterator[Row]:
-        reader = Genl()  # commands may be given while it goes on
+        parts: list[list[tuple[bytes, bytes]]] = []
+        reading = self._reader.dump(self._family, "GET_ROWS")
         try:
-            for message in reader.dump(self._family, "GET_ROWS"):
+            for message in reading:
+                parts.append(_unpacked(message))
                 await trio.lowlevel.checkpoint()
-                now = layout.now_ticks()
-                for key, value in _unpacked(message):
-                    yield layout.unpack_row(layout.widen(key), value, now)
         finally:
-            reader.close()
+            for _ in reading:  # the socket is the next one's, whatever has ended this one
+                pass
+        for part in parts:
+            now = layout.now_ticks()
+            for key, value in part:
+                yield layout.unpack_row(layout.widen(key), value, now)
 
     async def keep(self, notes: Mapping[int, bytes]) -> None:
         check_notes(notes)
@@ -368,7 +372,7 @@ class KmodDatapath(Datapath):
     async def kept(self) -> dict[int, bytes]:
         await trio.lowlevel.checkpoint_if_cancelled()
         found: dict[int, bytes] = {}
-        for message in self._control.dump(self._family, "GET_NOTES"):
+        for message in self._reader.dump(self._family, "GET_NOTES"):
             found.update(_NOTE.iter_unpack(message.get_attr("NOTES")))
         return found
 
@@ -433,6 +437,7 @@ class KmodDatapath(Datapath):
         self._ready.close()
         self._ticker.close()
         self._events.close()
+        self._reader.close()
         self._control.close()
 
     def _ask(self, command: str, *attributes: tuple[str, object]) -> genl.Message | None:

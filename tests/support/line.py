@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from m2m.datapath import Limits, Reason, Row
+from m2m.datapath import Datapath, Limits, Reason, Row
 from m2m.datapath.bpf import EbpfDatapath
+from m2m.datapath.kmod import KmodDatapath
 from m2m.protocol.flow import Flow, parse_address
 from m2m.protocol.translation import (
     Action,
@@ -36,6 +37,10 @@ _LIMITS = Limits(sessions=64)
 _ETH_P_ALL, _ETH_P_IP = 3, 0x0800
 
 
+KIND = "ebpf"
+"""Which datapath the hosts have; a test that is for several sets it."""
+
+
 class Host:
     """A namespace and the datapath in it."""
 
@@ -43,11 +48,14 @@ class Host:
         self.namespace = namespace
         self.interfaces = interfaces
         self.addresses = addresses
-        self.datapath: EbpfDatapath
+        self.datapath: Datapath
 
     async def open(self) -> None:
         with self.namespace.entered():
-            self.datapath = await EbpfDatapath.open(self.namespace.name, _LIMITS)
+            if KIND == "kmod":
+                self.datapath = await KmodDatapath.open(_LIMITS)
+            else:
+                self.datapath = await EbpfDatapath.open(self.namespace.name, _LIMITS)
             await self.datapath.set_addresses(map(parse_address, self.addresses))
             await self.datapath.attach(map(self.namespace.ifindex, self.interfaces))
 

@@ -42,7 +42,10 @@ from tests.support.line import (
 from tests.support.namespaces import Namespace, NamespaceFactory
 from tests.support.rig import Listener
 
-pytestmark = pytest.mark.needs("netns", "bpffs", "nfqueue", "ethtool")
+pytestmark = [
+    pytest.mark.needs("netns", "bpffs", "nfqueue", "ethtool"),
+    pytest.mark.usefixtures("kind"),
+]
 
 _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT = 10, 0
@@ -482,6 +485,7 @@ async def test_a_burst_across_the_checkpoint_is_split(netns: NamespaceFactory) -
         assert on.bad_checksums(there.server) == 0
 
 
+@pytest.mark.usefixtures("only_ebpf")
 async def test_a_lost_packet_holds_nobody_up(netns: NamespaceFactory) -> None:
     """One that was given its number and never came: those behind it come out of turn."""
     async with changing_line(netns) as there:
@@ -515,10 +519,14 @@ async def test_a_lost_packet_holds_nobody_up(netns: NamespaceFactory) -> None:
 _HOLDER = """
 import sys, trio
 from m2m.datapath.bpf import EbpfDatapath
+from m2m.datapath.kmod import KmodDatapath
 from m2m.protocol.translation import Action, Toward
 
 async def main():
-    datapath = await EbpfDatapath.open(sys.argv[1])
+    if sys.argv[2] == "kmod":
+        datapath = await KmodDatapath.open()
+    else:
+        datapath = await EbpfDatapath.open(sys.argv[1])
     rows = [row async for row in datapath.dump()]
     keys = [row.entry.key for row in rows
             if row.entry.toward is Toward.RIGHT and row.entry.action is Action.SEND]
@@ -537,7 +545,7 @@ trio.run(main)
 
 
 def start_holder(namespace: Namespace, name: str) -> subprocess.Popen[str]:
-    command = namespace.command(sys.executable, "-c", _HOLDER, name)
+    command = namespace.command(sys.executable, "-c", _HOLDER, name, on.KIND)
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 

@@ -18,7 +18,10 @@ from m2m.protocol.translation import Action, NextHop, Position, SessionView, ent
 from tests.support.line import PATIENCE, Host, Wire, udp_socket
 from tests.support.namespaces import NamespaceFactory
 
-pytestmark = pytest.mark.needs("netns", "bpffs", "nfqueue")
+pytestmark = [
+    pytest.mark.needs("netns", "bpffs", "nfqueue"),
+    pytest.mark.usefixtures("kind"),
+]
 
 CLIENT, MIDDLE, SERVER = "10.9.3.1", "10.9.3.2", "10.9.3.3"
 

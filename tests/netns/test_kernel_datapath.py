@@ -1,4 +1,4 @@
-"""Real traffic through the eBPF datapath: bulk, fragments, small links, takeover."""
+"""Real traffic through the datapaths in the kernel: bulk, fragments, small links, takeover."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ from tests.support.line import (
 )
 from tests.support.namespaces import NamespaceFactory
 
-pytestmark = pytest.mark.needs("netns", "bpffs", "nfqueue", "ethtool")
+pytestmark = [
+    pytest.mark.needs("netns", "bpffs", "nfqueue", "ethtool"),
+    pytest.mark.usefixtures("kind"),
+]
 
 _IP_MTU_DISCOVER, _IP_PMTUDISC_DONT, _IP_PMTUDISC_PROBE = 10, 0, 3
 _SO_NO_CHECK = 11
@@ -268,6 +271,7 @@ async def test_i6_a_session_goes_on_without_agents_and_is_taken_over(
                 await exchange()
 
 
+@pytest.mark.usefixtures("only_ebpf")
 async def test_i9_nothing_is_left_after_closing(netns: NamespaceFactory) -> None:
     async with line(netns) as there:
         await there.steer(Proto.TCP, Position.INLINE)
@@ -284,6 +288,7 @@ async def test_i9_nothing_is_left_after_closing(netns: NamespaceFactory) -> None
     assert not {kind for kind in held if "bpf-" in kind}
 
 
+@pytest.mark.usefixtures("only_ebpf")
 async def test_kernels_without_tcx_get_a_classifier(
     netns: NamespaceFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
