@@ -97,7 +97,8 @@ static unsigned int unknown(struct m2m_state *state, struct sk_buff *skb,
 			    const struct m2m_key4 *key, struct m2m_row *row)
 {
 	if (key->hook == M2M_HOOK_OUT)
-		return m2m_opens(headers) ? open_flow(state, skb, at, headers, key, row) : NF_ACCEPT;
+		return !m2m_opens(headers) ? NF_ACCEPT :
+					     open_flow(state, skb, at, headers, key, row);
 	if (headers->later_fragment) {
 		/*
 		 * Without ports nobody can tell whose it is. Between hosts whose subsessions are
@@ -251,10 +252,10 @@ unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_bu
 			if (extra) { /* an acknowledgement that does not wait */
 				struct nf_hook_state again = *at;
 
+				done = NF_DROP;
 				if (m2m_parse(extra, headers))
-					done = m2m_meet(state, row, extra, at, headers, hook, false);
-				else
-					done = NF_DROP;
+					done = m2m_meet(state, row, extra, at, headers, hook,
+							false);
 				m2m_go_on(state, extra, &again, done);
 			}
 			return NF_STOLEN;

@@ -26,7 +26,7 @@ struct note {
 };
 
 struct m2m_fragments {
-	spinlock_t lock;
+	spinlock_t lock; /* of the notes */
 	u32 seed;
 	struct note note[M2M_SETS][M2M_WAYS];
 };
@@ -81,9 +81,10 @@ static void put(struct m2m_fragments *fragments, const struct m2m_key4 *key, u32
 		set = set_of(fragments, key, id);
 		note = set;
 		for (way = 1; way < M2M_WAYS; way++) {
+			u32 age = m2m_ticks_since(set[way].seen, now);
+
 			if (!set[way].key.proto ||
-			    (note->key.proto &&
-			     m2m_ticks_since(set[way].seen, now) > m2m_ticks_since(note->seen, now)))
+			    (note->key.proto && age > m2m_ticks_since(note->seen, now)))
 				note = &set[way];
 		}
 	}

@@ -236,11 +236,12 @@ enum m2m_met m2m_wait_meet(struct m2m_state *state, struct m2m_row *row, struct 
 
 	if (wait->state & M2M_WAIT_FIRST && hook == M2M_HOOK_OUT && m2m_opens(headers))
 		return m2m_wait_first(state, row, skb, at, tell) ? M2M_MET_DROP : M2M_MET_TAKEN;
-	if (wait->state & M2M_WAIT_DRAINING || (wait->state & (M2M_WAIT_HOLD | M2M_WAIT_SUBSTREAM)) ==
-	    M2M_WAIT_HOLD)
+	if (wait->state & M2M_WAIT_DRAINING)
 		return wait_live(state, wait, skb, at, headers);
 	if (!(wait->state & M2M_WAIT_HOLD))
 		return M2M_MET_GO_ON;
+	if (!(wait->state & M2M_WAIT_SUBSTREAM))
+		return wait_live(state, wait, skb, at, headers);
 	switch (part_of(wait, &row->entry, headers)) {
 	case PART_OLD:
 		break;

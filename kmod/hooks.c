@@ -2,9 +2,9 @@
 /*
  * Where packets meet the datapath.
  *
- *   network ─► PRE_ROUTING, before all others: (IN, tuple) ─► DELIVER: restored, on to the stack
- *                                                       └──► SEND: translated, to the next hop
- *   stack ───► POST_ROUTING, after all others: (OUT, tuple) ─► SEND: translated, by its next hop
+ *   network ─► PRE_ROUTING, first: (IN, tuple) ─► DELIVER: restored, on to the stack
+ *                                            └─► SEND: translated, to the next hop
+ *   stack ───► POST_ROUTING, last: (OUT, tuple) ─► SEND: translated, by its next hop
  *
  * So connection tracking and filters see the supersession alone, as they do with tc programs.
  * Both directions of a forwarded packet, and what leaves the host's own sockets, pass POST_ROUTING:

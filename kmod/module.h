@@ -4,9 +4,9 @@
  *
  * Locks, in the order they are taken:
  *
- *    rtnl ─► m2m_net.lock (mutex)	  the agent's commands, expiry, the sweeper's pass, devices
- *	      └─► m2m_row.lock (spin, bh) one row: its entry, what waits for it; packets take it
- *		  └─► m2m_table.lock (spin, bh)  insertion and removal
+ *    rtnl ─► m2m_net.lock (mutex): the agent's commands, expiry, the sweeper's pass, devices
+ *            └─► m2m_row.lock (spin, bh): one row and what waits for it; packets take it
+ *                └─► m2m_table.lock (spin, bh): insertion and removal
  *
  * Nothing is sent, and no event told, under a spin lock.
  */
@@ -135,6 +135,7 @@ static inline void m2m_key4_of(struct m2m_key4 *key, u8 hook, const struct m2m_h
  * @gateway: the neighbour's address
  * @users: rows; under &m2m_net.lock
  * @rt: a route made for it; %NULL when the interface has gone
+ * @rcu: frees it when no packet can have found it
  */
 struct m2m_hop {
 	struct hlist_node node;
@@ -178,6 +179,7 @@ struct m2m_wait;
  * @entry: as the other datapaths have it
  * @hop: where M2M_SEND leads; changed under &m2m_net.lock as well
  * @wait: while something waits or is watched, else %NULL
+ * @rcu: frees it when no packet can have found it
  */
 struct m2m_row {
 	struct hlist_node node;
@@ -187,7 +189,7 @@ struct m2m_row {
 	bool closing;
 	bool reported;
 	bool counted;
-	spinlock_t lock;
+	spinlock_t lock; /* see above */
 	struct m2m_entry entry;
 	struct m2m_hop *hop;
 	struct m2m_wait *wait;
@@ -195,7 +197,7 @@ struct m2m_row {
 };
 
 struct m2m_table {
-	spinlock_t lock;
+	spinlock_t lock; /* of the chains, and of count */
 	u32 seed;
 	u32 mask;
 	u32 room;  /* rows that may be counted */
@@ -265,16 +267,32 @@ struct m2m_reasons {
 
 /**
  * struct m2m_state - what the agent of one network namespace has made
+ * @net: the namespace
+ * @here: what there is of it without an agent too
+ * @ops: the hooks
  * @config: times, ports and the agent's last sign of life
  * @hold_packets: first packets that may wait, and packets of live sessions
  * @hold_jiffies: how long packets of a live session may
  * @forwarded: hold first packets of what is forwarded
+ * @defragments: the kernel has been asked to put fragments together
+ * @links: interfaces on which packets are translated
+ * @addresses: the host's own
+ * @rules: the policy
+ * @table: the rows
+ * @fragments: notes of fragments
+ * @reasons: counters of each processor
+ * @hops: neighbours; under &m2m_net.lock
  * @held: &m2m_wait.node of live sessions that are held; under &m2m_net.lock
  * @first_waiting: first packets that wait
  * @live_waiting: packets of live sessions that do
  * @undecided: rows of that kind
+ * @hold_work: ends holds that last too long
+ * @sweep_work: finds sessions that are over
  * @sweep_again: tell of all ended sessions, the agent is a new one
- * @notes: by session; under &m2m_net.lock
+ * @notes: by session; under &m2m_net.lock, as the three that follow
+ * @notes_mask: their hash table's
+ * @notes_count: how many there are
+ * @notes_room: how many there may be
  */
 struct m2m_state {
 	struct net *net;
@@ -312,7 +330,7 @@ struct m2m_state {
  * @owner: netlink port of the agent; 0: none
  */
 struct m2m_net {
-	struct mutex lock;
+	struct mutex lock; /* see above */
 	struct m2m_state *state;
 	u32 owner;
 };
@@ -382,6 +400,9 @@ int m2m_rewrite_quoted(struct sk_buff *skb, u32 icmp, const struct m2m_headers *
  * @state: M2M_WAIT_*
  * @checkpoint: of a substream
  * @ack: the number to tell of
+ * @hold_serial: of the command that asked for it
+ * @ack_serial: as well
+ * @count_serial: as well
  * @count: the number of packets to tell of
  * @until: jiffies
  * @queue: &m2m_parcel.node, in their order

@@ -500,9 +500,9 @@ static int run_command(struct sk_buff *skb, struct genl_info *info)
 		error = m2m_refuse(info, NULL, -ENODATA, "no agent has opened M2M here");
 	else if (!command->anybody && here->owner != info->snd_portid)
 		error = m2m_refuse(info, NULL, -EPERM, "only the agent that has opened M2M may");
-	else if (cmd == M2M_CMD_CLOSE)
+	if (!error && cmd == M2M_CMD_CLOSE)
 		return close_here(here, info); /* gives the lock back */
-	else
+	if (!error)
 		error = command->run(here->state, info);
 	mutex_unlock(&here->lock);
 	return error;

@@ -67,7 +67,8 @@ static int prepare(struct m2m_state *state, struct genl_info *info,
 	if (fresh->hop)
 		return 0;
 	kfree(fresh->row);
-	return m2m_refuse(info, flat, -ENODEV, "a row that sends by an interface that is not there");
+	return m2m_refuse(info, flat, -ENODEV,
+			  "a row that sends by an interface that is not there");
 }
 
 /* Packets with ports outside of this range are not looked up. It never shrinks. */
@@ -154,7 +155,8 @@ int m2m_set_rows(struct m2m_state *state, struct genl_info *info)
 	for (done = 0; done < count; done++)
 		install(state, &flat[done], &fresh[done], &places);
 	m2m_table_return(&state->table, places);
-	done = error = 0;
+	done = 0;
+	error = 0;
 out:
 	undo(fresh, done);
 	kvfree(fresh);

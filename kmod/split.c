@@ -41,7 +41,8 @@ static void mend(struct sk_buff *skb, u32 l4, u32 l4_len, u32 id_step)
 		skb_shinfo(skb)->gso_segs = DIV_ROUND_UP(payload, size);
 	}
 	if (skb->ip_summed == CHECKSUM_PARTIAL) {
-		tcp->check = ~csum_tcpudp_magic(ip->saddr, ip->daddr, skb->len - l4, IPPROTO_TCP, 0);
+		tcp->check = ~csum_tcpudp_magic(ip->saddr, ip->daddr, skb->len - l4, IPPROTO_TCP,
+						0);
 		skb->csum_start = skb->data + l4 - skb->head;
 		skb->csum_offset = offsetof(struct tcphdr, check);
 		return;
