@@ -193,10 +193,8 @@ static unsigned int carry_out(struct m2m_state *state, struct sk_buff *skb,
 		return drop(state, M2M_TRUNCATED, 1);
 	if (!sends)
 		return NF_ACCEPT;
-	if (hook == M2M_HOOK_OUT) {
-		m2m_reroute(skb, rt, edit);
-		return NF_ACCEPT;
-	}
+	if (hook == M2M_HOOK_OUT)
+		return m2m_reroute(skb, rt, edit) ? NF_ACCEPT : drop(state, M2M_NO_NEIGHBOUR, 1);
 	if (m2m_transmit(skb, rt))
 		m2m_count(state, M2M_NO_NEIGHBOUR, 1);
 	return NF_STOLEN;

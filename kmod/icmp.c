@@ -102,11 +102,10 @@ unsigned int m2m_process_icmp(struct m2m_state *state, struct sk_buff *skb,
 	}
 	if (!sends)
 		return NF_ACCEPT;
-	if (hook == M2M_HOOK_OUT) {
-		m2m_reroute(skb, rt, &edit);
+	if (hook == M2M_HOOK_OUT && m2m_reroute(skb, rt, &edit))
 		return NF_ACCEPT;
-	}
-	if (m2m_transmit(skb, rt))
-		m2m_count(state, M2M_NO_NEIGHBOUR, 1);
-	return NF_STOLEN;
+	if (hook == M2M_HOOK_IN && !m2m_transmit(skb, rt))
+		return NF_STOLEN;
+	m2m_count(state, M2M_NO_NEIGHBOUR, 1);
+	return hook == M2M_HOOK_IN ? NF_STOLEN : NF_DROP;
 }

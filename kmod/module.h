@@ -154,7 +154,7 @@ void m2m_hop_forget_device(struct m2m_state *state, int ifindex);
 void m2m_hops_free(struct m2m_state *state);
 
 int m2m_transmit(struct sk_buff *skb, struct rtable *rt);
-void m2m_reroute(struct sk_buff *skb, struct rtable *rt, const struct m2m_edit *edit);
+bool m2m_reroute(struct sk_buff *skb, struct rtable *rt, const struct m2m_edit *edit);
 void m2m_go_on(struct m2m_state *state, struct sk_buff *skb, struct nf_hook_state *at,
 	       unsigned int verdict);
 

@@ -95,8 +95,13 @@ void m2m_measure(const struct sk_buff *skb, const struct m2m_headers *headers, u
 		wire->packets = packets;
 		wire->bytes += (packets - 1) * head;
 		wire->longest = head + size;
-	} else if (hook == M2M_HOOK_OUT && headers->fragmentable && mtu >= 68 &&
-		   headers->len > mtu) {
+		return;
+	}
+	if (hook != M2M_HOOK_OUT || !headers->fragmentable)
+		return;
+	/* What has been put together here is taken apart as it came. */
+	mtu = min_not_zero(mtu, (u32)IPCB(skb)->frag_max_size);
+	if (mtu >= IPV4_MIN_MTU && headers->len > mtu) {
 		u32 part = (mtu - headers->l4) & ~7u;
 
 		wire->packets = DIV_ROUND_UP(headers->len - headers->l4, part);

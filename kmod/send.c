@@ -19,6 +19,7 @@ int m2m_transmit(struct sk_buff *skb, struct rtable *rt)
 	struct net_device *device = rt->dst.dev;
 	unsigned int room = LL_RESERVED_SPACE(device);
 	struct neighbour *neighbour;
+	int error = 0;
 
 	if (skb_warn_if_lro(skb)) {
 		kfree_skb(skb);
@@ -33,13 +34,16 @@ int m2m_transmit(struct sk_buff *skb, struct rtable *rt)
 		if (!skb)
 			return -ENOMEM;
 	}
+	rcu_read_lock_bh();
 	neighbour = ip_neigh_gw4(device, rt->rt_gw4);
 	if (IS_ERR(neighbour)) {
 		kfree_skb(skb);
-		return PTR_ERR(neighbour);
+		error = PTR_ERR(neighbour);
+	} else {
+		neigh_output(neighbour, skb, false);
 	}
-	neigh_output(neighbour, skb, false);
-	return 0;
+	rcu_read_unlock_bh();
+	return error;
 }
 
 /**
@@ -48,9 +52,10 @@ int m2m_transmit(struct sk_buff *skb, struct rtable *rt)
  * @rt: of the next hop
  * @edit: what has been done to it
  *
- * Most often its route is the right one: both ways begin at the same router. Under RCU.
+ * Most often its route is the right one: both ways begin at the same router. Under RCU. False when
+ * the next hop has just gone.
  */
-void m2m_reroute(struct sk_buff *skb, struct rtable *rt, const struct m2m_edit *edit)
+bool m2m_reroute(struct sk_buff *skb, struct rtable *rt, const struct m2m_edit *edit)
 {
 	const struct rtable *old = skb_rtable(skb);
 
@@ -59,10 +64,13 @@ void m2m_reroute(struct sk_buff *skb, struct rtable *rt, const struct m2m_edit *
 	if (old && old->dst.dev == rt->dst.dev &&
 	    (old->rt_gw_family == AF_INET ? old->rt_gw4 == rt->rt_gw4 :
 	     !old->rt_gw_family && edit->dst == rt->rt_gw4))
-		return;
+		return true;
+	if (!dst_hold_safe(&rt->dst))
+		return false;
 	skb_dst_drop(skb);
-	skb_dst_set(skb, dst_clone(&rt->dst));
+	skb_dst_set(skb, &rt->dst);
 	skb->dev = rt->dst.dev;
+	return true;
 }
 
 /* Where our own hook stands among those of its kind; their number when it is not there any more. */
