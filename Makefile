@@ -10,7 +10,8 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 VENV := .venv
 VM_KERNEL := linux-image-amd64
 VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain.py
-VM_KMOD_TESTS := tests/datapath tests/kmod -k "kmod or not (fake or ebpf)"
+VM_KMOD_TESTS := tests/kmod tests/datapath tests/netns/test_kernel_datapath.py \
+                 tests/netns/test_kernel_lan.py tests/netns/test_kernel_hold.py -k kmod
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
     $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
@@ -31,7 +32,7 @@ test: setup ## run every test; those that cannot run say why
 kmod: ## build kmod/m2m.ko for Debian's kernels (in ~/.cache/m2m, nothing is installed)
 	@kmod/build
 
-test-vm: setup ## run tests with the module, and VM_TESTS without, on Debian's VM_KERNEL in a virtual machine (root)
+test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in a virtual machine (root)
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
 	@tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
 	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_KMOD_TESTS)
@@ -75,7 +76,7 @@ lint: setup ## check style, types and C headers
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@for header in $(wildcard kmod/core/*.h m2m/datapath/*.h nf_adapters/pcap/*.h); do \
+	@for header in $(wildcard kmod/core/*.h kmod/uapi/*.h m2m/datapath/*.h nf_adapters/pcap/*.h); do \
 	    echo "#include \"$$header\"" | clang -fsyntax-only -Wall -Wextra -Werror -Ikmod -Im2m/datapath -I. \
 	        -D_GNU_SOURCE -Wno-unused-function -xc - \
 	        || exit 1; \

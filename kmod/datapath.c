@@ -259,6 +259,7 @@ unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_bu
 			return NF_STOLEN;
 		case M2M_MET_DROP: /* counted */
 			spin_unlock_bh(&row->lock);
+			kfree_skb(extra);
 			return NF_DROP;
 		}
 	}
