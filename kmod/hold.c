@@ -309,7 +309,7 @@ u32 m2m_drain(struct m2m_state *state, struct m2m_row *row)
 {
 	struct m2m_parcel *parcel;
 	struct m2m_wait *wait;
-	u32 held = 0, left;
+	u32 held = 0, left, sent = 0;
 
 	local_bh_disable();
 	rcu_read_lock();
@@ -333,7 +333,8 @@ u32 m2m_drain(struct m2m_state *state, struct m2m_row *row)
 			WRITE_ONCE(row->closing, true);
 		spin_unlock(&row->lock);
 		send(state, row, parcel);
-		if (left && !(left % M2M_AT_ONCE)) {
+		if (!(++sent % M2M_AT_ONCE)) {
+			WRITE_ONCE(row->closing, false); /* nobody waits for what may take long */
 			rcu_read_unlock();
 			local_bh_enable();
 			cond_resched();
