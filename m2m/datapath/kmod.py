@@ -333,6 +333,12 @@ class KmodDatapath(Datapath):
         found, now = self._rows(_keys(keys)), layout.now_ticks()
         return [layout.unpack_row(layout.widen(key), value, now) for key, value in found]
 
+    async def idle(self, keys: Iterable[tuple[Hook, Flow]]) -> list[float | None]:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        wanted = _keys(keys)
+        found, now = dict(self._rows(wanted)), layout.now_ticks()
+        return layout.idle([found.get(key) for key in wanted], now)
+
     async def dump(self) -> AsyncIterator[Row]:
         parts: list[list[tuple[bytes, bytes]]] = []
         reading = self._reader.dump(self._family, "GET_ROWS")
