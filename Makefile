@@ -1,6 +1,6 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kmod test-vm model soak faults handovers bench lint fuzz clean \
+.PHONY: help setup demo test kmod test-vm test-vm-debug model soak faults handovers bench lint fuzz clean \
         libpcap install-libpcap uninstall-libpcap refresh-libpcap
 .DELETE_ON_ERROR:
 
@@ -42,6 +42,10 @@ test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in a virt
 	done
 	@tests/vm/boot.py --kernel $(VM_KERNEL) -- \
 	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_TESTS)
+
+test-vm-debug: setup ## the same for the module alone, on a kernel of its own that finds mistakes (root)
+	@tests/vm/boot.py --kernel "$$(tests/vm/debug-kernel)" -- tests/vm/with-module \
+	    $(VENV)/bin/python -m pytest --timeout 1200 $(VM_KMOD_TESTS)
 
 model: setup ## prove the rules by which a live chain is changed, with spin
 	@$(VENV)/bin/python -m tests.model.prove

@@ -8,6 +8,8 @@ import random
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,6 +18,7 @@ from m2m.datapath import DatapathError, Limits, genl, layout
 from m2m.datapath.genl import Family, Genl, GenlError
 from m2m.datapath.hold_rules import Where
 from m2m.datapath.kmod import KmodDatapath, has_state, is_loaded
+from m2m.errors import UnsupportedHost
 from m2m.protocol.flow import Flow
 from m2m.protocol.translation import Hook
 from tests.support.namespaces import NamespaceFactory
@@ -23,6 +26,7 @@ from tests.support.namespaces import NamespaceFactory
 pytestmark = pytest.mark.skipif(not is_loaded(), reason="the module m2m is not loaded here")
 
 _HEADER = struct.Struct("=IHHII")
+_FAILSLAB = Path("/sys/kernel/debug/failslab")
 _ROUNDS = int(os.environ.get("M2M_FUZZ_ROUNDS", "3000"))
 _KEY = layout.narrow(layout.pack_key(Hook.OUT, Flow.of(6, "10.0.0.1", 1, "10.0.0.2", 2)))
 
@@ -164,29 +168,61 @@ _USED = {
 }  # fmt: skip
 
 
+@contextmanager
+def failing(one_in: int) -> Iterator[None]:
+    """Of the memory that the kernel takes on behalf of this thread, now and then there is none."""
+    values = {"probability": 100 // one_in, "interval": 1, "times": -1, "verbose": 0}
+    for name, value in {**values, "task-filter": "Y", "ignore-gfp-wait": "N"}.items():
+        (_FAILSLAB / name).write_text(str(value))
+    Path("/proc/thread-self/make-it-fail").write_text("1")
+    try:
+        yield
+    finally:
+        Path("/proc/thread-self/make-it-fail").write_text("0")
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_garbage_is_refused_or_harmless(inside: None, seed: int) -> None:
     """Random and mutated commands by the agent itself; tests/vm/with-module hears complaints."""
-    draw = random.Random(seed)
     datapath = await KmodDatapath.open()
+    answered = await _garbage(datapath, random.Random(seed))
+    assert answered > _ROUNDS // 2
+    await _still_works(datapath)
+
+
+@pytest.mark.skipif(not _FAILSLAB.is_dir(), reason="this kernel's allocations do not fail at will")
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_no_memory_is_refused_or_harmless(inside: None, seed: int) -> None:
+    datapath = await KmodDatapath.open()
+    with failing(10):
+        await _garbage(datapath, random.Random(seed))
+    await _still_works(datapath)
+
+
+async def _garbage(datapath: KmodDatapath, draw: random.Random) -> int:
+    """Send it, and reset now and then what a mutated command may have done; how many answers."""
     sock = datapath._control._socket
     ifindex = socket.if_nametoindex("lo")
     answered = 0
     for number in range(1, _ROUNDS):
-        sock.send(_message(draw, datapath._family, number, ifindex))
+        with suppress(OSError):  # no memory for the message itself
+            sock.send(_message(draw, datapath._family, number, ifindex))
         with_answer = True
         while with_answer:
             try:
                 answered += bool(sock.recv(1 << 20))
-            except BlockingIOError:
+            except OSError:
                 with_answer = False
         if number % 256 == 0:  # a mutated one may have closed it
-            datapath._open(Limits(sessions=64), (61000, 65535), Where.OUTPUT)
-            datapath._ask("BEAT")
+            with suppress(OSError, DatapathError, UnsupportedHost):
+                datapath._open(Limits(sessions=64), (61000, 65535), Where.OUTPUT)
+                datapath._ask("BEAT")
             await trio.lowlevel.checkpoint()
-    assert answered > _ROUNDS // 2
-    sock.close()  # as a killed agent's
+    return answered
+
+
+async def _still_works(datapath: KmodDatapath) -> None:
+    datapath._let_go()  # as a killed agent's sockets
     after = await KmodDatapath.open()
     assert await after.reasons()
     await after.close(keep=False)
-    datapath._let_go()

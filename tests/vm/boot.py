@@ -81,7 +81,11 @@ def arguments() -> argparse.Namespace:
 
 
 def unpacked(package: str, cache: Path) -> tuple[Path, Path]:
-    """The modules' folder (lib/modules/VERSION) and the image of the newest such kernel."""
+    """The modules' folder (lib/modules/VERSION) and the image of the newest such kernel; or of the
+    one in a folder that is laid out like such a package (tests/vm/debug-kernel makes one)."""
+    if Path(package).is_dir():
+        (modules,) = (Path(package).resolve() / "lib/modules").iterdir()
+        return modules, modules.parents[2] / f"boot/vmlinuz-{modules.name}"
     asked = ["apt-cache", "depends", "--no-recommends", "--no-suggests", package]
     known = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
     # A kernel's own package depends on no other one's.
