@@ -31,11 +31,13 @@ bool m2m_tell_ended(struct m2m_state *state, u64 session, enum m2m_end end)
 }
 
 /* The first packet of a flow waits. */
-bool m2m_tell_held(struct m2m_state *state, const struct m2m_key4 *key)
+bool m2m_tell_held(struct m2m_state *state, const struct m2m_key4 *key, u32 serial)
 {
 	struct sk_buff *message = m2m_event_new(M2M_EVENT_HELD);
 
-	return tell(state, message, message && !nla_put(message, M2M_A_KEY, sizeof(*key), key));
+	return tell(state, message,
+		    message && !nla_put(message, M2M_A_KEY, sizeof(*key), key) &&
+			    !nla_put_u32(message, M2M_A_SERIAL, serial));
 }
 
 static bool tell_of(struct m2m_state *state, enum m2m_event event, const struct m2m_key4 *key,
@@ -72,7 +74,7 @@ void m2m_tell_row(struct m2m_state *state, struct m2m_row *row, u32 untold)
 	}
 	spin_unlock_bh(&row->lock);
 	untold &= seen.state;
-	if (untold & M2M_UNTOLD_HELD && !m2m_tell_held(state, &row->key))
+	if (untold & M2M_UNTOLD_HELD && !m2m_tell_held(state, &row->key, seen.first_serial))
 		failed |= M2M_UNTOLD_HELD;
 	if (untold & M2M_UNTOLD_OVERFLOW &&
 	    !tell_of(state, M2M_EVENT_OVERFLOW, &row->key, &entry, seen.hold_serial))

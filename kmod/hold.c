@@ -138,6 +138,7 @@ int m2m_wait_first(struct m2m_state *state, struct m2m_row *row, struct sk_buff 
 	error = enqueue(state, wait, skb, at, true);
 	if (!error && !(wait->state & M2M_WAIT_FIRST)) {
 		wait->state |= M2M_WAIT_FIRST | M2M_UNTOLD_HELD;
+		wait->first_serial = atomic_inc_return(&state->first_serial);
 		*tell |= M2M_UNTOLD_HELD;
 	}
 	m2m_wait_done(row);

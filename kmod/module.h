@@ -286,6 +286,7 @@ struct m2m_reasons {
  * @first_waiting: first packets that wait
  * @live_waiting: packets of live sessions that do
  * @undecided: rows of that kind
+ * @first_serial: the last that was given out
  * @hold_work: ends holds that last too long
  * @sweep_work: finds sessions that are over
  * @sweep_again: tell of all ended sessions, the agent is a new one
@@ -314,6 +315,7 @@ struct m2m_state {
 	atomic_t first_waiting;
 	atomic_t live_waiting;
 	atomic_t undecided;
+	atomic_t first_serial;
 	struct delayed_work hold_work;
 	struct delayed_work sweep_work;
 	bool sweep_again;
@@ -400,6 +402,7 @@ int m2m_rewrite_quoted(struct sk_buff *skb, u32 icmp, const struct m2m_headers *
  * @state: M2M_WAIT_*
  * @checkpoint: of a substream
  * @ack: the number to tell of
+ * @first_serial: tells one wait of first packets from the next
  * @hold_serial: of the command that asked for it
  * @ack_serial: as well
  * @count_serial: as well
@@ -415,6 +418,7 @@ struct m2m_wait {
 	u32 state;
 	u32 checkpoint;
 	u32 ack;
+	u32 first_serial;
 	u32 hold_serial;
 	u32 ack_serial;
 	u32 count_serial;
@@ -463,7 +467,7 @@ int m2m_notes_dump(struct m2m_state *state, struct sk_buff *skb, unsigned long *
 int m2m_notes_init(struct m2m_state *state, u32 room);
 void m2m_notes_free(struct m2m_state *state);
 
-bool m2m_tell_held(struct m2m_state *state, const struct m2m_key4 *key);
+bool m2m_tell_held(struct m2m_state *state, const struct m2m_key4 *key, u32 serial);
 bool m2m_tell_ended(struct m2m_state *state, u64 session, enum m2m_end end);
 void m2m_tell_row(struct m2m_state *state, struct m2m_row *row, u32 untold);
 

@@ -106,7 +106,7 @@ class KmodDatapath(Datapath):
         self._held: dict[bytes, int] = {}
         self._acks: dict[bytes, int] = {}
         self._counts: dict[bytes, int] = {}
-        self._first: set[bytes] = set()  # flows that are to be released
+        self._first: dict[bytes, int] = {}  # flows that are to be released, and what they wait by
         self._limits = Limits()
 
     @classmethod
@@ -385,7 +385,7 @@ class KmodDatapath(Datapath):
     async def release(self, flow: Flow, verdict: Verdict) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         key = _key((Hook.OUT, flow))
-        self._first.discard(key)
+        self._first.pop(key, None)
         self._do(f"release {flow}", "RELEASE", ("KEYS", key), ("VERDICT", _VERDICTS[verdict]))
 
     async def events(self) -> AsyncIterator[Event]:
@@ -404,9 +404,10 @@ class KmodDatapath(Datapath):
         kind = message.get_attr("EVENT")
         key, session = message.get_attr("KEY"), message.get_attr("SESSION")
         if kind == genl.HELD:
-            if key in self._first:
+            serial = message.get_attr("SERIAL")
+            if self._first.get(key) == serial:
                 return None
-            self._first.add(key)
+            self._first[key] = serial
             return Held(Flow.unpack(layout.widen(key)))
         if kind == genl.ENDED:
             reason = layout.end_reason(message.get_attr("END"))
