@@ -66,8 +66,8 @@
  * M2M_CMD_GET_REASONS	-> REASONS
  *
  * M2M_CMD_EVENT is what the module says to the multicast group "events" (CAP_NET_ADMIN): EVENT,
- * and of a flow that is held KEY and SERIAL (the same one if the same packets are told of again); of
- * a session that is over SESSION and END; else SESSION TOWARD KEY SERIAL. A listener that sets
+ * and of a flow that is held KEY and SERIAL (the same one if the same packets are told of again);
+ * of a session that is over SESSION and END; else SESSION TOWARD KEY SERIAL. A listener that sets
  * NETLINK_BROADCAST_ERROR loses none: what finds no room in its socket is told again later.
  */
 #ifndef _UAPI_M2M_H
