@@ -36,7 +36,7 @@ test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in a virt
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
 	@tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
 	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_KMOD_TESTS)
-	@for scenario in demo "run replace" "run handover" "run gateway"; do \
+	@for scenario in demo "run replace"; do \
 	    tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
 	        $(VENV)/bin/m2m-lab $$scenario || exit 1; \
 	done
