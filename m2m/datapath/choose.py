@@ -40,10 +40,13 @@ async def open_datapath(
                 f" {kind} would not see them: start it with --datapath={other}, or give them up"
                 f" (--datapath={other} --cleanup)"
             )
-    _log.info("datapath", kind=kind, why=why)
+    datapath: Datapath
     if kind == "kmod":
-        return await KmodDatapath.open(limits, ports=ports, where=where)
-    return await EbpfDatapath.open(name, limits, ports=ports, where=where)
+        datapath = await KmodDatapath.open(limits, ports=ports, where=where)
+    else:
+        datapath = await EbpfDatapath.open(name, limits, ports=ports, where=where)
+    _log.info("datapath taken", kind=kind, why=why)
+    return datapath
 
 
 def _suitable(name: str) -> tuple[str, str]:
