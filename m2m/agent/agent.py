@@ -193,7 +193,7 @@ class Agent:
                 await nursery.start(control.serve_nfs, config.nf_socket, answers, functions)
                 _log.info(
                     "serving", role=config.role, name=config.name, sessions=len(sessions),
-                    datapath=datapath.name, secure=not config.insecure,
+                    datapath=datapath.name, why=datapath.why, secure=not config.insecure,
                 )  # fmt: skip
                 self._keeps = True
                 notify.ready(_status(self._served()))

@@ -178,6 +178,7 @@ class Datapath(ABC):
     """
 
     name: ClassVar[str]
+    why: str = ""  # this one was taken, where there was a choice; for the agent's log
 
     @abstractmethod
     async def attach(self, ifindexes: Iterable[int]) -> None:

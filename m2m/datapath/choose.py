@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import structlog
-
 from m2m.datapath import Datapath, DatapathError, Limits, genl, kmod
 from m2m.datapath.bpf import EbpfDatapath
 from m2m.datapath.hold_rules import Where
@@ -12,8 +10,6 @@ from m2m.datapath.pins import directory_of
 from m2m.errors import UnsupportedHost
 
 __all__ = ["left_behind", "open_datapath"]
-
-_log = structlog.get_logger()
 
 
 def left_behind(name: str) -> bool:
@@ -45,7 +41,7 @@ async def open_datapath(
         datapath = await KmodDatapath.open(limits, ports=ports, where=where)
     else:
         datapath = await EbpfDatapath.open(name, limits, ports=ports, where=where)
-    _log.info("datapath taken", kind=kind, why=why)
+    datapath.why = why
     return datapath
 
 
