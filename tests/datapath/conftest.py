@@ -19,7 +19,7 @@ OpenRig = Callable[..., Awaitable[Rig]]
 Listen = Callable[[Rig], Awaitable[Listener]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bench() -> Iterator[Callable[[], Bench]]:
     """The namespaces of the datapaths in the kernel, made when the first of them is tested."""
     made: list[Bench] = []
