@@ -89,13 +89,17 @@ class Stage:
     async def path(self) -> PathInfo | None:
         """The path of the transfer's session, as the UE's agent can tell it now."""
         sessions = msgspec.convert(await self.lab.ctl(UE, "sessions"), list[SessionInfo])
+        found = None
         for one in sessions:
             if one.supersession.dport == BULK:
                 try:
-                    return msgspec.convert(await self.lab.ctl(UE, "session", one.id), PathInfo)
+                    path = msgspec.convert(await self.lab.ctl(UE, "session", one.id), PathInfo)
                 except LabError:
                     continue  # that of an earlier trial, which has just been forgotten
-        return None
+                if path.complete:
+                    return path
+                found = path  # or it is being forgotten: not all its hosts know it any more
+        return found
 
     async def trial(self, what: str, play: Play, *, lossless: bool = False) -> Trial:
         """Let *play* move the endpoints under load, and check what must hold after it.
