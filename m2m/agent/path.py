@@ -6,7 +6,7 @@ they change nothing, and their answers need the datapath's counters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -35,6 +35,10 @@ __all__ = ["Paths", "directions"]
 
 _PATIENCE = 0.25  # s to wait for a hop's answer, each time
 _TRIES = 3
+_WALKS = 4  # of a path that a change is just altering
+_BETWEEN = 0.05  # s from one to the next: by then the change is further on
+
+_UNKNOWN = "does not know the session"
 
 Send: TypeAlias = Callable[[Address, Message, Address | None], None]
 
@@ -65,18 +69,42 @@ class Paths:
 
         Takes less than a second per hop. Raises :exc:`~m2m.agent.api.UnknownSession`.
         """
-        here = await self.report(session)
-        if here is None:
+        found = await self._whole(session, lambda: self.report(session))
+        if found is None:
             raise UnknownSession(f"no session {format_session(session)} is at this host")
-        return await self._around(session, here)
+        return found
 
     async def path_by(self, session: int, host: Address) -> PathInfo | None:
         """The whole path as *host*, which is or was on it, knows it; None if it does not."""
-        here = await self.report(session)
-        if here is not None:
-            return await self._around(session, here)
-        answer = await self._ask(host, session)
-        return None if isinstance(answer, str) else await self._around(session, answer)
+
+        async def known() -> HopReport | None:
+            here = await self.report(session)
+            if here is not None:
+                return here
+            answer = await self._ask(host, session)
+            return None if isinstance(answer, str) else answer
+
+        return await self._whole(session, known)
+
+    async def _whole(
+        self, session: int, start: Callable[[], Awaitable[HopReport | None]]
+    ) -> PathInfo | None:
+        """The path from where it is begun; None when it is not known there.
+
+        Hosts are asked one after the other, while others may change the path: a host that was
+        named as a neighbour may have left when it is asked. Then the path is walked anew.
+        """
+        found: PathInfo | None = None
+        for walk in range(_WALKS):
+            if walk:
+                await trio.sleep(_BETWEEN)
+            here = await start()
+            if here is None:
+                return None
+            found = await self._around(session, here)
+            if _UNKNOWN not in found.problem:
+                break
+        return found
 
     async def _around(self, session: int, here: HopReport) -> PathInfo:
         lefts: list[HopReport] = []
@@ -130,7 +158,7 @@ class Paths:
         if question is None:
             return
         if not reply.report:
-            question.answer = "does not know the session"
+            question.answer = _UNKNOWN
         else:
             try:
                 question.answer = msgspec.msgpack.decode(reply.report, type=HopReport)

@@ -88,6 +88,29 @@ async def test_a_hop_that_lost_the_session_says_so(autojump_clock: MockClock) ->
         assert path.problem == f"{IDS} does not know the session"
 
 
+async def test_a_path_that_changes_while_it_is_walked_is_walked_anew(
+    autojump_clock: MockClock,
+) -> None:
+    """As when a neighbour leaves between one host's answer and the next one's."""
+    async with running() as chain:
+        session = await established(chain)
+        gone = PathRep(session, b"")
+        answers = 0
+
+        def lose(sender: bytes, _receiver: bytes, message: object) -> bool:
+            nonlocal answers
+            if isinstance(message, PathRep) and sender == chain.ids.address:
+                answers += 1
+                if answers == 1:
+                    chain.client.paths.answered(chain.ids.address, gone)
+            return False
+
+        chain.lose = lose
+        path = await chain.client.paths.path(session)
+        assert path.complete, path.problem
+        assert answers == 2
+
+
 async def test_an_answer_that_is_no_report_is_told(autojump_clock: MockClock) -> None:
     async with running() as chain:
         session = await established(chain)
