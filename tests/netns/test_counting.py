@@ -16,6 +16,7 @@ from m2m.lab.lab import Lab, open_lab
 from m2m.lab.netns import LabError
 from m2m.lab.passage import Crossing, Passage, crossings
 from m2m.lab.sightings import watch
+from m2m.lab.tcp_counters import taken_for_lost
 from m2m.lab.topology import Ready
 from m2m.lab.traffic import bulk, datagrams
 from m2m.lab.two_paths import two_paths
@@ -113,6 +114,8 @@ async def test_dropped_packets_of_tcp() -> None:
     async with lab() as made:
         await mistreat(made, "drop")
         report, (found,) = await bytes_through(made)
+        assert taken_for_lost(made.namespace("a")) > 0
+        assert taken_for_lost(made.namespace("d")) == 0
     assert report.up and not report.up.wrong, "TCP repairs it"
     assert found.up.lost > 0 and found.up.lost_units > 0
     assert report.up.retransmitted > 0 and found.up.repeated > 0

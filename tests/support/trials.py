@@ -29,6 +29,7 @@ def tcp_trial(mode: str = "op", **other: Any) -> Trial:
         "sent": bulk.Report(1, 1.0, up=bulk.Way(bytes=1000), down=bulk.Way(bytes=500)),
         "wire": Passage(packets=10, units=1500),
         "stretches": [3, 3],
+        "taken_for_lost": 0,
         **other,
     }  # fmt: skip
     return Trial(**values)
