@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What the files that carry out the agent's commands share (netlink.c, rows.c, changes.c). */
+/*
+ * What the files that carry out the agent's commands share (netlink.c, answer.c, agent.c, settings.c,
+ * rows.c, changes.c, notes.c), and events.c.
+ */
 #ifndef M2M_COMMANDS_H
 #define M2M_COMMANDS_H
 
@@ -36,6 +39,21 @@ int m2m_array(struct genl_info *info, int attribute, size_t size, const void **i
 struct sk_buff *m2m_reply(struct genl_info *info, size_t size, void **head);
 int m2m_answer(struct genl_info *info, struct sk_buff *message, void *head);
 int m2m_answer_results(struct genl_info *info, const struct m2m_result *results, int count);
+
+extern struct notifier_block m2m_releases;
+
+int m2m_do_open(struct m2m_net *here, struct genl_info *info);
+int m2m_do_close(struct m2m_net *here, struct genl_info *info);
+
+int m2m_do_beat(struct m2m_state *state, struct genl_info *info);
+int m2m_set_links(struct m2m_state *state, struct genl_info *info);
+int m2m_set_addresses(struct m2m_state *state, struct genl_info *info);
+int m2m_set_rules(struct m2m_state *state, struct genl_info *info);
+int m2m_get_reasons(struct m2m_state *state, struct genl_info *info);
+
+int m2m_set_notes(struct m2m_state *state, struct genl_info *info);
+int m2m_del_notes(struct m2m_state *state, struct genl_info *info);
+int m2m_notes_dump(struct m2m_state *state, struct sk_buff *skb, unsigned long *at);
 
 int m2m_set_rows(struct m2m_state *state, struct genl_info *info);
 int m2m_del_rows(struct m2m_state *state, struct genl_info *info);

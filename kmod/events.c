@@ -3,11 +3,33 @@
  * What the agent is told. An event that finds no room in its socket is told again later: of ended
  * sessions by the sweeper's next pass, of rows as soon as m2m_hold_work() finds a moment.
  */
-#include <net/genetlink.h>
-
-#include "module.h"
+#include "commands.h"
 
 #define M2M_AGAIN (HZ / 50)
+
+static struct sk_buff *event_new(enum m2m_event event)
+{
+	struct sk_buff *message = genlmsg_new(128, GFP_ATOMIC);
+
+	if (!message)
+		return NULL;
+	if (!genlmsg_put(message, 0, 0, &m2m_family, 0, M2M_CMD_EVENT) ||
+	    nla_put_u8(message, M2M_A_EVENT, event)) {
+		nlmsg_free(message);
+		return NULL;
+	}
+	return message;
+}
+
+/* Zero when all that listen have got it, or nobody does. */
+static int event_send(struct net *net, struct sk_buff *message)
+{
+	int error;
+
+	genlmsg_end(message, genlmsg_data(nlmsg_data(nlmsg_hdr(message))));
+	error = genlmsg_multicast_netns(&m2m_family, net, message, 0, 0, GFP_ATOMIC);
+	return error == -ESRCH ? 0 : error;
+}
 
 static bool tell(struct m2m_state *state, struct sk_buff *message, bool complete)
 {
@@ -17,13 +39,13 @@ static bool tell(struct m2m_state *state, struct sk_buff *message, bool complete
 		nlmsg_free(message);
 		return false;
 	}
-	return !m2m_event_send(state->net, message);
+	return !event_send(state->net, message);
 }
 
 /* A session is over. */
 bool m2m_tell_ended(struct m2m_state *state, u64 session, enum m2m_end end)
 {
-	struct sk_buff *message = m2m_event_new(M2M_EVENT_ENDED);
+	struct sk_buff *message = event_new(M2M_EVENT_ENDED);
 
 	return tell(state, message,
 		    message && !nla_put_u64_64bit(message, M2M_A_SESSION, session, M2M_A_PAD) &&
@@ -33,7 +55,7 @@ bool m2m_tell_ended(struct m2m_state *state, u64 session, enum m2m_end end)
 /* The first packet of a flow waits. */
 bool m2m_tell_held(struct m2m_state *state, const struct m2m_key4 *key, u32 serial)
 {
-	struct sk_buff *message = m2m_event_new(M2M_EVENT_HELD);
+	struct sk_buff *message = event_new(M2M_EVENT_HELD);
 
 	return tell(state, message,
 		    message && !nla_put(message, M2M_A_KEY, sizeof(*key), key) &&
@@ -43,7 +65,7 @@ bool m2m_tell_held(struct m2m_state *state, const struct m2m_key4 *key, u32 seri
 static bool tell_of(struct m2m_state *state, enum m2m_event event, const struct m2m_key4 *key,
 		    const struct m2m_entry *entry, u32 serial)
 {
-	struct sk_buff *message = m2m_event_new(event);
+	struct sk_buff *message = event_new(event);
 
 	return tell(state, message,
 		    message &&

@@ -378,7 +378,7 @@ int m2m_rewrite(struct sk_buff *skb, const struct m2m_headers *headers,
 int m2m_rewrite_quoted(struct sk_buff *skb, u32 icmp, const struct m2m_headers *quoted,
 		       const struct m2m_edit *edit, bool hop);
 
-/* -- waiting (hold.c, split.c) ------------------------------------------------------------- */
+/* -- waiting (queue.c, wait.c, drain.c, hold.c, split.c) ------------------------------------ */
 
 /* wait->state */
 #define M2M_WAIT_FIRST 0x01	/* first packets wait */
@@ -461,9 +461,6 @@ struct sk_buff *m2m_acknowledgement(struct sk_buff *skb, const struct m2m_header
 
 void m2m_sweep_work(struct work_struct *work);
 
-int m2m_notes_keep(struct m2m_state *state, const struct m2m_note *note);
-void m2m_notes_forget(struct m2m_state *state, u64 session);
-int m2m_notes_dump(struct m2m_state *state, struct sk_buff *skb, unsigned long *at);
 int m2m_notes_init(struct m2m_state *state, u32 room);
 void m2m_notes_free(struct m2m_state *state);
 
@@ -471,11 +468,7 @@ bool m2m_tell_held(struct m2m_state *state, const struct m2m_key4 *key, u32 seri
 bool m2m_tell_ended(struct m2m_state *state, u64 session, enum m2m_end end);
 void m2m_tell_row(struct m2m_state *state, struct m2m_row *row, u32 untold);
 
-void m2m_close(struct m2m_net *here, struct m2m_state *state);
-
 int m2m_netlink_init(void);
 void m2m_netlink_exit(void);
-int m2m_event_send(struct net *net, struct sk_buff *message);
-struct sk_buff *m2m_event_new(enum m2m_event event);
 
 #endif /* M2M_MODULE_H */

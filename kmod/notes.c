@@ -5,9 +5,8 @@
  */
 #include <linux/hash.h>
 #include <linux/slab.h>
-#include <net/netlink.h>
 
-#include "module.h"
+#include "commands.h"
 
 struct kept {
 	struct hlist_node node;
@@ -56,7 +55,7 @@ static struct kept *find(const struct m2m_state *state, u64 session)
 	return NULL;
 }
 
-int m2m_notes_keep(struct m2m_state *state, const struct m2m_note *note)
+static int keep(struct m2m_state *state, const struct m2m_note *note)
 {
 	struct kept *kept = find(state, note->session);
 
@@ -73,7 +72,7 @@ int m2m_notes_keep(struct m2m_state *state, const struct m2m_note *note)
 	return 0;
 }
 
-void m2m_notes_forget(struct m2m_state *state, u64 session)
+static void forget(struct m2m_state *state, u64 session)
 {
 	struct kept *kept = find(state, session);
 
@@ -82,6 +81,34 @@ void m2m_notes_forget(struct m2m_state *state, u64 session)
 		kfree(kept);
 		state->notes_count--;
 	}
+}
+
+int m2m_set_notes(struct m2m_state *state, struct genl_info *info)
+{
+	const struct m2m_note *notes;
+	int count = m2m_array(info, M2M_A_NOTES, sizeof(*notes), (const void **)&notes);
+	int index, error;
+
+	for (index = 0; index < count; index++) {
+		error = keep(state, &notes[index]);
+		if (error)
+			return m2m_refuse(info, &notes[index], error, "no room for a note");
+	}
+	return min(count, 0);
+}
+
+int m2m_del_notes(struct m2m_state *state, struct genl_info *info)
+{
+	const void *given;
+	int count = m2m_array(info, M2M_A_SESSIONS, sizeof(u64), &given);
+	u64 session;
+	int index;
+
+	for (index = 0; index < count; index++) {
+		memcpy(&session, given + index * sizeof(session), sizeof(session));
+		forget(state, session);
+	}
+	return min(count, 0);
 }
 
 /**
