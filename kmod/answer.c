@@ -14,7 +14,7 @@ int m2m_refuse(struct genl_info *info, const void *where, int error, const char 
 }
 
 /* The elements of an array, and how many there are; an error when the last one is not whole. */
-int m2m_array(struct genl_info *info, int attribute, size_t size, const void **items)
+int m2m_array_of(struct genl_info *info, int attribute, size_t size, const void **items)
 {
 	const struct nlattr *array = info->attrs[attribute];
 
@@ -43,16 +43,16 @@ int m2m_answer(struct genl_info *info, struct sk_buff *message, void *head)
 	return genlmsg_reply(message, info);
 }
 
-int m2m_answer_results(struct genl_info *info, const struct m2m_result *results, int count)
+/* Answer with one attribute. */
+int m2m_answer_with(struct genl_info *info, int attribute, const void *data, size_t size)
 {
-	size_t size = count * sizeof(*results);
 	struct sk_buff *message;
 	void *head;
 
 	message = m2m_reply(info, nla_total_size(size), &head);
 	if (!message)
 		return -ENOMEM;
-	if (nla_put(message, M2M_A_RESULTS, size, results)) {
+	if (nla_put(message, attribute, size, data)) {
 		nlmsg_free(message);
 		return -EMSGSIZE;
 	}

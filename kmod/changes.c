@@ -13,7 +13,7 @@ static bool same_session(const struct m2m_row *row, const struct m2m_entry *entr
 int m2m_do_redirect(struct m2m_state *state, struct genl_info *info)
 {
 	const struct m2m_flat_row *flat;
-	int count = m2m_array(info, M2M_A_ROWS, sizeof(*flat), (const void **)&flat);
+	int count = m2m_array(info, M2M_A_ROWS, &flat);
 	struct m2m_result *results;
 	struct m2m_hop **hops;
 	int done, error;
@@ -58,7 +58,7 @@ int m2m_do_redirect(struct m2m_state *state, struct genl_info *info)
 		m2m_hop_put(old);
 	}
 	done = 0;
-	error = m2m_answer_results(info, results, count);
+	error = m2m_answer_with(info, M2M_A_RESULTS, results, count * sizeof(*results));
 out:
 	while (done--)
 		m2m_hop_put(hops[done]);
@@ -108,7 +108,7 @@ int m2m_do_hold(struct m2m_state *state, struct genl_info *info)
 	u32 serial = nla_get_u32(info->attrs[M2M_A_SERIAL]);
 	bool substream = info->attrs[M2M_A_SUBSTREAM];
 	const struct m2m_key4 *keys;
-	int count = m2m_array(info, M2M_A_KEYS, sizeof(*keys), (const void **)&keys);
+	int count = m2m_array(info, M2M_A_KEYS, &keys);
 	struct m2m_result *results;
 	struct m2m_wait **waits;
 	int index, error = 0;
@@ -130,7 +130,7 @@ int m2m_do_hold(struct m2m_state *state, struct genl_info *info)
 		m2m_hold_begin(state, m2m_table_find(&state->table, &keys[index]), waits[index],
 			       serial, substream, &results[index]);
 	kvfree(waits);
-	error = m2m_answer_results(info, results, count);
+	error = m2m_answer_with(info, M2M_A_RESULTS, results, count * sizeof(*results));
 	kvfree(results);
 	return error;
 }
@@ -138,7 +138,7 @@ int m2m_do_hold(struct m2m_state *state, struct genl_info *info)
 int m2m_do_resume(struct m2m_state *state, struct genl_info *info)
 {
 	const struct m2m_key4 *keys;
-	int count = m2m_array(info, M2M_A_KEYS, sizeof(*keys), (const void **)&keys);
+	int count = m2m_array(info, M2M_A_KEYS, &keys);
 	struct m2m_result *results;
 	int index, error;
 
@@ -153,7 +153,7 @@ int m2m_do_resume(struct m2m_state *state, struct genl_info *info)
 		if (row)
 			results[index].packets = m2m_hold_end(state, row);
 	}
-	error = m2m_answer_results(info, results, count);
+	error = m2m_answer_with(info, M2M_A_RESULTS, results, count * sizeof(*results));
 	kvfree(results);
 	return error;
 }
@@ -164,7 +164,7 @@ static int watch(struct m2m_state *state, struct genl_info *info, u32 kind)
 	u32 serial = nla_get_u32(info->attrs[M2M_A_SERIAL]);
 	u64 number = nla_get_u64(info->attrs[M2M_A_NUMBER]);
 	const struct m2m_key4 *keys;
-	int count = m2m_array(info, M2M_A_KEYS, sizeof(*keys), (const void **)&keys);
+	int count = m2m_array(info, M2M_A_KEYS, &keys);
 	struct m2m_wait **waits;
 	int index;
 
@@ -224,7 +224,7 @@ int m2m_do_watch_count(struct m2m_state *state, struct genl_info *info)
 int m2m_do_inherit(struct m2m_state *state, struct genl_info *info)
 {
 	const struct m2m_key4 *keys;
-	int count = m2m_array(info, M2M_A_KEYS, sizeof(*keys), (const void **)&keys);
+	int count = m2m_array(info, M2M_A_KEYS, &keys);
 	struct m2m_row *from, *to;
 	struct m2m_entry seen;
 
@@ -293,7 +293,7 @@ int m2m_do_release(struct m2m_state *state, struct genl_info *info)
 {
 	u8 verdict = nla_get_u8(info->attrs[M2M_A_VERDICT]);
 	const struct m2m_key4 *key;
-	int count = m2m_array(info, M2M_A_KEYS, sizeof(*key), (const void **)&key);
+	int count = m2m_array(info, M2M_A_KEYS, &key);
 	struct m2m_row *row;
 	bool waits;
 

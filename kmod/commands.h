@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the files that carry out the agent's commands share (netlink.c, answer.c, agent.c, settings.c,
- * rows.c, changes.c, notes.c), and events.c.
+ * What the files that carry out the agent's commands share (netlink.c, answer.c, agent.c,
+ * settings.c, rows.c, changes.c, notes.c), and events.c.
  */
 #ifndef M2M_COMMANDS_H
 #define M2M_COMMANDS_H
@@ -20,25 +20,29 @@ struct m2m_flat_row {
 
 /**
  * struct m2m_command - one of the agent's commands
- * @run: under &m2m_net.lock; @state is %NULL for those that do not need it
+ * @run: under &m2m_net.lock; %NULL for those that take or give it back themselves, and for dumps
  * @needs: attributes that must be there
  * @takes: others that may
+ * @dump: append as much as there is room for, from @at on; how many that were. Under the lock too
  * @anybody: it changes nothing
  */
 struct m2m_command {
 	int (*run)(struct m2m_state *state, struct genl_info *info);
 	u64 needs;
 	u64 takes;
+	int (*dump)(struct m2m_state *state, struct sk_buff *skb, unsigned long *at);
 	bool anybody;
 };
 
 extern struct genl_family m2m_family;
 
 int m2m_refuse(struct genl_info *info, const void *where, int error, const char *why);
-int m2m_array(struct genl_info *info, int attribute, size_t size, const void **items);
+int m2m_array_of(struct genl_info *info, int attribute, size_t size, const void **items);
+#define m2m_array(info, attribute, items) \
+	m2m_array_of(info, attribute, sizeof(**(items)), (const void **)(items))
 struct sk_buff *m2m_reply(struct genl_info *info, size_t size, void **head);
 int m2m_answer(struct genl_info *info, struct sk_buff *message, void *head);
-int m2m_answer_results(struct genl_info *info, const struct m2m_result *results, int count);
+int m2m_answer_with(struct genl_info *info, int attribute, const void *data, size_t size);
 
 extern struct notifier_block m2m_releases;
 
@@ -53,7 +57,7 @@ int m2m_get_reasons(struct m2m_state *state, struct genl_info *info);
 
 int m2m_set_notes(struct m2m_state *state, struct genl_info *info);
 int m2m_del_notes(struct m2m_state *state, struct genl_info *info);
-int m2m_notes_dump(struct m2m_state *state, struct sk_buff *skb, unsigned long *at);
+int m2m_dump_notes(struct m2m_state *state, struct sk_buff *skb, unsigned long *at);
 
 int m2m_set_rows(struct m2m_state *state, struct genl_info *info);
 int m2m_del_rows(struct m2m_state *state, struct genl_info *info);

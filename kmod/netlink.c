@@ -63,7 +63,8 @@ static const struct m2m_command commands[] = {
 	[M2M_CMD_SET_RULES] = { m2m_set_rules, M2M_HAS(M2M_A_GENERATION), M2M_HAS(M2M_A_RULES) },
 	[M2M_CMD_SET_ROWS] = { m2m_set_rows, M2M_HAS(M2M_A_ROWS) },
 	[M2M_CMD_DEL_ROWS] = { m2m_del_rows, M2M_HAS(M2M_A_KEYS) },
-	[M2M_CMD_GET_ROWS] = { m2m_get_rows, M2M_HAS(M2M_A_KEYS), 0, true },
+	[M2M_CMD_GET_ROWS] = { m2m_get_rows, M2M_HAS(M2M_A_KEYS), .dump = m2m_dump_rows,
+			       .anybody = true },
 	[M2M_CMD_REDIRECT] = { m2m_do_redirect, M2M_HAS(M2M_A_ROWS) },
 	[M2M_CMD_HOLD] = { m2m_do_hold, M2M_HAS(M2M_A_KEYS) | M2M_HAS(M2M_A_SERIAL),
 			   M2M_HAS(M2M_A_SUBSTREAM) },
@@ -74,7 +75,8 @@ static const struct m2m_command commands[] = {
 	[M2M_CMD_RELEASE] = { m2m_do_release, M2M_HAS(M2M_A_KEYS) | M2M_HAS(M2M_A_VERDICT) },
 	[M2M_CMD_SET_NOTES] = { m2m_set_notes, M2M_HAS(M2M_A_NOTES) },
 	[M2M_CMD_DEL_NOTES] = { m2m_del_notes, M2M_HAS(M2M_A_SESSIONS) },
-	[M2M_CMD_GET_REASONS] = { m2m_get_reasons, 0, 0, true },
+	[M2M_CMD_GET_NOTES] = { .dump = m2m_dump_notes, .anybody = true },
+	[M2M_CMD_GET_REASONS] = { m2m_get_reasons, .anybody = true },
 };
 
 static int check_attributes(const struct m2m_command *command, struct genl_info *info)
@@ -120,20 +122,19 @@ static int run_command(struct sk_buff *skb, struct genl_info *info)
 	return error;
 }
 
-static int dump(struct sk_buff *skb, struct netlink_callback *cb, u8 cmd,
-		int (*append)(struct m2m_state *state, struct sk_buff *skb, unsigned long *at))
+static int run_dump(struct sk_buff *skb, struct netlink_callback *cb)
 {
 	struct m2m_net *here = net_generic(sock_net(skb->sk), m2m_net_id);
+	u8 cmd = ((const struct genlmsghdr *)nlmsg_data(cb->nlh))->cmd;
 	void *head = genlmsg_put(skb, NETLINK_CB(cb->skb).portid, cb->nlh->nlmsg_seq, &m2m_family,
 				 NLM_F_MULTI, cmd);
-	unsigned long *at = (unsigned long *)cb->args;
 	int count = 0;
 
 	if (!head)
 		return -EMSGSIZE;
 	mutex_lock(&here->lock);
 	if (here->state)
-		count = append(here->state, skb, at);
+		count = commands[cmd].dump(here->state, skb, (unsigned long *)cb->args);
 	mutex_unlock(&here->lock);
 	if (!count) {
 		genlmsg_cancel(skb, head);
@@ -143,49 +144,24 @@ static int dump(struct sk_buff *skb, struct netlink_callback *cb, u8 cmd,
 	return skb->len;
 }
 
-static int dump_rows(struct sk_buff *skb, struct netlink_callback *cb)
+static struct genl_small_ops operations[ARRAY_SIZE(commands) - 1] __ro_after_init;
+
+/* As commands[] says. */
+static void __init list_operations(void)
 {
-	return dump(skb, cb, M2M_CMD_GET_ROWS, m2m_dump_rows);
+	u8 cmd;
+
+	for (cmd = M2M_CMD_UNSPEC + 1; cmd < ARRAY_SIZE(commands); cmd++) {
+		const struct m2m_command *command = &commands[cmd];
+
+		operations[cmd - 1] = (struct genl_small_ops){
+			.cmd = cmd,
+			.flags = GENL_UNS_ADMIN_PERM,
+			.doit = command->dump && !command->run ? NULL : run_command,
+			.dumpit = command->dump ? run_dump : NULL,
+		};
+	}
 }
-
-static int dump_notes(struct sk_buff *skb, struct netlink_callback *cb)
-{
-	return dump(skb, cb, M2M_CMD_GET_NOTES, m2m_notes_dump);
-}
-
-#define M2M_DO(name) { .cmd = (name), .flags = GENL_UNS_ADMIN_PERM, .doit = run_command }
-
-static const struct genl_small_ops operations[] = {
-	M2M_DO(M2M_CMD_OPEN),
-	M2M_DO(M2M_CMD_CLOSE),
-	M2M_DO(M2M_CMD_BEAT),
-	M2M_DO(M2M_CMD_SET_LINKS),
-	M2M_DO(M2M_CMD_SET_ADDRESSES),
-	M2M_DO(M2M_CMD_SET_RULES),
-	M2M_DO(M2M_CMD_SET_ROWS),
-	M2M_DO(M2M_CMD_DEL_ROWS),
-	{
-		.cmd = M2M_CMD_GET_ROWS,
-		.flags = GENL_UNS_ADMIN_PERM,
-		.doit = run_command,
-		.dumpit = dump_rows,
-	},
-	M2M_DO(M2M_CMD_REDIRECT),
-	M2M_DO(M2M_CMD_HOLD),
-	M2M_DO(M2M_CMD_RESUME),
-	M2M_DO(M2M_CMD_WATCH_ACK),
-	M2M_DO(M2M_CMD_WATCH_COUNT),
-	M2M_DO(M2M_CMD_INHERIT),
-	M2M_DO(M2M_CMD_RELEASE),
-	M2M_DO(M2M_CMD_SET_NOTES),
-	M2M_DO(M2M_CMD_DEL_NOTES),
-	{
-		.cmd = M2M_CMD_GET_NOTES,
-		.flags = GENL_UNS_ADMIN_PERM,
-		.dumpit = dump_notes,
-	},
-	M2M_DO(M2M_CMD_GET_REASONS),
-};
 
 struct genl_family m2m_family __ro_after_init = {
 	.name = M2M_GENL_NAME,
@@ -204,8 +180,10 @@ struct genl_family m2m_family __ro_after_init = {
 
 int __init m2m_netlink_init(void)
 {
-	int error = netlink_register_notifier(&m2m_releases);
+	int error;
 
+	list_operations();
+	error = netlink_register_notifier(&m2m_releases);
 	if (error)
 		return error;
 	error = genl_register_family(&m2m_family);

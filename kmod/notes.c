@@ -86,7 +86,7 @@ static void forget(struct m2m_state *state, u64 session)
 int m2m_set_notes(struct m2m_state *state, struct genl_info *info)
 {
 	const struct m2m_note *notes;
-	int count = m2m_array(info, M2M_A_NOTES, sizeof(*notes), (const void **)&notes);
+	int count = m2m_array(info, M2M_A_NOTES, &notes);
 	int index, error;
 
 	for (index = 0; index < count; index++) {
@@ -100,7 +100,7 @@ int m2m_set_notes(struct m2m_state *state, struct genl_info *info)
 int m2m_del_notes(struct m2m_state *state, struct genl_info *info)
 {
 	const void *given;
-	int count = m2m_array(info, M2M_A_SESSIONS, sizeof(u64), &given);
+	int count = m2m_array_of(info, M2M_A_SESSIONS, sizeof(u64), &given);
 	u64 session;
 	int index;
 
@@ -112,14 +112,14 @@ int m2m_del_notes(struct m2m_state *state, struct genl_info *info)
 }
 
 /**
- * m2m_notes_dump - append notes to a message, as many as there is room for
+ * m2m_dump_notes - append notes to a message, as many as there is room for
  * @state: the namespace's
  * @skb: the message
  * @at: where to go on: bucket, and place in it
  *
  * How many there were.
  */
-int m2m_notes_dump(struct m2m_state *state, struct sk_buff *skb, unsigned long *at)
+int m2m_dump_notes(struct m2m_state *state, struct sk_buff *skb, unsigned long *at)
 {
 	struct nlattr *array = nla_reserve(skb, M2M_A_NOTES, 0);
 	unsigned long place;

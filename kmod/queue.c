@@ -53,7 +53,7 @@ void m2m_parcel_free(struct m2m_state *state, struct m2m_parcel *parcel)
 
 /* Put a packet behind those that wait; the row's lock is held. Takes nothing when it fails. */
 int m2m_enqueue(struct m2m_state *state, struct m2m_wait *wait, struct sk_buff *skb,
-		   const struct nf_hook_state *at, bool first)
+		const struct nf_hook_state *at, bool first)
 {
 	struct m2m_parcel *parcel = kmalloc(sizeof(*parcel), GFP_ATOMIC | __GFP_NOWARN);
 

@@ -132,7 +132,7 @@ static void install(struct m2m_state *state, const struct m2m_flat_row *flat, st
 int m2m_set_rows(struct m2m_state *state, struct genl_info *info)
 {
 	const struct m2m_flat_row *flat;
-	int count = m2m_array(info, M2M_A_ROWS, sizeof(*flat), (const void **)&flat);
+	int count = m2m_array(info, M2M_A_ROWS, &flat);
 	struct fresh *fresh;
 	u32 places = 0;
 	int done, error;
@@ -185,7 +185,7 @@ static bool is_awaited(struct m2m_state *state, struct m2m_row *row)
 int m2m_del_rows(struct m2m_state *state, struct genl_info *info)
 {
 	const struct m2m_key4 *keys;
-	int count = m2m_array(info, M2M_A_KEYS, sizeof(*keys), (const void **)&keys);
+	int count = m2m_array(info, M2M_A_KEYS, &keys);
 	int index;
 
 	for (index = 0; index < count; index++) {
@@ -212,7 +212,7 @@ static bool read_row(struct m2m_row *row, struct m2m_flat_row *flat)
 int m2m_get_rows(struct m2m_state *state, struct genl_info *info)
 {
 	const struct m2m_key4 *keys;
-	int count = m2m_array(info, M2M_A_KEYS, sizeof(*keys), (const void **)&keys);
+	int count = m2m_array(info, M2M_A_KEYS, &keys);
 	struct m2m_flat_row flat;
 	struct sk_buff *message;
 	struct nlattr *array;

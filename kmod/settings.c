@@ -15,7 +15,7 @@ int m2m_set_links(struct m2m_state *state, struct genl_info *info)
 {
 	struct m2m_links *links, *old;
 	const u32 *indexes;
-	int count = m2m_array(info, M2M_A_LINKS, sizeof(*indexes), (const void **)&indexes);
+	int count = m2m_array(info, M2M_A_LINKS, &indexes);
 	int index;
 
 	if (count < 0)
@@ -32,9 +32,8 @@ int m2m_set_links(struct m2m_state *state, struct genl_info *info)
 		return -ENOMEM;
 	links->count = count;
 	memcpy(links->ifindex, indexes, count * sizeof(*indexes));
-	old = rcu_replace_pointer(state->links, links, true);
-	if (old)
-		kvfree_rcu(old, rcu);
+	old = rcu_replace_pointer(state->links, links, lockdep_is_held(&state->here->lock));
+	kvfree_rcu(old, rcu);
 	return 0;
 }
 
@@ -42,7 +41,7 @@ int m2m_set_addresses(struct m2m_state *state, struct genl_info *info)
 {
 	struct m2m_addresses *addresses, *old;
 	const struct m2m_addr *given;
-	int count = m2m_array(info, M2M_A_ADDRESSES, sizeof(*given), (const void **)&given);
+	int count = m2m_array(info, M2M_A_ADDRESSES, &given);
 	int index;
 
 	if (count < 0)
@@ -60,9 +59,8 @@ int m2m_set_addresses(struct m2m_state *state, struct genl_info *info)
 		else if (ipv6_addr_v4mapped((const struct in6_addr *)address))
 			addresses->v4[addresses->count++] = address->word[3];
 	}
-	old = rcu_replace_pointer(state->addresses, addresses, true);
-	if (old)
-		kvfree_rcu(old, rcu);
+	old = rcu_replace_pointer(state->addresses, addresses, lockdep_is_held(&state->here->lock));
+	kvfree_rcu(old, rcu);
 	return 0;
 }
 
@@ -93,29 +91,19 @@ int m2m_set_rules(struct m2m_state *state, struct genl_info *info)
 		memcpy(&rules->rule[rules->count], nla_data(attribute), nla_len(attribute));
 		rules->count += nla_len(attribute) / sizeof(struct m2m_rule);
 	}
-	old = rcu_replace_pointer(state->rules, rules, true);
-	if (old)
-		kvfree_rcu(old, rcu);
+	old = rcu_replace_pointer(state->rules, rules, lockdep_is_held(&state->here->lock));
+	kvfree_rcu(old, rcu);
 	return 0;
 }
 
 int m2m_get_reasons(struct m2m_state *state, struct genl_info *info)
 {
 	struct m2m_reasons sum = {};
-	struct sk_buff *message;
-	void *head;
 	int cpu, reason;
 
 	for_each_possible_cpu(cpu) {
 		for (reason = 0; reason < M2M_REASONS; reason++)
 			sum.count[reason] += per_cpu_ptr(state->reasons, cpu)->count[reason];
 	}
-	message = m2m_reply(info, nla_total_size(sizeof(sum)), &head);
-	if (!message)
-		return -ENOMEM;
-	if (nla_put(message, M2M_A_REASONS, sizeof(sum), &sum)) {
-		nlmsg_free(message);
-		return -EMSGSIZE;
-	}
-	return m2m_answer(info, message, head);
+	return m2m_answer_with(info, M2M_A_REASONS, &sum, sizeof(sum));
 }
