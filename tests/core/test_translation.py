@@ -10,12 +10,23 @@ from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.translation import Action, Hook
 from tests.support import packets
 from tests.support.core import IPV4, translation
+from tests.support.vectors import Vector, vectors
 
 address = st.binary(min_size=4, max_size=4).map(lambda raw: IPV4 + raw) | st.sampled_from(
     [IPV4 + b"\0\0\0\0", IPV4 + b"\xff\xff\xff\xff"]
 )
 port = st.integers(0, 65535) | st.sampled_from([0, 65535])
 payload = st.binary(max_size=65)
+
+
+@pytest.mark.parametrize("vector", vectors(), ids=lambda vector: vector.name)
+def test_packets_are_translated_to_the_octet(vector: Vector) -> None:
+    """Those of which every implementation makes the same."""
+    hook, entry = vector.entry.hook, vector.entry
+    made = translation(
+        hook, entry.match, entry.rewrite, action=entry.action, mss=entry.mss, ifindex=1
+    )
+    assert made.rewrite(vector.before) == vector.after
 
 
 def flows(proto: int) -> st.SearchStrategy[Flow]:

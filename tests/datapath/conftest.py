@@ -34,16 +34,12 @@ def bench() -> Iterator[Callable[[], Bench]]:
         one.remove()
 
 
-_DATAPATHS = [
-    "fake",
-    "naming",
-    pytest.param("ebpf", marks=pytest.mark.needs("netns", "bpffs", "nfqueue")),
-]
+IN_KERNEL = [pytest.param("ebpf", marks=pytest.mark.needs("netns", "bpffs", "nfqueue"))]
 if is_loaded():  # on other kernels `make test-vm` does these
-    _DATAPATHS.append(pytest.param("kmod", marks=pytest.mark.needs("netns")))
+    IN_KERNEL.append(pytest.param("kmod", marks=pytest.mark.needs("netns")))
 
 
-@pytest.fixture(params=_DATAPATHS)
+@pytest.fixture(params=["fake", "naming", *IN_KERNEL])
 async def open_rig(
     request: pytest.FixtureRequest, bench: Callable[[], Bench]
 ) -> AsyncIterator[OpenRig]:

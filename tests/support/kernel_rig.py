@@ -153,6 +153,11 @@ class KernelRig(Rig):
             )
         else:
             data = packets.udp(flow, payload=payload, ttl=ttl, ident=1)
+        self.send(hook, data)
+
+    def send(self, hook: Hook, data: bytes) -> None:
+        """Let one packet enter the host, or leave it, as it is."""
+        flow = packets.flow_of(data)
         if hook is Hook.OUT:
             with suppress(PermissionError):  # what iptables drops, its sender is told
                 self._out.sendto(data, (format_address(flow.dst), 0))
@@ -160,6 +165,10 @@ class KernelRig(Rig):
             (self._left if flow.src in (LEFT, CLIENT) else self._right).send(data)
 
     async def seen(self) -> list[Seen]:
+        return [_seen(place, data) for place, data in await self.arrived()]
+
+    async def arrived(self) -> list[tuple[Place, bytes]]:
+        """As :meth:`seen`, whole packets."""
         # The agent may have yet to read, and to let go, packets of flows that are released.
         await trio.testing.wait_all_tasks_blocked()
         mark = b"nothing is under way %d" % next(_sentinels)
@@ -171,17 +180,18 @@ class KernelRig(Rig):
         self._left.send(sentinel(LEFT, RIGHT))
         self._right.send(sentinel(RIGHT, LEFT))
         self._left.send(sentinel(LEFT, HOST_LEFT))
-        seen = []
+        arrived = []
         with trio.fail_after(PATIENCE):
             for sock, place in (
                 (self._right.wire, Place.WIRE),
                 (self._left.wire, Place.WIRE),
                 (self._stack[Proto.UDP], Place.STACK),
             ):
-                seen += await _read_until(sock, place, mark)
+                before = await _read_until(sock, mark)
+                arrived += [(place, data) for data in before]
         # The last one above came after every TCP packet too.
-        seen += [_seen(Place.STACK, data) for data in _read(self._stack[Proto.TCP])]
-        return seen
+        arrived += [(Place.STACK, data) for data in _read(self._stack[Proto.TCP])]
+        return arrived
 
 
 class EbpfRig(KernelRig):
@@ -243,12 +253,11 @@ def _seen(place: Place, data: bytes) -> Seen:
     return Seen(place, packets.flow_of(data), packets.payload_of(data))
 
 
-async def _read_until(sock: socket.socket, place: Place, mark: bytes) -> list[Seen]:
-    seen: list[Seen] = []
+async def _read_until(sock: socket.socket, mark: bytes) -> list[bytes]:
+    before: list[bytes] = []
     while True:
         for data in _read(sock):
-            packet = _seen(place, data)
-            if packet.payload == mark:
-                return seen
-            seen.append(packet)
+            if packets.payload_of(data) == mark:
+                return before
+            before.append(data)
         await trio.lowlevel.wait_readable(sock)
