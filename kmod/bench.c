@@ -9,10 +9,10 @@
 #include <linux/ip.h>
 #include <linux/module.h>
 #include <linux/random.h>
-#include <linux/sched/clock.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/tcp.h>
+#include <linux/timekeeping.h>
 #include <linux/vmalloc.h>
 #include <net/ip.h>
 
@@ -61,8 +61,8 @@ static void measure_timer(void)
 	int round;
 
 	for (round = 0; round < 10000; round++) {
-		began = local_clock();
-		least = min(least, local_clock() - began);
+		began = ktime_get_raw_ns();
+		least = min(least, ktime_get_raw_ns() - began);
 	}
 	timer = least;
 }
@@ -76,7 +76,7 @@ static int insert_all(struct series *to)
 
 	for (number = 0; number < rows; number += M2M_BATCH) {
 		local_bh_disable();
-		began = local_clock();
+		began = ktime_get_raw_ns();
 		for (index = 0; index < M2M_BATCH; index++) {
 			struct m2m_key4 key;
 
@@ -87,7 +87,7 @@ static int insert_all(struct series *to)
 			m2m_row_fill(batch[index], &entry, NULL);
 			m2m_table_add(&table, batch[index]);
 		}
-		put(to, local_clock() - began);
+		put(to, ktime_get_raw_ns() - began);
 		local_bh_enable();
 		if (index < M2M_BATCH)
 			return -ENOMEM;
@@ -109,10 +109,10 @@ static int look_up_all(struct series *to)
 		found = 0;
 		local_bh_disable();
 		rcu_read_lock();
-		began = local_clock();
+		began = ktime_get_raw_ns();
 		for (index = 0; index < M2M_BATCH; index++)
 			found += !!m2m_table_find(&table, &key[index]);
-		put(to, local_clock() - began);
+		put(to, ktime_get_raw_ns() - began);
 		rcu_read_unlock();
 		local_bh_enable();
 		if (found != M2M_BATCH)
@@ -162,13 +162,13 @@ static int rewrite_all(struct series *to)
 	m2m_edit_of(&edit[1], &back, &entry);
 	for (number = 0; !error && number < rows; number += M2M_BATCH) {
 		local_bh_disable();
-		began = local_clock();
+		began = ktime_get_raw_ns();
 		for (index = 0; index < M2M_BATCH; index++) {
 			if (!m2m_parse(skb, &headers) ||
 			    m2m_rewrite(skb, &headers, &edit[index & 1], false))
 				error = -EINVAL;
 		}
-		put(to, local_clock() - began);
+		put(to, ktime_get_raw_ns() - began);
 		local_bh_enable();
 		cond_resched();
 	}
