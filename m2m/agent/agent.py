@@ -196,6 +196,9 @@ class Agent:
                     datapath=datapath.name, why=datapath.why, secure=not config.insecure,
                 )  # fmt: skip
                 self._keeps = True
+                ordinary = host.go_before_others()
+                if ordinary is not None:
+                    _log.info("scheduled as an ordinary process", why=ordinary)
                 notify.ready(_status(self._served()))
                 gc.collect()
                 gc.freeze()  # what is there now stays: no need to look through it again
