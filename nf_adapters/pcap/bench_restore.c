@@ -65,8 +65,9 @@ int main(int argc, char **argv)
 		return 2;
 	while (cells < 2 * names)
 		cells *= 2;
-	memory = aligned_alloc(4096, m2m_map_size(cells));
+	memory = aligned_alloc(M2M_MAP_LARGE, (m2m_map_size(cells) | (M2M_MAP_LARGE - 1)) + 1);
 	memset(memory, 0, m2m_map_size(cells));
+	madvise(memory, m2m_map_size(cells), MADV_COLLAPSE); /* as readers have it: find.h */
 	m2m_map_format(memory, cells, 0, 0);
 	m2m_map_use(&pcap.restorer.map, memory, m2m_map_size(cells));
 	for (number = 0; number < names; number++) {

@@ -18,8 +18,9 @@
 #include "reach.h"
 #include "restore.h"
 
-#define M2M_AHEAD 4 /* packets: about as long as memory takes */
+#define M2M_AHEAD 8 /* packets: about as long as memory takes */
 #define M2M_NEAR (1u << 14) /* cells: a table that the processor's caches hold is not waited for */
+#define M2M_LONGEST_CUT 65535u /* bytes: no packet is cut by that */
 #define M2M_SHORTEST_CUT 256 /* bytes: every header that is restored, VLAN tags and options too */
 
 struct m2m_pcap {
@@ -30,9 +31,9 @@ struct m2m_pcap {
 	int untimed;
 	u64 refused;  /* packets that the program's filter has refused, here instead of in the kernel */
 	u64 received; /* the largest count that the program has been told */
-	u8 *follows;  /* which packet comes next, if it is of the same block */
-	u8 *cursor;   /* the last one whose name has been fetched ahead */
-	int distance; /* how far that is */
+	u8 *follows;  /* which packet comes next, if it is there already */
+	u8 *cursor;   /* TPACKET_V3: the last one whose name has been fetched ahead */
+	unsigned int distance; /* how many packets ahead names have been fetched */
 	struct m2m_health_slot *health; /* NULL: nobody wants to know */
 };
 
@@ -150,23 +151,33 @@ m2m_inline int m2m_pcap_restore(struct m2m_pcap *m2m, int link, u8 *bytes, size_
 	return 1;
 }
 
+/* Whether names are to be fetched before packet, which is handled now; behind it follows comes. */
+m2m_inline int m2m_pcap_steps(struct m2m_pcap *m2m, const u8 *packet, u8 *follows)
+{
+	if (m2m->restorer.map.mask < M2M_NEAR)
+		return 0;
+	if (packet == m2m->follows && m2m->distance)
+		m2m->distance--;
+	else
+		m2m->distance = 0;
+	m2m->follows = follows;
+	return 1;
+}
+
 /*
  * Before a packet of a block is handled, of which so many are left: have the names of those behind
  * it fetched. ring: bytes of the block.
  */
-m2m_inline void m2m_pcap_ahead(struct m2m_pcap *m2m, u8 *packet, int left, unsigned int ring,
-			       int link)
+m2m_inline void m2m_pcap_ahead_v3(struct m2m_pcap *m2m, u8 *packet, int left, unsigned int ring,
+				  int link)
 {
-	if (m2m->restorer.map.mask < M2M_NEAR)
+	u8 *follows = packet + ((struct tpacket3_hdr *)packet)->tp_next_offset;
+
+	if (!m2m_pcap_steps(m2m, packet, follows))
 		return;
-	if (packet == m2m->follows && m2m->distance) {
-		m2m->distance--;
-	} else {
+	if (!m2m->distance)
 		m2m->cursor = packet;
-		m2m->distance = 0;
-	}
-	m2m->follows = packet + ((struct tpacket3_hdr *)packet)->tp_next_offset;
-	while (m2m->distance < M2M_AHEAD && m2m->distance + 1 < left) {
+	while (m2m->distance < M2M_AHEAD && (int)m2m->distance + 1 < left) {
 		struct tpacket3_hdr *next;
 
 		m2m->cursor += ((struct tpacket3_hdr *)m2m->cursor)->tp_next_offset;
@@ -175,6 +186,29 @@ m2m_inline void m2m_pcap_ahead(struct m2m_pcap *m2m, u8 *packet, int left, unsig
 		if (next->tp_mac + next->tp_snaplen <= ring)
 			m2m_restore_ahead(&m2m->restorer, (unsigned int)link,
 					  m2m->cursor + next->tp_mac, next->tp_snaplen);
+	}
+}
+
+/*
+ * The same in a ring of count frames (TPACKET_V2), of which the one at number at is handled: those
+ * behind it that the kernel has filled are known, too. size: bytes of a frame.
+ */
+m2m_inline void m2m_pcap_ahead_v2(struct m2m_pcap *m2m, u8 *const *frames, unsigned int at,
+				  unsigned int count, unsigned int size, int link)
+{
+	if (!m2m_pcap_steps(m2m, frames[at], frames[at + 1 < count ? at + 1 : 0]))
+		return;
+	while (m2m->distance < M2M_AHEAD && m2m->distance + 1 < count) {
+		unsigned int ahead = at + m2m->distance + 1;
+		struct tpacket2_hdr *next;
+
+		next = (struct tpacket2_hdr *)frames[ahead < count ? ahead : ahead - count];
+		if (__atomic_load_n(&next->tp_status, __ATOMIC_ACQUIRE) == TP_STATUS_KERNEL)
+			return;
+		m2m->distance++;
+		if (next->tp_mac + next->tp_snaplen <= size)
+			m2m_restore_ahead(&m2m->restorer, (unsigned int)link,
+					  (u8 *)next + next->tp_mac, next->tp_snaplen);
 	}
 }
 

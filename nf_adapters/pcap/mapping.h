@@ -144,7 +144,7 @@ m2m_inline int m2m_cell_has(const struct m2m_cell *cell, u32 head, const struct 
 	       cell->dport == key->dport && m2m_head_proto(head) == key->proto;
 }
 
-typedef u32 __attribute__((may_alias)) m2m_word;
+typedef u64 __attribute__((may_alias)) m2m_word;
 
 /* Copy a whole cell; its head, or that of an erased one when the writer never finishes. */
 m2m_inline u32 m2m_cell_copy(struct m2m_cell *copy, const struct m2m_cell *cell)
@@ -154,18 +154,26 @@ m2m_inline u32 m2m_cell_copy(struct m2m_cell *copy, const struct m2m_cell *cell)
 	int tries;
 
 	for (tries = 0; tries < M2M_MAP_TRIES; tries++) {
-		u32 head = __atomic_load_n(&cell->head, __ATOMIC_ACQUIRE);
-		unsigned int i;
-
-		if (head & 1)
+		to[0] = __atomic_load_n(&from[0], __ATOMIC_ACQUIRE);
+		if (copy->head & 1)
 			continue;
-		for (i = 1; i < sizeof(*cell) / 4; i++)
-			to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+		to[1] = __atomic_load_n(&from[1], __ATOMIC_RELAXED);
+		to[2] = __atomic_load_n(&from[2], __ATOMIC_RELAXED);
+		to[3] = __atomic_load_n(&from[3], __ATOMIC_RELAXED);
 		__atomic_thread_fence(__ATOMIC_ACQUIRE);
-		if (__atomic_load_n(&cell->head, __ATOMIC_RELAXED) == head)
-			return copy->head = head;
+		if (__atomic_load_n(&cell->head, __ATOMIC_RELAXED) == copy->head)
+			return copy->head;
 	}
 	return copy->head = (u32)M2M_CELL_ERASED << 24;
+}
+
+m2m_inline void m2m_cell_name(struct m2m_name *name, const struct m2m_cell *cell)
+{
+	name->src = cell->super_src;
+	name->dst = cell->super_dst;
+	name->sport = cell->super_sport;
+	name->dport = cell->super_dport;
+	name->again = cell->head >> 24 & M2M_CELL_AGAIN ? 1 : 0;
 }
 
 /* Whether any subsession can have these ports. */
@@ -179,27 +187,16 @@ m2m_inline int m2m_map_may_have(const struct m2m_map *map, __be16 sport, __be16 
 }
 
 /*
- * The supersession's name for a packet with this wire tuple, captured at when (ms of
- * CLOCK_REALTIME, wraps). Whether there is one.
- *
- * Tuples of subsessions are used for nothing else, so the last session that had one has its
- * packets, whatever the clocks say. Only where a tuple has come to another session, and the former
- * one is not forgotten yet, the time decides: the name is that of the latest which had begun
- * by then. With timed 0 the latest one is taken.
- *
- * Whoever wants to ask the kernel about tuples of which the agent does not know, does so where
- * this returns 0.
+ * Where a tuple has come to another session, and the former one is not forgotten yet: the name is
+ * that of the latest which had begun by then, and with timed 0 the latest. at: where it is first met.
  */
-m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *key, u32 when,
-			    int timed, struct m2m_name *name)
+static inline int m2m_map_find_among(const struct m2m_map *map, const struct m2m_key4 *key, u32 at,
+				     u32 when, int timed, struct m2m_name *name)
 {
 	struct m2m_cell best = {0};
 	int found = 0, found_begun = 0;
-	u32 at, probe;
+	u32 probe;
 
-	if (!m2m_map_may_have(map, key->sport, key->dport))
-		return 0;
-	at = m2m_map_home(map, key);
 	for (probe = 0; probe < M2M_MAP_PROBES; probe++, at = (at + 1) & map->mask) {
 		struct m2m_cell cell;
 		u32 head = m2m_cell_copy(&cell, &map->cells[at]);
@@ -226,14 +223,49 @@ m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *ke
 		if (alive)
 			break;
 	}
-	if (!found)
+	if (found)
+		m2m_cell_name(name, &best);
+	return found;
+}
+
+/*
+ * The supersession's name for a packet with this wire tuple, captured at when (ms of
+ * CLOCK_REALTIME, wraps). Whether there is one.
+ *
+ * Tuples of subsessions are used for nothing else, so the last session that had one has its
+ * packets, whatever the clocks say; only where another had it before, the time decides.
+ *
+ * Whoever wants to ask the kernel about tuples of which the agent does not know, does so where
+ * this returns 0.
+ */
+m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *key, u32 when,
+			    int timed, struct m2m_name *name)
+{
+	struct m2m_name other; /* name itself is then not in memory, but for this one */
+	u32 at, probe;
+
+	if (!m2m_map_may_have(map, key->sport, key->dport))
 		return 0;
-	name->src = best.super_src;
-	name->dst = best.super_dst;
-	name->sport = best.super_sport;
-	name->dport = best.super_dport;
-	name->again = best.head >> 24 & M2M_CELL_AGAIN ? 1 : 0;
-	return 1;
+	at = m2m_map_home(map, key);
+	for (probe = 0; probe < M2M_MAP_PROBES; probe++, at = (at + 1) & map->mask) {
+		struct m2m_cell cell;
+		u32 head = m2m_cell_copy(&cell, &map->cells[at]);
+		unsigned int state = m2m_head_state(head);
+
+		if (state == M2M_CELL_FREE)
+			return 0;
+		if (state > M2M_CELL_FADING || !m2m_cell_has(&cell, head, key))
+			continue;
+		if (state <= M2M_CELL_STALE && (!timed || (s32)(when - cell.from) >= 0)) {
+			m2m_cell_name(name, &cell);
+			return 1;
+		}
+		if (!m2m_map_find_among(map, key, at, when, timed, &other))
+			return 0;
+		*name = other;
+		return 1;
+	}
+	return 0;
 }
 
 #endif /* M2M_PCAP_MAPPING_H */

@@ -283,14 +283,31 @@ static inline enum m2m_restored m2m_restore_error(struct m2m_restorer *restorer,
 	return name.again ? M2M_RESTORED_AGAIN : M2M_RESTORED;
 }
 
+/* A later fragment: only the addresses change, as those of the first one did. */
+static inline enum m2m_restored m2m_restore_fragment(struct m2m_restorer *restorer, u8 *ip, u32 when)
+{
+	struct m2m_name name;
+	struct m2m_edit edit;
+
+	if (!m2m_find_datagram(restorer, ip, when, &name)) {
+		restorer->fragments++;
+		return M2M_AS_IT_WAS;
+	}
+	m2m_edit_by(&edit, &name, ip, 0, 0);
+	m2m_put_addresses(&edit, ip);
+	restorer->restored++;
+	return name.again ? M2M_RESTORED_AGAIN : M2M_RESTORED;
+}
+
 static inline enum m2m_restored m2m_restore_ip(struct m2m_restorer *restorer, u8 *ip, size_t room,
 					       u32 when, unsigned int flags)
 {
 	size_t header = m2m_ip_header(ip, room);
-	struct m2m_name name;
+	struct m2m_name name = {0};
 	struct m2m_edit edit;
 	u16 fragment, ignored;
 	u8 proto, *l4;
+	int found;
 
 	if (!header)
 		return M2M_AS_IT_WAS;
@@ -301,25 +318,19 @@ static inline enum m2m_restored m2m_restore_ip(struct m2m_restorer *restorer, u8
 			return m2m_restore_error(restorer, ip, header, room, when, flags);
 		return M2M_AS_IT_WAS;
 	}
+	if (fragment & M2M_IP_OFFSET)
+		return m2m_restore_fragment(restorer, ip, when);
 	l4 = ip + header;
-	if (fragment & M2M_IP_OFFSET) {
-		if (!m2m_find_datagram(restorer, ip, when, &name)) {
-			restorer->fragments++;
-			return M2M_AS_IT_WAS;
-		}
-		m2m_edit_by(&edit, &name, ip, 0, 0);
-	} else {
-		int found = room >= header + 4 &&
-			    m2m_find_ports(restorer, ip, l4, when, flags, &name);
+	found = room >= header + 4 && m2m_find_ports(restorer, ip, l4, when, flags, &name);
+	if (fragment & M2M_IP_MORE) {
+		struct m2m_name noted = name; /* so that name itself need not be in memory */
 
-		if (fragment & M2M_IP_MORE)
-			m2m_note_datagram(restorer, ip, when, found ? &name : NULL);
-		if (!found)
-			return M2M_AS_IT_WAS;
-		m2m_edit_by(&edit, &name, ip, m2m_load16(l4), m2m_load16(l4 + 2));
-		m2m_put_ports(&edit, proto, l4, room - header, flags & M2M_PARTIAL_CHECK,
-			      &ignored);
+		m2m_note_datagram(restorer, ip, when, found ? &noted : NULL);
 	}
+	if (!found)
+		return M2M_AS_IT_WAS;
+	m2m_edit_by(&edit, &name, ip, m2m_load16(l4), m2m_load16(l4 + 2));
+	m2m_put_ports(&edit, proto, l4, room - header, flags & M2M_PARTIAL_CHECK, &ignored);
 	m2m_put_addresses(&edit, ip);
 	restorer->restored++;
 	return name.again ? M2M_RESTORED_AGAIN : M2M_RESTORED;

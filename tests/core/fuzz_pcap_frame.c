@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * libFuzzer target: frames of any shape through the restorer, under ASan and UBSan. Each frame lies
- * in memory of its own of exactly the captured size. Where it was left as it was, no byte has
+ * in memory of its own of exactly the captured size. Fetching ahead reads no more. Where it was left as it was, no byte has
  * changed; where it was restored, restoring it back gives the frame as it was on the wire,
  * up to the two ways in which one's complement can write zero.
  */
@@ -87,6 +87,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	size -= 2;
 	frame = malloc(size ? size : 1);
 	memcpy(frame, data, size);
+	m2m_restore_ahead(&there, link, frame, size);
 	done = m2m_restore(&there, link, frame, size, 7, flags);
 	if (done == M2M_AS_IT_WAS) {
 		assert(!memcmp(frame, data, size));
