@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from mmap import mmap
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -22,9 +23,9 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, sign
 
 # struct m2m_health of nf_adapters/pcap/health.h
 _PAGE = 2048
-_SLOTS = 63
-_HEAD = struct.Struct("=I28x")
-_SLOT = struct.Struct("=QQQQ")  # open, empty_at, delivered, restored
+_SLOTS = 31
+_HEAD = struct.Struct("=I60x")
+_SLOT = struct.Struct("=QQQQQ24x")
 
 _HANDED_OVER = (
     15_000_000  # ns after which every packet has been handed over, M2M_HEALTH_MS and more
@@ -33,6 +34,22 @@ _LOOK = 0.004  # s between two looks at memory that tells of no change
 _LIMIT = 0.4  # s
 _ACCOUNT = 1.0  # s between two accounts
 _AGAIN = 1.0  # s between two attempts to reach an agent that is away
+
+
+class _Slot(NamedTuple):
+    process: int  # 0: the handle is closed
+    empty_at: int
+    delivered: int
+    restored: int
+    next: int
+
+    def is_empty(self) -> bool:
+        """Whether the word in the program's memory says that nothing has come since."""
+        try:
+            with open(f"/proc/{self.process}/mem", "rb", buffering=0) as memory:
+                return os.pread(memory.fileno(), 4, self.next) == bytes(4)
+        except (OSError, OverflowError):
+            return False
 
 
 class Health:
@@ -48,26 +65,35 @@ class Health:
         """Where the program finds it, as long as this process runs."""
         return f"/proc/{os.getpid()}/fd/{self._fd}"
 
-    def _slots(self) -> list[tuple[int, int, int, int]]:
+    def _slots(self) -> list[_Slot]:
         (used,) = _HEAD.unpack_from(self._page)
-        count = min(used, _SLOTS)
-        return [_SLOT.unpack_from(self._page, _HEAD.size + i * _SLOT.size) for i in range(count)]
+        return [self._slot(number) for number in range(min(used, _SLOTS))]
+
+    def _slot(self, number: int) -> _Slot:
+        return _Slot._make(_SLOT.unpack_from(self._page, _HEAD.size + number * _SLOT.size))
 
     @property
     def delivered(self) -> int:
         """Packets that it has been given."""
-        return sum(slot[2] for slot in self._slots())
+        return sum(slot.delivered for slot in self._slots())
 
     @property
     def restored(self) -> int:
         """Those of them that belong to sessions."""
-        return sum(slot[3] for slot in self._slots())
+        return sum(slot.restored for slot in self._slots())
 
     def quiet_since(self, moment: int) -> bool:
         """Whether all that was captured before *moment* (ns, monotonic) has been delivered."""
-        return all(
-            empty_at > moment + _HANDED_OVER for is_open, empty_at, *_ in self._slots() if is_open
-        )
+        handed_over = moment + _HANDED_OVER
+        now = time.monotonic_ns()
+        for number, slot in enumerate(self._slots()):
+            if not slot.process or slot.empty_at > handed_over:
+                continue
+            if now <= handed_over or not slot.next or not slot.is_empty():
+                return False
+            if self._slot(number).next != slot.next:  # it has begun to read meanwhile
+                return False
+        return True
 
     async def quiesce(self) -> bool:
         """Wait until all that is captured by now has been delivered; False: it takes too long."""

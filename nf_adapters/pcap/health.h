@@ -3,6 +3,11 @@
  * How far a program is with what it captures: a page that m2m-nf gives it (M2M_PCAP_HEALTH), one
  * line for each handle. "Everything captured before T has been delivered" is true when the
  * ring was seen empty later than T plus the time a block may take to be handed over.
+ *
+ * A program that waits for packets by itself (poll() on the handle's descriptor) does not come
+ * here while none comes. So the line also says which word of the ring, in the program's memory,
+ * was zero when all before it had been delivered: while it is, the ring is empty, and
+ * m2m-nf looks at it itself.
  */
 #ifndef M2M_PCAP_HEALTH_H
 #define M2M_PCAP_HEALTH_H
@@ -12,20 +17,22 @@
 
 #include "find.h"
 
-#define M2M_HEALTH_SLOTS 63 /* handles of one program; more of them are not told of */
+#define M2M_HEALTH_SLOTS 31 /* handles of one program; more of them are not told of */
 #define M2M_HEALTH_MS 10    /* a block is handed over after that, if it is not full before */
 #define M2M_HEALTH_LOOK 20  /* ms between two looks at a ring that stays empty */
 
 struct m2m_health_slot {
-	u64 open;
+	u64 process; /* whose memory the ring is in; 0: the handle is closed */
 	u64 empty_at; /* ns of CLOCK_MONOTONIC */
 	u64 delivered;
 	u64 restored;
+	u64 next; /* address of the u32 that is 0 (TP_STATUS_KERNEL) until a packet comes; 0: busy */
+	u64 zero[3];
 };
 
 struct m2m_health {
 	u32 handles; /* so many slots have been used */
-	u32 zero[7];
+	u32 zero[15];
 	struct m2m_health_slot slots[M2M_HEALTH_SLOTS];
 };
 
@@ -62,7 +69,7 @@ static inline struct m2m_health_slot *m2m_health_open(void)
 		munmap(page, sizeof(*page));
 		return NULL;
 	}
-	page->slots[number].open = 1; /* the page stays mapped: handles share it */
+	page->slots[number].process = (u64)getpid(); /* the page stays mapped: handles share it */
 	return &page->slots[number];
 }
 

@@ -12,6 +12,7 @@
 #define M2M_PCAP_HOOK_H
 
 #include <linux/if_packet.h>
+#include <stdint.h>
 
 #include "find.h"
 #include "health.h"
@@ -75,7 +76,7 @@ static void m2m_pcap_close(struct m2m_pcap *m2m)
 	if (!m2m)
 		return;
 	if (m2m->health)
-		m2m->health->open = 0;
+		m2m->health->process = 0;
 	m2m_map_close(&m2m->file);
 	free(m2m);
 }
@@ -85,6 +86,17 @@ static inline int m2m_pcap_poll(struct m2m_pcap *m2m, struct pollfd *fds, nfds_t
 	if (m2m && m2m->health)
 		return m2m_health_poll(m2m->health, fds, count, timeout);
 	return poll(fds, count, timeout);
+}
+
+/* Whether the next frame or block is the program's; all before it have been handled. */
+static inline int m2m_pcap_acquired(struct m2m_pcap *m2m, const u32 *status, int acquired)
+{
+	u64 next = acquired ? 0 : (u64)(uintptr_t)status;
+
+	/* not busy any more only when all has been told that was before */
+	if (m2m && m2m->health && m2m->health->next != next)
+		__atomic_store_n(&m2m->health->next, next, __ATOMIC_RELEASE);
+	return acquired;
 }
 
 /* After how many ms a block is handed over that is not full; 0 is the kernel's own time. */
