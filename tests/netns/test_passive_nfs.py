@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,7 @@ from tests.support.passive import (
 
 pytestmark = [pytest.mark.needs(*NEEDS), pytest.mark.timeout(180)]
 
+EVERY_PACKET = Path(__file__).parents[1] / "support/every_packet.rules"
 _PATIENCE = 20.0
 _LOOK = 0.02  # s between two looks at what a program has written; there is no event for it
 
@@ -64,6 +66,10 @@ PROGRAMS = (
         "prads", ("prads", "-i", "core", "-l", "log", "-v", "-b", "FILTER"), None, "log"
     ),
     Program("tshark", ("tshark", "-i", "core", "-n", "-l", "-f", "FILTER"), "Capture started"),
+    Program(
+        "suricata", ("suricata", "--pcap=core", "-l", ".", "-k", "none", "-S", str(EVERY_PACKET),
+                     "--set", "stats.enabled=no", "FILTER"), "Engine started", "eve.json",
+    ),
 )  # fmt: skip
 
 
@@ -146,7 +152,8 @@ def on(session: Session, here: PassiveLab) -> str:
 
 async def grown(watched: list[Watching], act: Callable[[], Awaitable[None]]) -> None:
     """Everyone that tells of each packet tells of more after *act*."""
-    every = [one for one in watched if one.program.name.startswith(("tcpdump", "ngrep", "tshark"))]
+    telling = ("tcpdump", "ngrep", "tshark", "suricata")
+    every = [one for one in watched if one.program.name.startswith(telling)]
     before = {id(one): len(one.report) for one in every}
     await act()
     for one in every:
@@ -254,21 +261,24 @@ async def test_dumpcap_writes_supersessions_to_its_file() -> None:
 
 
 async def test_a_replaced_tap_has_read_all_before_the_session_goes_on() -> None:
-    """``op``: the agent knows of the program and waits until it has what was captured."""
+    """``op``: the agent knows of its programs and waits until they have what was captured; also of
+    one that waits for packets by itself, outside libpcap (p0f)."""
+    (p0f,) = (program for program in PROGRAMS if program.name == "p0f")
     async with passive_lab() as here:
         session = await here.connect()
         one = await watching(here, PROGRAMS[0], IDS, on(session, here))
+        other = await watching(here, p0f, IDS, on(session, here))
         await session.talk(20)
         await here.replace(IDS, OTHER_IDS)
         # 20 questions and answers, each coming and going: all printed, without waiting for any
         assert one.report.count("Flags [P.]") == 80
         stats = await here.lab.ctl(IDS, "stats")
-        (name,) = stats["functions"]
-        assert name.startswith("tcpdump (")
+        assert {name.split()[0] for name in stats["functions"]} == {"tcpdump", "p0f"}
         log = here.lab.log(IDS, "agent").read_text()
         assert "network function runs" in log
         assert "has not read all it captured" not in log
         await one.stop()
+        await other.stop()
         session.close()
 
 
@@ -293,18 +303,22 @@ async def test_one_that_does_not_read_holds_nothing_up_for_long() -> None:
         session.close()
 
 
-@pytest.mark.needs("pcapy")
-async def test_a_network_function_in_python() -> None:
+async def test_network_functions_in_python() -> None:
+    """The example, by pypcap, and a program of python-libpcap's, in our own environment."""
     example = Path(__file__).parents[2] / "examples/passive_nf.py"
-    command = ("/usr/bin/python3", str(example), "core", "FILTER")
+    sniffer = Path(sys.executable).with_name("libpcap-capture")
+    command = (sys.executable, "-u", str(sniffer), "-i", "core", "-v", "FILTER")
+    programs = (
+        Program("pypcap", (sys.executable, str(example), "core", "FILTER"), "watching core"),
+        Program("python-libpcap", command, None),
+    )
     async with passive_lab() as here:
         probe = await here.connect()
-        one = await watching(
-            here, Program("example", command, "watching core"), IDS, on(probe, here)
-        )
+        watched = [await watching(here, program, IDS, on(probe, here)) for program in programs]
         await probe.talk()
-        await one.until(told_of(probe))
-        assert names(await one.stop(), here) == set()
+        for one in watched:
+            await one.until(told_of(probe))
+            assert names(await one.stop(), here) == set()
         probe.close()
 
 
@@ -346,12 +360,6 @@ async def test_names_survive_the_agent() -> None:
         await grown([one], lambda: first.talk(5))
         assert names(await one.stop(), here) == set()
         first.close()
-
-
-@where_installed("suricata")
-async def test_suricata() -> None:
-    command = ("suricata", "--pcap=core", "-l", ".", "-k", "none", "FILTER")
-    await _optional(Program("suricata", command, "started", "eve.json"))
 
 
 @where_installed("snort")

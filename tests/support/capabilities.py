@@ -99,13 +99,6 @@ def _libpcap() -> str | None:
     return None if done.returncode == 0 else f"the patched libpcap: {done.stderr.strip()}"
 
 
-def _pcapy() -> str | None:
-    done = subprocess.run(
-        ["/usr/bin/python3", "-c", "import pcapy"], capture_output=True, check=False
-    )
-    return None if done.returncode == 0 else "python3-pcapy is missing; run: sudo make setup"
-
-
 def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"the program {name} is missing; run: sudo make setup"
 
@@ -118,7 +111,6 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "nfqueue": _nfqueue,
     "fuzzer": _fuzzer,
     "libpcap": _libpcap,
-    "pcapy": _pcapy,
 }
 
 

@@ -40,7 +40,7 @@ def test_set_uid_and_set_gid_programs_do_not(directory: Path, tmp_path: Path) ->
 
 def test_scripts_and_programs_without_it_may_load_it_later(directory: Path, tmp_path: Path) -> None:
     script = tmp_path / "nf"
-    script.write_text("#!/usr/bin/python3 -u\nimport pcapy\n")
+    script.write_text("#!/usr/bin/python3 -u\nimport pcap\n")
     script.chmod(0o755)
     for program in (str(script), "ls"):
         verdict = examine(program, directory)
