@@ -6,9 +6,12 @@ Each has a namespace of its own with a veth pair, ``x`` and ``y``; both watch ``
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import struct
 from collections.abc import Iterator
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +34,8 @@ OURS = b"\x02m2m\0\1"  # the source address of every frame of the test
 MARK = b"\x88\xb5"  # the type of the last one (IEEE 802: for experiments)
 SOL_PACKET, VNET_HDR = 263, 15  # PACKET_VNET_HDR (linux/if_packet.h)
 SLL2 = 276
+TUN = Path("/dev/net/tun")
+TUNSETIFF, TUN_WITHOUT_INFORMATION = 0x400454CA, 0x1001  # linux/if_tun.h
 
 FILTERS = (
     "", "tcp", "udp", "ip", "not tcp",
@@ -85,6 +90,26 @@ def frames(session: Flow) -> list[Frame]:
     found.append(Frame(ip + bytes(unfinished), (34, 16)))
     found.append(Frame(ether + b"\x08\x06" + bytes(28)))
     return found
+
+
+def frames_of_ipv6() -> list[Frame]:
+    """With the ports of a subsession: TCP, UDP, a first and a later fragment, an error."""
+    ends = Flow.of(6, "fd00::1", 0, "fd00::2", 0)
+    ports = struct.pack("!HH", WIRE.sport, WIRE.dport)
+
+    def packet(next_header: int, body: bytes) -> bytes:
+        head = struct.pack("!IHBB", 0x60000000, len(body), next_header, 64)
+        return head + ends.src + ends.dst + body
+
+    stream = packet(6, ports + bytes(8) + b"\x50\x02" + bytes(6))
+    bodies = [
+        stream,
+        packet(17, ports + b"\0\x0c\1\2data"),
+        packet(44, b"\x11\0\0\1\0\0\0\7" + ports + bytes(16)),
+        packet(44, b"\x11\0\0\x10\0\0\0\7" + ports + bytes(16)),
+        packet(58, b"\1\0\0\0\0\0\0\0" + stream),
+    ]
+    return [Frame(b"\x02m2m\0\2" + OURS + b"\x86\xdd" + body) for body in bodies]
 
 
 class Side(NamedTuple):
@@ -201,6 +226,21 @@ def test_every_filter_delivers_the_same(pair: Pair, immediate: bool) -> None:
     assert total > 10 * len(frames(NAME)), "filters that deliver nothing show nothing"
 
 
+@pytest.mark.parametrize("immediate", [False, True], ids=["v3", "v2"])
+def test_ipv6_is_left_alone(pair: Pair, immediate: bool) -> None:
+    """Sessions have none yet: whatever its ports, it is seen as it was sent, by every filter."""
+    texts = ("", "ip6", "tcp port 61001", "udp", "icmp6", "ip6[6] = 44", "not ip6", "inbound")
+    opened = [[side.open(text, immediate=immediate) for text in texts] for side in pair]
+    for side, handles in zip(pair, opened, strict=True):
+        side.warm(*handles)
+        side.send(frames_of_ipv6())
+    found = [[seen(handle) for handle in handles] for handles in opened]
+    assert found[0] == found[1]
+    sent = [frame.data for frame in frames_of_ipv6()]
+    assert [packet.data for packet in found[1][0]] == sent * 2  # in, and out
+    assert [len(packets) for packets in found[1]] == [10, 10, 2, 6, 2, 4, 0, 5]
+
+
 @pytest.mark.parametrize("snaplen", [20, 34, 40, 54, 60, 96, 128, 1000])
 @pytest.mark.parametrize(
     "text", [None, "", "port 80", "tcp[((tcp[12] & 0xf0) >> 2):4] = 0x47455420"]
@@ -259,6 +299,65 @@ def test_statistics_count_what_passed_the_filter(pair: Pair) -> None:
         told.append(handle.received())
         handle.close()
     assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("immediate", [False, True], ids=["v3", "v2"])
+@pytest.mark.parametrize("text", ["", "port 80"])
+def test_statistics_tell_of_what_was_lost(pair: Pair, immediate: bool, text: str) -> None:
+    """A program that reads too late: of what was received it has got all but what was dropped."""
+    sent = 3000
+    for side in pair:
+        handle = side.open(text, immediate=immediate, buffer=1 << 20, snaplen=1500)
+        side.warm(handle)
+        before, _ = handle.received()
+        frame = frames(side.session)[3]
+        assert len(frame.data) > 1000
+        side.send([frame] * (sent // 2))  # in and out
+        received, dropped = handle.received()
+        assert (received - before, dropped > 0) == (sent + 1, True)
+        got = sum(1 for _ in islice(handle.packets(), received - before - dropped))
+        assert handle.received() == (received, dropped)
+        assert got == received - before - dropped
+        handle.close()
+
+
+def test_what_is_refused_too_late_may_have_been_dropped(pair: Pair) -> None:
+    """The one difference: a full ring drops packets that the filter would have refused."""
+    dropped = []
+    for side in pair:
+        handle = side.open("port 53", buffer=1 << 20, snaplen=1500)
+        side.warm(handle)
+        side.send([frames(side.session)[3]] * 1500)
+        dropped.append(handle.received()[1] > 0)
+        handle.close()
+    assert dropped == [False, True]
+
+
+@pytest.mark.skipif(not TUN.exists(), reason=f"this kernel has no {TUN}")
+@pytest.mark.parametrize("text", ["", "host 10.0.1.1", "tcp port 80", "inbound", "outbound"])
+def test_raw_ip(pair: Pair, text: str) -> None:
+    """A tunnel's device has no link layer."""
+    found = []
+    for side in pair:
+        with side.namespace.entered():
+            tun = os.open(TUN, os.O_RDWR)
+        fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"raw", TUN_WITHOUT_INFORMATION))
+        side.namespace.run("ip", "link", "set", "raw", "up")
+        last = packets.udp(STRANGER, payload=b"the last one")
+        with side.namespace.entered():
+            handle = side.library.open("raw", filter=f"({text or 'ip'}) or udp port 53")
+        bodies = [frame.data[14:] for frame in frames(side.session)[:8]]
+        for body in bodies:
+            os.write(tun, body)
+        with side.namespace.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as raw:
+            raw.bind(("raw", 0x0800))
+            for body in [*bodies, last]:
+                raw.send(body)
+        found.append(list(takewhile(lambda packet: packet.data != last, handle.packets())))  # noqa: B023
+        handle.close()
+        os.close(tun)
+    assert found[0] == found[1]
+    assert len(found[0]) >= 8
 
 
 def test_off_is_stock(pair: Pair) -> None:

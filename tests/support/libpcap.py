@@ -47,6 +47,7 @@ class Library:
     def open(
         self, device: str, *, filter: str | None = None, snaplen: int = 262144,  # noqa: A002
         immediate: bool = False, datalink: int | None = None, timeout: int = 50,
+        buffer: int = 0,
     ) -> Handle:  # fmt: skip
         """A handle that captures, in the calling thread's namespace."""
         errors = ctypes.create_string_buffer(ERRORS)
@@ -56,6 +57,7 @@ class Library:
         self.lib.pcap_set_snaplen(handle.raw, snaplen)
         self.lib.pcap_set_timeout(handle.raw, timeout)
         self.lib.pcap_set_immediate_mode(handle.raw, int(immediate))
+        self.lib.pcap_set_buffer_size(handle.raw, buffer)
         handle.check(self.lib.pcap_activate(handle.raw))
         if datalink is not None:
             handle.check(self.lib.pcap_set_datalink(handle.raw, datalink))
