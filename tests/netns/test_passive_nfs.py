@@ -38,7 +38,7 @@ from tests.support.passive import (
 
 pytestmark = [pytest.mark.needs(*NEEDS), pytest.mark.timeout(180)]
 
-EVERY_PACKET = Path(__file__).parents[1] / "support/every_packet.rules"
+SURICATA = Path(__file__).parents[1] / "support/suricata"
 _PATIENCE = 20.0
 _LOOK = 0.02  # s between two looks at what a program has written; there is no event for it
 
@@ -67,8 +67,8 @@ PROGRAMS = (
     ),
     Program("tshark", ("tshark", "-i", "core", "-n", "-l", "-f", "FILTER"), "Capture started"),
     Program(
-        "suricata", ("suricata", "--pcap=core", "-l", ".", "-k", "none", "-S", str(EVERY_PACKET),
-                     "--set", "stats.enabled=no", "FILTER"), "Engine started", "eve.json",
+        "suricata", ("suricata", "--pcap=core", "-l", ".", "-k", "none", "-c", f"{SURICATA}.yaml",
+                     "-S", f"{SURICATA}.rules", "FILTER"), "Engine started", "eve.json",
     ),
 )  # fmt: skip
 
