@@ -316,7 +316,7 @@ async def test_network_functions_in_python() -> None:
     command = (sys.executable, "-u", str(sniffer), "-i", "core", "-v", "FILTER")
     programs = (
         Program("pypcap", (sys.executable, str(example), "core", "FILTER"), "watching core"),
-        Program("python-libpcap", command, None),
+        Program("python-libpcap", command, None, stop=signal.SIGTERM),  # SIGINT waits for a packet
     )
     async with passive_lab() as here:
         probe = await here.connect()
