@@ -16,7 +16,7 @@ import msgspec
 import trio
 from rich.console import Console
 
-from m2m.agent.api import PathInfo, PolicyInfo, SessionInfo
+from m2m.agent.api import SessionInfo
 from m2m.lab import capture, demo_evidence, demo_report, programs, state
 from m2m.lab.capture import Connection, LinkCapture
 from m2m.lab.demo_evidence import Chain
@@ -99,9 +99,7 @@ class Demo:
         """Wait until the policy server has pushed to every agent what it needs."""
 
         async def arrived() -> bool:
-            found = [
-                msgspec.convert(await self.lab.ctl(host, "policy"), PolicyInfo) for host in CHAIN
-            ]
+            found = [await self.lab.policy(host) for host in CHAIN]
             self.report.policy = found[0]
             current = all(one.connected and one.generation for one in found)
             return current and found[0].rules > 0
@@ -127,7 +125,7 @@ class Demo:
         return demo_report.chain
 
     async def live(self) -> _Show:
-        """Ask m2mctl and both kernels about iperf3's session while it runs."""
+        """Ask the agent and both kernels about iperf3's session while it runs."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._iperf3, _IPERF3, "-t", "50", "-b", "300M")  # until we are done
             live: SessionInfo | None = None
@@ -146,8 +144,8 @@ class Demo:
                 return live is not None
 
             if not await _within(20, carries_data) or live is None:
-                raise LabError("m2mctl sessions at the client shows no session of iperf3")
-            path = msgspec.convert(await self.lab.ctl("client", "session", live.id), PathInfo)
+                raise LabError("the client's agent tells of no session of iperf3")
+            path = await self.lab.path("client", live.id)
             hosts = tuple(hop.host.removeprefix(f"{self.lab.name}-") for hop in path.hops)
             self.report.path = path
             self.check(
@@ -341,7 +339,7 @@ class Demo:
         return seen.link.other(seen.host)
 
     async def _sessions(self, host: str) -> list[SessionInfo]:
-        return msgspec.convert(await self.lab.ctl(host, "sessions"), list[SessionInfo])
+        return await self.lab.sessions(host)
 
     async def _iperf3(self, port: int, *options: str) -> Any:
         server = self.lab.address("server")

@@ -13,6 +13,7 @@ and nobody serves ``old``. Both gateways run a network function of their own, to
 
 from __future__ import annotations
 
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import (
     GivenRoute,
     Host,
@@ -76,7 +77,7 @@ def gateways(name: str = "gateways", setup_timeout: float = 2.0) -> Topology:
         )
     )
     # Sessions are to linger for as long as it takes to ask for their paths.
-    options = ["--setup-timeout", f"{setup_timeout:g}", "--linger", "3"]
+    options = ["--setup-timeout", f"{setup_timeout:g}", "--linger", f"{3 * SLOWNESS:g}"]
     pages = Nginx(ports=list(PORTS), pages={"/page": PAGE})
     hosts = {
         PHONE: Host(forward=False, routes=[GivenRoute("default", "10.1.0.1")]),

@@ -30,7 +30,8 @@ PROBES_UDP, PROBES_TCP, BULK, SSH = 7001, 7002, 7003, 22
 PORTS = (PROBES_UDP, PROBES_TCP, BULK, SSH)
 
 # One counter for packets of the UE's and the server's first addresses, whichever they have now, one
-# for all else that is forwarded, and every 5-tuple: what a firewall can bear witness of.
+# for all else that is forwarded, and every 5-tuple: what a firewall can bear witness of. Errors
+# that one of the two tells the other (a port is closed by now) belong to their sessions.
 WITNESS = """
 table ip firewall {{
     counter known {{ }}
@@ -45,6 +46,8 @@ table ip firewall {{
         meta l4proto {{ tcp, udp }} add @flows {{ ip saddr . meta l4proto . th sport . ip daddr . th dport }}
         ip saddr {ue} ip daddr {srv} meta l4proto {{ tcp, udp }} th dport {{ {ports} }} counter name known accept
         ip saddr {srv} ip daddr {ue} meta l4proto {{ tcp, udp }} th sport {{ {ports} }} counter name known accept
+        ip saddr {ue} ip daddr {srv} icmp type destination-unreachable counter name known accept
+        ip saddr {srv} ip daddr {ue} icmp type destination-unreachable counter name known accept
         counter name strange
     }}
 }}

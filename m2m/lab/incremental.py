@@ -12,7 +12,7 @@ import trio
 from rich.console import Console
 from rich.text import Text
 
-from m2m.agent.api import HopReport, PathInfo, SessionInfo
+from m2m.agent.api import HopReport, PathInfo
 from m2m.agent.plan import describe
 from m2m.lab import demo_report, mobility_report, state
 from m2m.lab.demo_results import Check
@@ -33,6 +33,7 @@ from m2m.lab.gateways import (
     gateways,
 )  # fmt: skip
 from m2m.lab.lab import Lab, open_lab
+from m2m.lab.pace import SLOWNESS
 
 _DRAWING = f"""
     [cyan]{PHONE}[/] ── {NEAR} ─┐             ┌─ {FAR} ── [cyan]{WEB}[/]
@@ -42,7 +43,7 @@ _DRAWING = f"""
 
   {PHONE}, {WEB} and {OLD} have no agent; {NEAR} serves {PHONE}, {FAR} serves {WEB}.
   {UE} and {SERVER} have agents of their own. A page has {PAGE:,} bytes."""
-_PATIENCE = 10.0  # s
+_PATIENCE = 10.0 * SLOWNESS  # s
 _LOOK = 0.02  # s between two looks for a session
 
 
@@ -137,12 +138,12 @@ class _Stage:
         demo_report.heading(self._console, f"Nobody stands for {OLD}: fail= decides")
         closed, _ = await self._fetch(UE, OLD, CHAIN, patience=3)
         again, _ = await self._fetch(UE, OLD, OPEN)
-        counted = (await self._lab.ctl(UE, "stats"))["setups"].get("no agent", 0)
+        counted = (await self._lab.stats(UE)).setups.get("no agent", 0)
         self.check(
             Check("fail=closed: nothing is fetched", closed.bytes == 0, f"{closed.bytes} bytes"),
             Check(
                 "fail=open: it goes straight, and does not wait for that agent again",
-                again.bytes == PAGE and again.seconds < 1.5,
+                again.bytes == PAGE and again.seconds < 1.5 * SLOWNESS,
                 f"{again.bytes:,} bytes in {again.seconds:.2f} s",
             ),
             Check("Both are counted", counted >= 2, f"m2mctl stats: no agent {counted}"),
@@ -155,7 +156,7 @@ class _Stage:
             while left:
                 left = 0
                 for host, _ in self._lab.topology.with_role():
-                    left += len(await self._lab.ctl(host, "sessions"))
+                    left += len(await self._lab.sessions(host))
                 await trio.sleep(_LOOK)
         demo_report.heading(self._console, "Afterwards")
         self.check(Check("No host keeps a session", left == 0, f"{left} sessions"))
@@ -166,7 +167,7 @@ class _Stage:
         """The page, and the ends of its session. *look* shows and tells its path: while the page
         is fetched, and when it is there."""
         lab = self._lab
-        url = f"http://{lab.address(server)}:{port}/page"
+        url, limit = f"http://{lab.address(server)}:{port}/page", f"{patience * SLOWNESS:g}"
         says = (
             "%{size_download} %{time_total} %{local_ip}:%{local_port} %{remote_ip}:%{remote_port}"
         )
@@ -174,7 +175,7 @@ class _Stage:
             if look is not None:
                 nursery.start_soon(_again_and_again, look)
             done = await lab.run(
-                client, "curl", "-s", "--max-time", str(patience), "-o", "/dev/null", "-w", says,
+                client, "curl", "-s", "--max-time", limit, "-o", "/dev/null", "-w", says,
                 url, check=False,
             )  # fmt: skip
             nursery.cancel_scope.cancel()
@@ -197,10 +198,10 @@ class _Stage:
     async def _path(self, case: _Case) -> PathInfo | None:
         lab = self._lab
         ends = lab.address(case.client), lab.address(case.server), case.port
-        for one in msgspec.convert(await lab.ctl(case.asked, "sessions"), list[SessionInfo]):
+        for one in await lab.sessions(case.asked):
             flow = one.supersession
             if (flow.src, flow.dst, flow.dport) == ends:
-                return msgspec.convert(await lab.ctl(case.asked, "session", one.id), PathInfo)
+                return await lab.path(case.asked, one.id)
         return None
 
     async def _seen(self, host: str) -> int:
@@ -224,6 +225,7 @@ class _Stage:
 async def _again_and_again(look: _Look) -> None:
     while True:
         await look()
+        await trio.sleep(_LOOK)
 
 
 def _named(hop: HopReport, prefix: str) -> HopReport:
@@ -236,7 +238,7 @@ async def run(*, keep: bool, as_json: bool) -> int:
     """Play it; 0 when every check held, else 1. Raises :exc:`LabError`."""
     console = Console(stderr=as_json, highlight=False)
     console.width = min(console.width, demo_report.WIDTH)
-    topology = gateways(name="gateway")
+    topology = gateways(name="gateway", setup_timeout=2 * SLOWNESS)
     report = Report()
     state.check_possible(topology.name)
     console.print("\n[bold]M2M gateway[/]: chains for hosts that have no agent")

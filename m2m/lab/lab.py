@@ -12,19 +12,35 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import msgspec
 import trio
 
+from m2m.agent.api import PathInfo, PolicyInfo, SessionInfo, Stats
+from m2m.agent.dialogue import (
+    AskPath,
+    AskPolicy,
+    AskSessions,
+    AskStats,
+    PathItem,
+    PolicyItem,
+    Request,
+    SessionItem,
+    StatsItem,
+)
 from m2m.auth import DomainKey
+from m2m.cli.query import ask, one
 from m2m.errors import M2MError
 from m2m.lab import netns, process, programs, state
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.process import Notifications, Started
 from m2m.lab.topology import Nft, Ready, Topology
 
 _CLEANUP_LIMIT = 20.0  # s
+
+_Answer = TypeVar("_Answer")
 
 
 class Completed(msgspec.Struct, frozen=True):
@@ -202,7 +218,7 @@ class Lab:
         *argv: str,
         check: bool = True,
         stdin: str = "",
-        timeout: float = 60.0,  # noqa: ASYNC109  (a bound for every command, not the caller's)
+        timeout: float = 60.0 * SLOWNESS,  # noqa: ASYNC109  (a bound for every command, not the caller's)
     ) -> Completed:
         """Run a command in *host* to its end.
 
@@ -282,10 +298,30 @@ class Lab:
 
     # -- M2M --------------------------------------------------------------------------------
 
-    async def ctl(self, host: str, *arguments: str) -> Any:
-        """What ``m2mctl --json ARGUMENTS`` says at *host*, decoded."""
-        done = await self.run(host, programs.tool("m2mctl"), *arguments, "--json")
-        return msgspec.json.decode(done.out)
+    # As m2mctl asks, without the time that it takes to start. Each raises M2MError when the
+    # agent of *host* does not answer, or not to that.
+
+    async def sessions(self, host: str) -> list[SessionInfo]:
+        """All sessions at *host*."""
+        socket = self.control_socket(host)
+        items = await trio.to_thread.run_sync(lambda: list(ask(socket, AskSessions())))
+        return [item.session for item in items if isinstance(item, SessionItem)]
+
+    async def path(self, host: str, session: str) -> PathInfo:
+        """The path of a session of *host*, as its agent can tell it now."""
+        return (await self._ask(host, AskPath(session), PathItem)).path
+
+    async def stats(self, host: str) -> Stats:
+        """The counters of the agent of *host*."""
+        return (await self._ask(host, AskStats(), StatsItem)).stats
+
+    async def policy(self, host: str) -> PolicyInfo:
+        """The policy in force at *host*."""
+        return (await self._ask(host, AskPolicy(), PolicyItem)).policy
+
+    async def _ask(self, host: str, request: Request, kind: type[_Answer]) -> _Answer:
+        socket = self.control_socket(host)
+        return await trio.to_thread.run_sync(lambda: one(socket, request, kind))
 
     async def load_policy(self, text: str) -> None:
         """Give the policy server another policy file."""

@@ -15,6 +15,7 @@ import trio
 from m2m.agent.api import Direction, SessionInfo
 from m2m.lab.lab import Lab
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Command, Iperf3, Ready, Topology
 from m2m.lab.traffic import bulk, datagrams
 from m2m.lab.two_paths import CLIENT, SERVER
@@ -23,7 +24,7 @@ IPERF3, BULK, DATAGRAMS = 5201, 5202, 5203
 """Ports of the services; all are led through the chain by the policy of the lab."""
 
 _TIME_WAIT, _LISTEN = "06", "0A"  # states in /proc/net/tcp
-_PATIENCE = 30.0  # s until a load's sessions carry data
+_PATIENCE = 30.0 * SLOWNESS  # s until a load's sessions carry data
 _CARRIES = 30_000  # bytes in a session that carries data
 
 R = TypeVar("R", bulk.Report, datagrams.Report)
@@ -161,13 +162,13 @@ def _is_served(line: str) -> bool:
 
 async def sessions(lab: Lab) -> list[SessionInfo]:
     """All sessions of the client."""
-    return msgspec.convert(await lab.ctl(CLIENT, "sessions"), list[SessionInfo])
+    return await lab.sessions(CLIENT)
 
 
 async def loaded(
-    lab: Lab, port: int, number: int, before: Iterable[SessionInfo]
+    lab: Lab, port: int, number: int, before: Iterable[SessionInfo], size: int = _CARRIES
 ) -> list[SessionInfo]:
-    """The sessions to *port* that have carried data since *before*, once there are *number*.
+    """The sessions to *port* that have carried *size* bytes since *before*: *number* of them.
 
     A connection can have the ports of one that ended a moment ago, and goes on with its session.
     Raises :exc:`LabError` when they do not come.
@@ -181,7 +182,7 @@ async def loaded(
                 for one in await sessions(lab)
                 if one.supersession.dport == port
                 and not _has_ended(one)
-                and _bytes(one) - carried.get(one.id, 0) > _CARRIES
+                and _bytes(one) - carried.get(one.id, 0) > size
             ]
             if len(found) >= number:
                 return found

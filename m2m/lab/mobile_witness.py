@@ -102,7 +102,7 @@ class Left(msgspec.Struct, frozen=True):
 
 async def left(lab: Lab, host: str) -> Left:
     """Look at one host with an agent."""
-    stats = await lab.ctl(host, "stats")
+    stats = await lab.stats(host)
     said = await lab.run(host, "ip", "-j", "-4", "address", "show", "dev", "lo")
     here = [
         one["local"] for item in msgspec.json.decode(said.out or "[]")
@@ -114,7 +114,7 @@ async def left(lab: Lab, host: str) -> Left:
     )  # fmt: skip
     changed = [line for line in arp.out.splitlines() if not line.endswith(":0")]
     return Left(
-        host, stats["sessions"], stats["ports"],
+        host, stats.sessions, stats.ports,
         tuple(one for one in here if one != "127.0.0.1"),
         tuple(line.removeprefix("/proc/sys/net/ipv4/conf/") for line in changed),
     )  # fmt: skip

@@ -13,7 +13,8 @@ import msgspec
 import trio
 from rich.console import Console
 
-from m2m.agent.api import PathInfo, SessionInfo
+from m2m.agent.api import PathInfo
+from m2m.errors import M2MError
 from m2m.lab import demo_report, mobile_trial, mobile_witness, mobility_report, state
 from m2m.lab.demo_results import Check
 from m2m.lab.handover import BULK, CONTROL, OTHER_UE, SERVER, UE, handover
@@ -22,16 +23,18 @@ from m2m.lab.mobile_loads import transfer
 from m2m.lab.mobile_trial import Row, Trial
 from m2m.lab.moves import Endpoint, Moved, endpoint
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.probing import probing
 from m2m.lab.ssh import ssh_session
 from m2m.lab.topology import Topology
 
+_RATE = f"{1000 / SLOWNESS:g}mbit"  # of every link
 _PAUSE = 0.4  # s between two moves: the loads go on as if nothing had been
 _HASTE = 0.01  # s between two moves of which the second meets the first under way
-_ECHO = 0.05  # s between two lines of the SSH session
+_ECHO = 0.05 * SLOWNESS  # s between two lines of the SSH session
 _GAP = 3.0  # s without any address
-_PATIENCE = 20.0  # s until sessions that are over are forgotten everywhere
-_RECOVERY = 15.0  # s for TCP to find out that its peer is back
+_PATIENCE = 20.0 * SLOWNESS  # s until sessions that are over are forgotten everywhere
+_RECOVERY = 15.0 * SLOWNESS  # s for TCP to find out that its peer is back
 _LINGER = 0.25  # s between two looks at what other processes tell no event of
 
 
@@ -88,13 +91,13 @@ class Stage:
 
     async def path(self) -> PathInfo | None:
         """The path of the transfer's session, as the UE's agent can tell it now."""
-        sessions = msgspec.convert(await self.lab.ctl(UE, "sessions"), list[SessionInfo])
+        sessions = await self.lab.sessions(UE)
         found = None
         for one in sessions:
             if one.supersession.dport == BULK:
                 try:
-                    path = msgspec.convert(await self.lab.ctl(UE, "session", one.id), PathInfo)
-                except LabError:
+                    path = await self.lab.path(UE, one.id)
+                except M2MError:
                     continue  # that of an earlier trial, which has just been forgotten
                 if path.complete:
                     return path
@@ -252,14 +255,15 @@ class Scenario(NamedTuple):
     topology: Callable[[], Topology]
 
 
+_lab = partial(handover, rate=_RATE)
 SCENARIOS = {
-    "handover": Scenario("a UE goes from cell to cell, in every way", _handover, handover),
-    "ping-pong": Scenario("a UE that moves again before it has moved", _ping_pong, handover),
+    "handover": Scenario("a UE goes from cell to cell, in every way", _handover, _lab),
+    "ping-pong": Scenario("a UE that moves again before it has moved", _ping_pong, _lab),
     "outage": Scenario(
         "seconds without an address, which then is another's", _outage,
-        partial(handover, other_ue=True),
+        partial(_lab, other_ue=True),
     ),
-    "server-move": Scenario("the server goes to another rack", _server_move, handover),
+    "server-move": Scenario("the server goes to another rack", _server_move, _lab),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from m2m.agent.api import HopReport, PathInfo
 from m2m.lab import demo_report
 from m2m.lab.handover import CELLS, RACKS
+from m2m.lab.probing import INTERVAL
 from m2m.lab.topology import Topology
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def opening(console: Console, name: str, about: str, topology: Topology) -> None
     rate = topology.links[0].rate or "no limit"
     console.print(f"  {rate} on every link. Cells, core and racks are plain routers. Meanwhile")
     console.print("  there is a checked transfer both ways, an SSH session, and probes of UDP and")
-    console.print("  TCP that send a numbered record each half a millisecond both ways.")
+    console.print(f"  TCP that send a numbered record each {INTERVAL:g} ms both ways.")
 
 
 class LivePath:

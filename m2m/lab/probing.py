@@ -15,10 +15,14 @@ from m2m.lab.handover import PROBES_TCP, PROBES_UDP, SERVER, UE
 from m2m.lab.lab import Lab
 from m2m.lab.moves import Moved
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Ready
 from m2m.lab.traffic import probes
 from m2m.lab.traffic.numbered import Account
 from m2m.lab.traffic.probes import Report
+
+INTERVAL = 0.5 * SLOWNESS
+"""Milliseconds between two records of a probe."""
 
 _SETTLE = 0.3  # s from the last move to the end: what was held or lost has been made up for
 _numbers = itertools.count(1)
@@ -83,7 +87,7 @@ async def probing(
     *,
     sessions: int = 1,
     watched: int = 1,
-    interval: float = 0.5,
+    interval: float = INTERVAL,
     port: int | None = None,
     address: str | None = None,
     seed: int = 0,

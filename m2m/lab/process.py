@@ -15,6 +15,7 @@ import trio
 from trio import socket
 
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Ready
 
 _POLL = 0.005  # s between two looks at what the kernel has no event for
@@ -108,7 +109,7 @@ async def wait_ready(
     namespace: Path,
     log: Path,
     notifications: Notifications | None = None,
-    timeout: float = 60.0,  # noqa: ASYNC109  (a bound for the process, not for the caller)
+    timeout: float = 60.0 * SLOWNESS,  # noqa: ASYNC109  (a bound for the process, not for the caller)
 ) -> None:
     """Return when *process* meets the conditions of *ready*.
 

@@ -12,7 +12,7 @@ import trio
 from rich.console import Console
 from rich.text import Text
 
-from m2m.agent.api import PathInfo, SessionInfo
+from m2m.agent.api import PathInfo
 from m2m.agent.dialogue import HandOver, LeadHere, TakenItem, TakeOver
 from m2m.cli.query import ask
 from m2m.lab import demo_report, mobile_witness, mobility_report, state
@@ -28,6 +28,7 @@ from m2m.lab.hosts_of_process import (
 )
 from m2m.lab.lab import Lab, open_lab
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Ready
 from m2m.lab.traffic import bulk
 
@@ -42,7 +43,7 @@ _DRAWING = f"""
 _FLOWS = 4
 _PAUSE = 0.5  # s between two moves: the transfers go on as if nothing had been
 _LOOK = 0.02  # s between two looks at what other processes tell no event of
-_PATIENCE = 20.0  # s until sessions that are over are forgotten everywhere
+_PATIENCE = 20.0 * SLOWNESS  # s until sessions that are over are forgotten everywhere
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -124,7 +125,7 @@ class _Stage:
                     await trio.sleep(_PAUSE)
                     moved = await self._move(ids)
                     self._report.moves.append(moved)
-                    path = msgspec.convert(await lab.ctl(UE, "session", ids[0]), PathInfo)
+                    path = await lab.path(UE, ids[0])
                     title = (
                         f"  {number + 1}. {moved.source} to {moved.target}: {moved.sessions}"
                         f" sessions, frozen for {moved.frozen * 1e3:.0f} ms\n"
@@ -301,11 +302,8 @@ class _Stage:
         """The ids of the sessions to *port*, once there are as many as that."""
         with trio.fail_after(_PATIENCE):
             while True:
-                sessions = msgspec.convert(
-                    await self.lab.ctl(host, "sessions"), list[SessionInfo]
-                )  # fmt: skip
                 found = [
-                    one.id for one in sessions
+                    one.id for one in await self.lab.sessions(host)
                     if one.supersession.dport == port and one.state == "established"
                 ]  # fmt: skip
                 if len(found) == count:
@@ -313,7 +311,7 @@ class _Stage:
                 await trio.sleep(_LOOK)
 
     async def _sessions(self, host: str) -> list[str]:
-        return [one["id"] for one in await self.lab.ctl(host, "sessions")]
+        return [one.id for one in await self.lab.sessions(host)]
 
     async def _sockets(self, host: str) -> int:
         """Connections of the process's port that the kernel of *host* has."""

@@ -19,6 +19,7 @@ from m2m.lab.changing import Swinging, chain_of, change, gather, instance, other
 from m2m.lab.demo_results import Check
 from m2m.lab.lab import Lab, open_lab
 from m2m.lab.load import with_services
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Topology
 from m2m.lab.trial import Changes, Trial
 from m2m.lab.two_paths import CLIENT, NEW, OLD, SERVER, two_paths
@@ -29,7 +30,7 @@ _KINDS = [(TCP, mode) for mode in ChangeMode] + [(UDP, ChangeMode.LF), (UDP, Cha
 _ROUNDS = 4
 _PAUSE = 0.2  # s between two changes: the load goes on as if nothing had been
 _FLOWS = 20
-_PATIENCE = 10.0  # s until an emptied host has forgotten its sessions
+_PATIENCE = 10.0 * SLOWNESS  # s until an emptied host has forgotten its sessions
 
 
 class Report(msgspec.Struct):
@@ -148,7 +149,7 @@ async def drain(stage: Stage) -> None:
         mine = {session.id for session in sessions}
 
         async def left() -> int:
-            return sum(one["id"] in mine for one in await stage.lab.ctl(OLD, "sessions"))
+            return sum(one.id in mine for one in await stage.lab.sessions(OLD))
 
         with trio.move_on_after(_PATIENCE):
             while await left():  # noqa: ASYNC110  (other processes tell of no event)

@@ -23,6 +23,7 @@ from m2m.lab import netns
 from m2m.lab.capture import records
 from m2m.lab.lab import Lab
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Ready
 from m2m.lab.traffic import numbered
 from m2m.protocol.flow import Proto
@@ -33,7 +34,7 @@ _IPV4, _OUTGOING = 0x0800, 4
 _TCP = struct.Struct("!HHIIBB")
 _FIN, _SYN, _ACK = 0x01, 0x02, 0x10
 _DISCARD = ("127.0.0.1", 9)
-_PATIENCE = 20.0  # s until all that was captured is in the file
+_PATIENCE = 20.0 * SLOWNESS  # s until all that was captured is in the file
 
 
 class Seen(NamedTuple):

@@ -20,6 +20,7 @@ from m2m.lab import process
 from m2m.lab.handover import SERVER, SSH, UE
 from m2m.lab.lab import Lab
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Ready
 
 _PRIVILEGE_SEPARATION = Path("/run/sshd")  # built into Debian's sshd
@@ -36,7 +37,7 @@ StrictModes no
 UseDNS no
 PrintMotd no
 """
-_PATIENCE = 60.0  # s for a line to come back: TCP may have to repeat it
+_PATIENCE = 60.0 * SLOWNESS  # s for a line to come back: TCP may have to repeat it
 
 
 class Echoed(msgspec.Struct):

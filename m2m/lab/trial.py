@@ -21,6 +21,7 @@ from m2m.policy.endpoint import POLICY_PORT
 from m2m.policy.rules import ChangeMode
 
 UDP_RATE = 300e6  # bit/s, and as much back
+_STEADY = 1_000_000  # bytes of a session, after which its TCP knows the path
 
 Changes = Callable[[Sequence[SessionInfo]], Awaitable[list[ChangeReport]]]
 """Changes the chains of these sessions; the reports of all changes."""
@@ -55,12 +56,12 @@ async def run(lab: Lab, changes: Changes, *, proto: str, mode: ChangeMode, flows
     async with watch(lab, [CLIENT, SERVER], f"(tcp and not port {POLICY_PORT}) or udp") as watches:
         if proto == "tcp":
             async with load.bulk_load(lab, flows=flows, ways="both") as sending:
-                live = await load.loaded(lab, load.BULK, flows, before)
+                live = await load.loaded(lab, load.BULK, flows, before, _STEADY)
                 reports = await changes(live)
             sent: bulk.Report | datagrams.Report = sending.report
         else:
             async with load.datagram_load(lab, rate=UDP_RATE, flows=flows) as numbered:
-                live = await load.loaded(lab, load.DATAGRAMS, flows, before)
+                live = await load.loaded(lab, load.DATAGRAMS, flows, before, _STEADY)
                 reports = await changes(live)
             sent = numbered.report
     # What else there is: the last packets of earlier loads.

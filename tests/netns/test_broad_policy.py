@@ -29,11 +29,11 @@ async def test_agents_reach_each_other_and_the_policy_server() -> None:
         url = f"http://{lab.address('server')}/"
         with trio.fail_after(30):
             assert (await lab.run("client", "curl", "-sS", "--max-time", "9", url)).out == "hello"
-            assert (await lab.ctl("client", "stats"))["setups"].get("established") == 1
+            assert (await lab.stats("client")).setups.get("established") == 1
 
             # The next agent has the policy from its predecessor before it reaches the server.
             await lab.stop("client", "agent", signal.SIGKILL)
             await lab.start_agent("client")
-            while not (await lab.ctl("client", "policy"))["connected"]:
+            while not (await lab.policy("client")).connected:
                 pass
             assert (await lab.run("client", "curl", "-sS", "--max-time", "9", url)).out == "hello"

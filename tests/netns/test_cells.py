@@ -9,7 +9,6 @@ import msgspec
 import pytest
 import trio
 
-from m2m.agent.api import PathInfo, SessionInfo
 from m2m.lab.handover import SERVER, UE, handover
 from m2m.lab.lab import Lab, open_lab
 from m2m.lab.moves import endpoint
@@ -24,8 +23,8 @@ _LOOK = 0.05  # s between two looks
 async def chains(lab: Lab) -> list[str]:
     """The network functions that the UE's sessions pass."""
     found = []
-    for one in msgspec.convert(await lab.ctl(UE, "sessions"), list[SessionInfo]):
-        path = msgspec.convert(await lab.ctl(UE, "session", one.id), PathInfo)
+    for one in await lab.sessions(UE):
+        path = await lab.path(UE, one.id)
         found.append(" ".join((hop.nf or "?").partition("/")[0] for hop in path.hops[1:-1]))
     return found
 

@@ -64,7 +64,7 @@ async def ask(lab: Lab) -> str:
 
 
 async def sessions(lab: Lab) -> list[SessionInfo]:
-    return msgspec.convert(await lab.ctl(UE, "sessions"), list[SessionInfo])
+    return await lab.sessions(UE)
 
 
 @pytest.mark.timeout(120)

@@ -72,8 +72,7 @@ async def test_fragmented_datagrams_wait_as_a_whole_and_keep_their_order() -> No
         done = await lab.run(PHONE, sys.executable, "-c", _SEND, lab.address(WEB))
         assert done.out.splitlines() == [f"{number} {_SIZE} 1" for number in range(_COUNT)]
         for host in (NEAR, FAR):
-            stats = await lab.ctl(host, "stats")
-            assert stats["setups"]["established"] == 1
+            assert (await lab.stats(host)).setups["established"] == 1
         seen = await lab.run("core", "nft", "list", "counter", "ip", "seen", "known")
         assert "packets 0" in seen.out
 
@@ -92,8 +91,8 @@ async def test_a_host_with_an_agent_behind_a_gateway_is_its_own_client() -> None
         url = f"http://{lab.address(SERVER)}:{CHAIN}/page"
         done = await lab.run(PHONE, "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", url)
         assert done.out == "200"
-        assert (await lab.ctl(PHONE, "stats"))["setups"]["established"] == 1
-        assert "established" not in (await lab.ctl(NEAR, "stats"))["setups"]
+        assert (await lab.stats(PHONE)).setups["established"] == 1
+        assert "established" not in (await lab.stats(NEAR)).setups
 
 
 @pytest.mark.timeout(120)

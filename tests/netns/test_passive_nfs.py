@@ -278,8 +278,8 @@ async def test_a_replaced_tap_has_read_all_before_the_session_goes_on() -> None:
         await here.replace(IDS, OTHER_IDS)
         # 20 questions and answers, each coming and going: all printed, without waiting for any
         assert one.report.count("Flags [P.]") == 80
-        stats = await here.lab.ctl(IDS, "stats")
-        assert {name.split()[0] for name in stats["functions"]} == {"tcpdump", "p0f"}
+        names = (await here.lab.stats(IDS)).functions
+        assert {name.split()[0] for name in names} == {"tcpdump", "p0f"}
         log = here.lab.log(IDS, "agent").read_text()
         assert "network function runs" in log
         assert "has not read all it captured" not in log
@@ -295,7 +295,7 @@ async def test_one_that_does_not_read_holds_nothing_up_for_long() -> None:
         one = await watching(here, PROGRAMS[0], IDS, on(session, here))
         await session.talk()
         await one.until(told_of(session))
-        (name,) = (await here.lab.ctl(IDS, "stats"))["functions"]
+        (name,) = (await here.lab.stats(IDS)).functions
         pid = int(name.split("(")[1].rstrip(")"))
         os.kill(pid, signal.SIGSTOP)
         try:

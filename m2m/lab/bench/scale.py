@@ -38,7 +38,7 @@ async def run(plan: Plan, say: Say) -> list[Result]:
         )
         results.append(Result.of("sessions set up", "1/s", samples, "plain UDP flows"))
         for size in sizes:
-            live = len(await steered.ctl("client", "sessions"))
+            live = len(await steered.sessions("client"))
             say(f"{size} live sessions")
             await _open(steered, size - live)
             for host in _HOSTS:
