@@ -32,6 +32,7 @@ from m2m.agent.keeping import Keeping
 from m2m.agent.names import NamingDatapath
 from m2m.agent.path import Paths
 from m2m.agent.policy_client import PolicyClient
+from m2m.agent.promptness import run_before_others
 from m2m.agent.sessions import Sessions
 from m2m.agent.source import Answers
 from m2m.agent.transport import Transport
@@ -180,6 +181,7 @@ class Agent:
                 await nursery.start(sessions.states.run)
                 nursery.start_soon(self.following.run)
                 nursery.start_soon(notify.keep_alive)
+                nursery.start_soon(run_before_others)
                 client = self._policy_client()
                 nursery.start_soon(self._follow_network, datapath)
                 if client is not None:
@@ -196,9 +198,6 @@ class Agent:
                     datapath=datapath.name, why=datapath.why, secure=not config.insecure,
                 )  # fmt: skip
                 self._keeps = True
-                ordinary = host.go_before_others()
-                if ordinary is not None:
-                    _log.info("scheduled as an ordinary process", why=ordinary)
                 notify.ready(_status(self._served()))
                 gc.collect()
                 gc.freeze()  # what is there now stays: no need to look through it again

@@ -1,5 +1,4 @@
-"""What the agent asks of the host's own settings, and the one it changes itself; and the way in
-which the kernel schedules it.
+"""What the agent asks of the host's own settings, and the one it changes itself.
 
 It reserves its ports (and says so in a file, to take back only what it added); everything else
 it only reads: routing and filtering are the operator's, so the messages tell what to run.
@@ -14,8 +13,7 @@ from pathlib import Path
 from m2m.errors import UnsupportedHost
 
 __all__ = [
-    "Cpu", "forwards", "go_before_others", "release_ports", "require_root", "reserve_ports",
-    "strict_interfaces",
+    "Cpu", "forwards", "release_ports", "require_root", "reserve_ports", "strict_interfaces",
 ]  # fmt: skip
 
 _NET = Path("/proc/sys/net/ipv4")
@@ -28,25 +26,6 @@ def require_root() -> None:
             f"m2m-agent runs as user {os.geteuid()} but loads programs into the kernel: start it "
             "as root (sudo m2m-agent ...)"
         )
-
-
-def go_before_others() -> str | None:
-    """Have the kernel run this thread as soon as it has something to do (``SCHED_RR``); None, or
-    why it does not.
-
-    Sessions wait for an agent while they are set up, changed and moved, and it works for a
-    millisecond at a time: behind a network function that is busy it would come late each time.
-    Threads and processes that it starts are ordinary ones. On a host with one processor it stays
-    an ordinary one, too: a storm of new sessions would leave nothing to others there.
-    """
-    if len(os.sched_getaffinity(0)) == 1:
-        return "there is only one processor"
-    lowest = os.sched_param(os.sched_get_priority_min(os.SCHED_RR))
-    try:
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, lowest)
-    except OSError as error:
-        return f"{error.strerror}; CAP_SYS_NICE is needed"
-    return None
 
 
 def forwards(net: Path = _NET) -> bool:

@@ -1,7 +1,5 @@
 """The host's settings: ports are added and taken back, the rest is only read."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,34 +70,3 @@ def test_not_root_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(UnsupportedHost, match=r"as user 1000 .* start it as root"):
         host.require_root()
-
-
-def scheduling() -> tuple[str | None, int, int]:
-    """After :func:`host.go_before_others`: what it said, the policy of its thread, and that of one
-    which that thread has started."""
-    with ThreadPoolExecutor(1) as first:
-        said = first.submit(host.go_before_others).result()
-        own = first.submit(os.sched_getscheduler, 0).result()
-
-        def beside() -> int:
-            with ThreadPoolExecutor(1) as second:
-                return second.submit(os.sched_getscheduler, 0).result()
-
-        return said, own, first.submit(beside).result()
-
-
-@pytest.mark.needs("root")
-def test_an_agent_goes_before_others_but_not_what_it_starts() -> None:
-    if len(os.sched_getaffinity(0)) == 1:
-        pytest.skip("there is only one processor")
-    said, own, beside = scheduling()
-    assert said is None
-    assert own == os.SCHED_RR | os.SCHED_RESET_ON_FORK
-    assert beside == os.SCHED_OTHER
-
-
-def test_on_one_processor_it_stays_an_ordinary_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    said, own, _ = scheduling()
-    assert said == "there is only one processor"
-    assert own == os.SCHED_OTHER

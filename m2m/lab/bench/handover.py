@@ -34,6 +34,7 @@ from m2m.lab.probing import Probed, probing
 _PACE = {1: 0.5, 100: 4.0, 1000: 4.0}  # ms between two records of a probe, by number of sessions
 _PROBES = 20  # among many sessions; the others are all but idle
 _SETTLE = 0.25  # s from one handover to the next, and up to twice that
+_FORGOTTEN = 180.0  # s, at most, until sessions of an earlier series are
 _SEED = 7
 _AGENT = (
     "--linger",
@@ -77,10 +78,11 @@ async def run(plan: Plan, say: Say) -> list[Result]:
     ours: dict[tuple[str, int], Series] = {}
     async with _lab("benchho") as lab, _moving(lab) as ue:
         await lab.start_agents()
-        for proto in ("udp", "tcp"):
+        for proto in ("tcp", "udp"):
             for number in numbers:
                 name = f"M2M, {proto.upper()}, {_many(number)}"
                 say(name)
+                await _until_forgotten(lab)
                 found = await _series(lab, proto, number, moves, ue.hand_over)
                 ours[proto, number] = Series(name, found)
     results: list[Result] = []
@@ -126,6 +128,13 @@ async def _series(
     if probes.found.ended:
         raise LabError(f"{proto} sessions ended under moves: {probes.found.ended[0]}")
     return probes.found
+
+
+async def _until_forgotten(lab: Lab) -> None:
+    """Sessions of an earlier series would move as well: UDP's go when they have been idle."""
+    with trio.fail_after(_FORGOTTEN):
+        while await lab.ctl(UE, "sessions"):
+            await trio.sleep(_SETTLE)
 
 
 async def _mptcp(lab: Lab, moves: int, say: Say, *, warned: bool) -> Series:
