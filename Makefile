@@ -1,7 +1,7 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kmod test-vm test-vm-debug model soak faults handovers bench lint fuzz clean \
-        libpcap install-libpcap uninstall-libpcap refresh-libpcap
+.PHONY: help setup demo test kmod test-vm test-vm-debug model soak faults handovers bench bench-vm lint fuzz \
+        clean libpcap install-libpcap uninstall-libpcap refresh-libpcap
 .DELETE_ON_ERROR:
 
 # ip, tc, nft, bpftool and nginx are there, whatever PATH the caller came with.
@@ -11,7 +11,7 @@ VENV := .venv
 VM_KERNEL := linux-image-amd64
 VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain.py
 VM_KMOD_TESTS := tests/kmod tests/datapath tests/netns/test_kernel_datapath.py \
-                 tests/netns/test_kernel_lan.py tests/netns/test_kernel_hold.py -k kmod
+                 tests/netns/test_kernel_lan.py tests/netns/test_kernel_hold.py
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
     $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
@@ -35,7 +35,7 @@ kmod: ## build kmod/m2m.ko for Debian's kernels (in ~/.cache/m2m, nothing is ins
 test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in a virtual machine (root)
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
 	@tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
-	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_KMOD_TESTS)
+	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_KMOD_TESTS) -k kmod
 	@for scenario in demo "run replace"; do \
 	    tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
 	        $(VENV)/bin/m2m-lab $$scenario || exit 1; \
@@ -43,9 +43,13 @@ test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in a virt
 	@tests/vm/boot.py --kernel $(VM_KERNEL) -- \
 	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_TESTS)
 
+# Which datapath is taken (test_choose) needs a kernel that has both.
 test-vm-debug: setup ## the same for the module alone, on a kernel of its own that finds mistakes (root)
-	@tests/vm/boot.py --kernel "$$(tests/vm/debug-kernel)" -- tests/vm/with-module \
-	    $(VENV)/bin/python -m pytest --timeout 1200 $(VM_KMOD_TESTS)
+	@kernel=$$(tests/vm/debug-kernel) && \
+	for tests in $(VM_KMOD_TESTS); do \
+	    tests/vm/boot.py --kernel $$kernel -- tests/vm/with-module \
+	        $(VENV)/bin/python -m pytest --timeout 1200 $$tests -k "kmod and not choose" || exit 1; \
+	done
 
 model: setup ## prove the rules by which a live chain is changed, with spin
 	@$(VENV)/bin/python -m tests.model.prove
@@ -79,6 +83,12 @@ refresh-libpcap: ## write the patches anew for the release that is built; try De
 
 bench: setup ## measure against plain forwarding (root)
 	@$(VENV)/bin/m2m-lab bench
+
+bench-vm: setup ## what the module costs, in a virtual machine: Figure 10, and forwarding beside plain (root)
+	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
+	@$(VENV)/bin/python tests/vm/costs.py --kernel $(VM_KERNEL)
+	@tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
+	    $(VENV)/bin/m2m-lab bench --quick throughput
 
 lint: setup ## check style, types and C headers
 	@$(VENV)/bin/ruff check .

@@ -39,7 +39,7 @@ TOOLS = {
 MODULES = ("virtio_pci", "virtiofs", "overlay")
 BOOT = (
     "console=ttyS0 panic=-1 reboot=t mitigations=off nokaslr random.trust_cpu=on"
-    " rcupdate.rcu_expedited=1 cryptomgr.notests"
+    " rcupdate.rcu_expedited=1 cryptomgr.notests log_buf_len=4M"
 )
 TIME_IS_UP = 124  # as timeout(1) has it
 
