@@ -133,7 +133,7 @@ async def _series(
 async def _until_forgotten(lab: Lab) -> None:
     """Sessions of an earlier series would move as well: UDP's go when they have been idle."""
     with trio.fail_after(_FORGOTTEN):
-        while await lab.ctl(UE, "sessions"):  # noqa: ASYNC110  (other processes tell of no event)
+        while await lab.sessions(UE):  # noqa: ASYNC110  (other processes tell of no event)
             await trio.sleep(_SETTLE)
 
 
