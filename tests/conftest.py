@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import namespaces
+from m2m.lab.pace import SLOWNESS
+from tests.support import namespaces, processes
 from tests.support.capabilities import missing
 
 IN_CI = os.environ.get("CI") == "true"
@@ -27,6 +28,14 @@ settings.load_profile("m2m")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*names): privileges, features and programs needed")
     os.environ[namespaces.RUN_VARIABLE] = str(os.getpid())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Limits of time are for a processor that is not emulated."""
+    for item in items if SLOWNESS > 1 else ():
+        limit = item.get_closest_marker("timeout")
+        seconds = float(limit.args[0] if limit else item.config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(seconds * SLOWNESS), append=False)
 
 
 def require(*needs: str) -> None:
@@ -49,6 +58,7 @@ def _nothing_leaks() -> Iterator[None]:
     if missing("root") is None:
         namespaces.remove_leftovers()
     yield
+    processes.end_zygote()
     assert not namespaces.leaks(), "left behind by the tests"
 
 

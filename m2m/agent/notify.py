@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import sdnotify
 import trio
 
 __all__ = ["keep_alive", "ready", "status", "stopping"]
 
-_notifier = sdnotify.SystemdNotifier()
+
+@cache
+def _notifier() -> sdnotify.SystemdNotifier:
+    return sdnotify.SystemdNotifier()
 
 
 def ready(text: str) -> None:
     """The agent serves from now on."""
-    _notifier.notify(f"READY=1\nSTATUS={text}")
+    _notifier().notify(f"READY=1\nSTATUS={text}")
 
 
 def status(text: str) -> None:
     """One line on what the agent is doing."""
-    _notifier.notify(f"STATUS={text}")
+    _notifier().notify(f"STATUS={text}")
 
 
 def stopping() -> None:
     """The agent is about to end."""
-    _notifier.notify("STOPPING=1")
+    _notifier().notify("STOPPING=1")
 
 
 async def keep_alive() -> None:
@@ -35,5 +39,5 @@ async def keep_alive() -> None:
     """
     limit = int(os.environ.get("WATCHDOG_USEC", 0)) / 1e6
     while limit:
-        _notifier.notify("WATCHDOG=1")
+        _notifier().notify("WATCHDOG=1")
         await trio.sleep(limit / 2)

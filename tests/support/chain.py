@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,9 +18,11 @@ from pathlib import Path
 import trio
 
 from m2m.agent.api import EventKind
-from tests.support.live import PATIENCE, LiveAgent
-from tests.support.namespaces import Namespace, NamespaceFactory, run, run_prefix
-from tests.support.processes import Daemon, start
+from m2m.auth import DomainKey
+from m2m.datapath import kmod
+from tests.support.live import PATIENCE, LiveAgent, module_keys
+from tests.support.namespaces import Namespace, NamespaceFactory, run_prefix
+from tests.support.processes import Daemon, run_program, start
 
 CLOSED, OPEN, TAPPED = 80, 81, 82  # ports, by their policies
 
@@ -64,10 +65,16 @@ class LiveHost(LiveAgent):
         """End the agent and take everything out of the kernel."""
         if self.agent is not None:
             await self.agent.stop()
-        await trio.to_thread.run_sync(
-            self.namespace.run, sys.executable, "-m", "m2m.cli.agent", "--cleanup",
+        await run_program(
+            self.namespace, self.run_dir / f"{self.label}.log", "m2m.cli.agent", "--cleanup",
             "--name", self.name, "--run-dir", str(self.run_dir),
         )  # fmt: skip
+
+    def keys(self) -> set[bytes]:
+        with self.namespace.entered():
+            if kmod.has_state():
+                return module_keys()
+        return super().keys()
 
     def reserved_ports(self) -> str:
         return self.namespace.run("sysctl", "-n", "net.ipv4.ip_local_reserved_ports").stdout.strip()
@@ -131,9 +138,10 @@ class LiveChain:
         """Have the policy server push another policy; returns when all agents have it."""
         path = self.server.run_dir / "another.m2m"
         path.write_text(text)
-        await trio.to_thread.run_sync(
-            self.server.namespace.run, sys.executable, "-m", "m2m.cli.policy", "load", str(path),
-            "--key-file", str(self.server.run_dir / "key"),
+        directory = self.server.run_dir
+        await run_program(
+            self.server.namespace, directory / "policy.log", "m2m.cli.policy", "load", str(path),
+            "--key-file", str(directory / "key"),
         )  # fmt: skip
 
     async def until_empty(self) -> None:
@@ -169,7 +177,7 @@ async def live_chain(
     for label in ("fw", *more):
         hosts[label].namespace.sysctl("net.ipv4.ip_forward", 1)
     (directory / "policy.m2m").write_text(text)
-    run(sys.executable, "-m", "m2m.cli.policy", "keygen", str(directory / "key"))
+    DomainKey.generate(directory / "key")
     serve = (
         "policy", "m2m.cli.policy", "serve", str(directory / "policy.m2m"),
         "--key-file", str(directory / "key"), "--store", str(directory / "policy.sqlite"),

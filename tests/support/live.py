@@ -37,11 +37,28 @@ from m2m.agent.dialogue import (
     Watch,
 )
 from m2m.cli.query import ask, one
+from m2m.datapath import genl, kmod
 from m2m.datapath._bpf import Map
+from m2m.datapath.genl import Genl
 from m2m.datapath.layout import session_of
 from m2m.datapath.pins import directory_of
+from m2m.lab.pace import SLOWNESS
 
-PATIENCE = 20.0  # s for what must happen
+PATIENCE = 20.0 * SLOWNESS  # s for what must happen
+
+
+def module_keys() -> set[bytes]:
+    """The keys of the sessions' rows that the module has in this network namespace."""
+    reader = Genl()
+    try:
+        found = [
+            one
+            for message in reader.dump(genl.find_family(), "GET_ROWS")
+            for one in kmod._unpacked(message)
+        ]
+    finally:
+        reader.close()
+    return {key for key, value in found if session_of(value) != 0}
 
 
 class LiveAgent:

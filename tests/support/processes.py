@@ -6,16 +6,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 import trio
 
+from m2m.lab.pace import SLOWNESS
 from tests.support.namespaces import Namespace
+from tests.support.zygote import Forked, Zygote
 
-_PATIENCE = 30.0  # s for a daemon to be ready, or to end
+_PATIENCE = 30.0 * SLOWNESS  # s for a daemon to be ready, or to end
 
 
 class Daemon:
@@ -24,7 +26,7 @@ class Daemon:
     def __init__(
         self,
         namespace: Namespace,
-        process: trio.Process,
+        process: trio.Process | Forked,
         log: Path,
         notifications: trio.socket.SocketType,
     ) -> None:
@@ -75,21 +77,13 @@ async def daemon(
 
 async def start(namespace: Namespace, directory: Path, name: str, *command: str) -> Daemon:
     """Start *command* (a module's name begins with ``m2m.``) and return when it says READY."""
-    if command[0].startswith("m2m."):
-        command = (sys.executable, "-m", *command)
     log = directory / f"{name}.log"
     path = directory / f"{name}.notify"
     path.unlink(missing_ok=True)
     notifications = trio.socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     await notifications.bind(os.fspath(path))
     with log.open("ab") as output:
-        process = await trio.lowlevel.open_process(
-            namespace.command(*command),
-            stdin=subprocess.DEVNULL,
-            stdout=output.fileno(),
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "NOTIFY_SOCKET": os.fspath(path)},
-        )
+        process = await _open(namespace, command, output.fileno(), NOTIFY_SOCKET=os.fspath(path))
     made = Daemon(namespace, process, log, notifications)
     try:
         await made.says("READY=1")
@@ -98,3 +92,38 @@ async def start(namespace: Namespace, directory: Path, name: str, *command: str)
         notifications.close()
         raise
     return made
+
+
+async def run_program(namespace: Namespace, log: Path, *command: str) -> None:
+    """Run one of M2M's programs (``m2m.cli.policy``) to its end; fails the test when it fails."""
+    with log.open("ab") as output:
+        process = await _open(namespace, command, output.fileno())
+    with trio.fail_after(_PATIENCE):
+        status = await process.wait()
+    assert status == 0, f"{' '.join(command)}: status {status}; see {log}"
+
+
+async def _open(
+    namespace: Namespace, command: tuple[str, ...], output: int, **more: str
+) -> trio.Process | Forked:
+    environment = {**os.environ, **more}
+    if command[0].startswith("m2m."):
+        with namespace.path.open() as inside:
+            return zygote().start(list(command), inside.fileno(), output, environment)
+    return await trio.lowlevel.open_process(
+        namespace.command(*command), stdin=subprocess.DEVNULL, stdout=output,
+        stderr=subprocess.STDOUT, env=environment,
+    )  # fmt: skip
+
+
+@cache
+def zygote() -> Zygote:
+    """The one for all tests, from the first time that it is wanted."""
+    return Zygote()
+
+
+def end_zygote() -> None:
+    """When all tests are done."""
+    if zygote.cache_info().currsize:
+        zygote().close()
+        zygote.cache_clear()

@@ -18,7 +18,7 @@ def manager(monkeypatch, tmp_path):
         end.bind(str(tmp_path / "notify"))
         end.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        monkeypatch.setattr(notify, "_notifier", sdnotify.SystemdNotifier())
+        monkeypatch.setattr(notify, "_notifier", sdnotify.SystemdNotifier)
         yield end
 
 
