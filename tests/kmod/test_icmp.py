@@ -13,12 +13,40 @@ from m2m.protocol.flow import Proto
 from m2m.protocol.translation import Position
 from tests.support import line as on
 from tests.support import packets
-from tests.support.line import CLIENT, CLIENT_PORT, PATIENCE, SERVER, SERVICE, line, udp_socket
+from tests.support.line import (
+    CLIENT,
+    CLIENT_PORT,
+    PATIENCE,
+    SERVER,
+    SERVICE,
+    Line,
+    line,
+    udp_socket,
+)
 from tests.support.namespaces import NamespaceFactory
 
 pytestmark = pytest.mark.skipif(not is_loaded(), reason="the module m2m is not loaded here")
 
 _UNREACHABLE, _PORT = 3, 3
+# What an inline function sees of them: as in any network, errors between the session's own ends.
+_WITNESS = f"""
+table ip t {{
+    counter own {{ }}
+    counter strange {{ }}
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
+        ip protocol udp accept
+        ip saddr {SERVER} ip daddr {CLIENT} icmp code port-unreachable counter name own accept
+        counter name strange
+    }}
+}}
+"""
+
+
+def _seen(there: Line, counter: str) -> int:
+    shown = there.middle.namespace.run("nft", "list", "counter", "ip", "t", counter).stdout
+    words = shown.split()
+    return int(words[words.index("packets") + 1])
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +58,7 @@ def _kind(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_closed_port_is_told(netns: NamespaceFactory, position: Position) -> None:
     async with line(netns) as there:
         await there.steer(Proto.UDP, position)
+        there.middle.namespace.run("nft", _WITNESS)
         raw = there.client.namespace.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         raw.setblocking(False)
         client = udp_socket(there.client, CLIENT, CLIENT_PORT)
@@ -53,6 +82,8 @@ async def test_a_closed_port_is_told(netns: NamespaceFactory, position: Position
                 assert struct.unpack("!HH", quoted[20:24]) == (CLIENT_PORT, SERVICE)
         for host in there.hosts:
             assert not await host.counted()
+        assert _seen(there, "own") == (3 if position is Position.INLINE else 0)
+        assert _seen(there, "strange") == 0
 
 
 async def test_errors_about_other_flows_are_left_alone(netns: NamespaceFactory) -> None:

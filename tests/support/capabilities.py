@@ -15,6 +15,8 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from tests.vm import boot
+
 BPFFS = Path("/sys/fs/bpf")
 
 _BPF_SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
@@ -99,6 +101,15 @@ def _libpcap() -> str | None:
     return None if done.returncode == 0 else f"the patched libpcap: {done.stderr.strip()}"
 
 
+def _vm() -> str | None:
+    """Fetches the kernel where it has not been fetched yet."""
+    try:
+        boot.ready()
+    except boot.Impossible as reason:
+        return f"no virtual machine: {reason}"
+    return None
+
+
 def _program(name: str) -> str | None:
     return None if shutil.which(name) else f"the program {name} is missing; run: sudo make setup"
 
@@ -111,6 +122,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "nfqueue": _nfqueue,
     "fuzzer": _fuzzer,
     "libpcap": _libpcap,
+    "vm": _vm,
 }
 
 

@@ -41,6 +41,8 @@ BOOT = (
     "console=ttyS0 panic=-1 reboot=t mitigations=off nokaslr random.trust_cpu=on"
     " rcupdate.rcu_expedited=1 cryptomgr.notests log_buf_len=4M"
 )
+KERNEL = "linux-image-amd64"
+CACHE = Path.home() / ".cache/m2m/kernels"
 TIME_IS_UP = 124  # as timeout(1) has it
 
 
@@ -50,11 +52,7 @@ class Impossible(Exception):
 
 def main() -> int:
     args = arguments()
-    if os.geteuid() != 0:
-        raise Impossible("sharing the host's files with a machine needs root; run it with sudo")
-    if lacking := sorted(TOOLS[tool] for tool in TOOLS if not shutil.which(tool)):
-        raise Impossible(f"missing packages; run: apt-get install {' '.join(lacking)}")
-    modules, kernel = unpacked(args.kernel, args.cache)
+    modules, kernel = ready(args.kernel, args.cache)
     with tempfile.TemporaryDirectory(prefix="m2m-vm-") as folder:
         run = Path(folder)
         command = f"cd {shlex.quote(str(TREE))} && {shlex.join(args.command)}"
@@ -72,12 +70,24 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--kernel", default="linux-image-amd64", metavar="PACKAGE")
+    parser.add_argument("--kernel", default=KERNEL, metavar="PACKAGE")
     parser.add_argument("--time-limit", default=1800.0, type=float, metavar="S")
     parser.add_argument("--accel", choices=("tcg", "kvm"), default="tcg")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/m2m/kernels")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
+
+
+def ready(package: str = KERNEL, cache: Path = CACHE) -> tuple[Path, Path]:
+    """The modules and the image of a kernel for a machine that can be run here."""
+    if os.geteuid() != 0:
+        raise Impossible("sharing the host's files with a machine needs root; run it with sudo")
+    lacking = sorted(TOOLS[tool] for tool in TOOLS if not shutil.which(tool))
+    if not any(path.exists() for path in VIRTIOFSD):
+        lacking.append("qemu-system-common or virtiofsd")
+    if lacking:
+        raise Impossible(f"missing packages; run: apt-get install {' '.join(lacking)}")
+    return unpacked(package, cache)
 
 
 def unpacked(package: str, cache: Path) -> tuple[Path, Path]:
@@ -99,10 +109,13 @@ def unpacked(package: str, cache: Path) -> tuple[Path, Path]:
     if not place.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            subprocess.run(
-                ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package],
-                cwd=folder, check=True,
-            )  # fmt: skip
+            try:
+                subprocess.run(
+                    ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package],
+                    cwd=folder, check=True,
+                )  # fmt: skip
+            except subprocess.CalledProcessError as error:
+                raise Impossible(f"{package} is not to be had; run: apt-get update") from error
             (deb,) = Path(folder).glob("*.deb")
             root = Path(folder) / "root"
             subprocess.run(["dpkg", "-x", deb, root], check=True)
@@ -145,9 +158,7 @@ def machine(run: Path, kernel: Path, accel: str, time_limit: float) -> int:
     """Run the machine to its end, its second serial port to our output; the third's number."""
     console, status, shared = run / "console", run / "status", run / "virtiofs"
     status.touch()
-    virtiofsd = next((path for path in VIRTIOFSD if path.exists()), None)
-    if virtiofsd is None:
-        raise Impossible("no virtiofsd; run: apt-get install qemu-system-common or virtiofsd")
+    virtiofsd = next(path for path in VIRTIOFSD if path.exists())
     memory = 2048
     # What the kernel does not know goes to init's environment.
     environment = f"CI={os.environ['CI']}" if os.environ.get("CI") else ""

@@ -1,0 +1,40 @@
+"""The scenarios that each datapath passes: what docs/kmod.md says is what is played."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from m2m.cli import lab
+
+_TREE = Path(__file__).resolve().parents[2]
+_PLAYED = "`make test-vm`"
+
+
+def _table() -> dict[str, str]:
+    """What the document says of the module, by the scenario."""
+    text = (_TREE / "docs/kmod.md").read_text()
+    rows = re.findall(
+        r"^\| `m2m-lab (?:run )?([a-z-]+)` \| [^|]+ \| ([^|]+) \|$", text, re.MULTILINE
+    )
+    return dict(rows)
+
+
+def _played() -> list[str]:
+    text = (_TREE / "Makefile").read_text().replace("\\\n", "")
+    found = re.search(r"^VM_SCENARIOS := (.*)$", text, re.MULTILINE)
+    assert found is not None
+    return found[1].split()
+
+
+def test_every_scenario_is_told_of() -> None:
+    known = {"demo", *lab._SCENARIOS, *lab._MOBILITY, lab._PROCESS, lab._GATEWAY}
+    assert _table().keys() == known
+
+
+def test_those_that_the_module_passes_are_played_with_it() -> None:
+    assert sorted(name for name, said in _table().items() if said == _PLAYED) == sorted(_played())
+
+
+def test_others_have_a_reason() -> None:
+    assert all(said == _PLAYED or len(said.split()) > 5 for said in _table().values())
