@@ -16,7 +16,7 @@ VM_SCENARIOS := demo replace
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
     $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
-    $(wildcard nf_adapters/pcap/*.pyx nf_adapters/pcap/*.h)
+    $(wildcard nf_adapters/*/*.pyx nf_adapters/*/*.h) nf_adapters/sockets/preload.c
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -95,7 +95,7 @@ lint: setup ## check style, types and C headers
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
-	@for header in $(wildcard kmod/core/*.h kmod/uapi/*.h m2m/datapath/*.h nf_adapters/pcap/*.h); do \
+	@for header in $(wildcard kmod/core/*.h kmod/uapi/*.h m2m/datapath/*.h nf_adapters/*/*.h); do \
 	    echo "#include \"$$header\"" | clang -fsyntax-only -Wall -Wextra -Werror -Ikmod -Im2m/datapath -I. \
 	        -D_GNU_SOURCE -Wno-unused-function -xc - \
 	        || exit 1; \
@@ -107,7 +107,7 @@ fuzz: setup ## fuzz the translation core and the restoring of captures for FUZZ_
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f m2m/_*.c m2m/_*.so m2m/*/_*.c m2m/*/_*.so m2m/bpf/*.o
-	rm -f nf_adapters/pcap/_*.c nf_adapters/pcap/_*.so
+	rm -f nf_adapters/*/_*.c nf_adapters/*/*.so
 	find m2m nf_adapters tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Python sources are used in place, so only what is compiled makes a new installation necessary.
