@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from m2m.agent.dialogue import (
     AskPolicy,
     AskSessions,
     AskStats,
+    End,
     PathItem,
     PolicyItem,
     Request,
@@ -306,6 +307,12 @@ class Lab:
         socket = self.control_socket(host)
         items = await trio.to_thread.run_sync(lambda: list(ask(socket, AskSessions())))
         return [item.session for item in items if isinstance(item, SessionItem)]
+
+    async def end(self, host: str, sessions: Iterable[str]) -> None:
+        """Have *host* tear these sessions down, along their whole paths."""
+        socket = self.control_socket(host)
+        for session in sessions:
+            await trio.to_thread.run_sync(lambda asked: list(ask(socket, asked)), End(session))
 
     async def path(self, host: str, session: str) -> PathInfo:
         """The path of a session of *host*, as its agent can tell it now."""

@@ -8,10 +8,12 @@ Times are CLOCK_MONOTONIC, which every process of the lab shares.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import IPv4Address, IPv4Interface
 from time import monotonic
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -21,6 +23,9 @@ from m2m.lab.lab import Lab
 from m2m.lab.netns import LabError
 from m2m.lab.wiring import Wiring
 
+_Result = TypeVar("_Result")
+
+_FIRST = 10  # priority; an agent's is 1
 _PREFERRED = 50  # metric of a default route that is to be used before the one there was
 
 
@@ -76,41 +81,41 @@ class Endpoint:
 
     async def settle(self) -> None:
         """Be at the first place alone, wherever it was."""
-        await trio.to_thread.run_sync(self._settle)
+        await _undisturbed(self._settle)
 
     async def hand_over(self, to: Place | None = None) -> Moved:
         """Break before make: the interface goes down, then the other one comes up."""
-        return await trio.to_thread.run_sync(self._hand_over, to or self.elsewhere)
+        return await _undisturbed(self._hand_over, to or self.elsewhere)
 
     async def blink(self) -> Moved:
         """Lose the link and get it back with the same address: an outage that is no move."""
-        return await trio.to_thread.run_sync(self._hand_over, self._at)
+        return await _undisturbed(self._hand_over, self._at)
 
     async def readdress(self, address: IPv4Interface) -> Moved:
         """Another address of the same subnet on the same interface."""
-        return await trio.to_thread.run_sync(self._readdress, address)
+        return await _undisturbed(self._readdress, address)
 
     async def prefer(self, to: Place | None = None) -> Moved:
         """Make before break: the other link comes up beside this one, and is preferred."""
-        return await trio.to_thread.run_sync(self._prefer, to or self.elsewhere)
+        return await _undisturbed(self._prefer, to or self.elsewhere)
 
     async def leave(self, place: Place) -> None:
         """Give up a link that is not preferred any more."""
         if place.router == self._at.router:
             raise LabError(f"{self.host} sends by {place.router}; move it first")
-        await trio.to_thread.run_sync(self._detach, place)
+        await _undisturbed(self._detach, place)
 
     async def outage(self, seconds: float, to: Place | None = None) -> Moved:
         """No address at all for *seconds*, then a place: the other one, if none is given."""
         place = to or self.elsewhere
-        lost, _ = await trio.to_thread.run_sync(self._lose)  # beside so long a time, nothing
+        lost, _ = await _undisturbed(self._lose)  # beside so long a time, nothing
         await trio.sleep(seconds)
-        usable = await trio.to_thread.run_sync(self._gain, place)
+        usable = await _undisturbed(self._gain, place)
         return Moved(f"{seconds:g} s without a link, then {place.router}", lost, usable)
 
     async def take(self, address: IPv4Interface, router: str) -> None:
         """Have *address* at *router*, which another host has had there a moment ago."""
-        await trio.to_thread.run_sync(self._take, address, router)
+        await _undisturbed(self._take, address, router)
 
     # -- in a thread: some of it waits for the kernel's lock ---------------------------------
 
@@ -207,6 +212,23 @@ class Endpoint:
     def _tell(self, event: str, place: Place) -> None:
         if self._listener is not None:
             self._listener(event, place)
+
+
+async def _undisturbed(step: Callable[..., _Result], *args: object) -> _Result:
+    """Take a step in a thread that goes before all others, as a radio's own processor does.
+
+    Agents do as well: one that hears of the step's first part would else have its turn before
+    the last one, and an outage be longer by what M2M does meanwhile.
+    """
+    return await trio.to_thread.run_sync(_first_of_all, step, *args)
+
+
+def _first_of_all(step: Callable[..., _Result], *args: object) -> _Result:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_FIRST))
+    try:
+        return step(*args)
+    finally:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @asynccontextmanager

@@ -26,6 +26,7 @@ _NDA_DST, _NDA_LLADDR, _REACHABLE = 1, 2, 0x02
 _MAIN, _BOOT, _UNIVERSE, _UNICAST = 254, 3, 0, 1
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927
+_LOOK = 2e-5  # s
 _LINK_LIMIT = 2.0  # s until a link that is up at both ends carries packets
 
 
@@ -92,15 +93,17 @@ class Wiring:
         return bool(flags & _IFF_RUNNING)
 
     def wait_until_it_carries(self, device: str) -> None:
-        """Spin until :meth:`carries`, for some tenths of a millisecond; :exc:`LabError` if never.
+        """Look until :meth:`carries`, for some tenths of a millisecond; :exc:`LabError` if never.
 
-        The kernel has no finer event for it than a message that others would have to read.
+        The kernel has no finer event for it than a message that others would have to read. What
+        makes the link carry may be about to run on this processor, so it is let in between.
         """
         limit = time.monotonic() + _LINK_LIMIT
         while not self.carries(device):
             if time.monotonic() > limit:
                 raise LabError(f"{device} in {self._namespace.name} has no carrier after"
                                f" {_LINK_LIMIT:g} s; is its other end up?")  # fmt: skip
+            time.sleep(_LOOK)
 
     def _index(self, device: str) -> int:
         if device not in self._indices:

@@ -6,7 +6,7 @@ that of the other comes up: break before make.
 
 Its peers, in a lab of the same shape without M2M and without middleboxes:
 
-- the same outage without a move: what plain forwarding and the probes' own pace add to it,
+- the same outage without a move, by turns: what plain forwarding and the probes' own pace add,
 - MPTCP under the same moves, its path manager told at once by the same process, either when the
   link is lost or just before, which lets it say goodbye by the old link,
 - a plain TCP connection, which hears nothing until its address is back.
@@ -14,6 +14,7 @@ Its peers, in a lab of the same shape without M2M and without middleboxes:
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -34,57 +35,62 @@ from m2m.lab.probing import Probed, probing
 _PACE = {1: 0.5, 100: 4.0, 1000: 4.0}  # ms between two records of a probe, by number of sessions
 _PROBES = 20  # among many sessions; the others are all but idle
 _SETTLE = 0.25  # s from one handover to the next, and up to twice that
-_FORGOTTEN = 180.0  # s, at most, until sessions of an earlier series are
+_FORGOTTEN = 10.0  # s, at most, until sessions that were ended are
+_TURNS = 4  # in how many parts a series and its peer's take turns
 _SEED = 7
-_AGENT = (
-    "--linger",
-    "1",
-)  # sessions that are all but idle live for longer than in the lab of `run`
+_AGENT = ("--linger", "1")  # sessions that are all but idle live longer than in the lab of `run`
 
 
 class Series(NamedTuple):
     """All handovers of one kind with one number of sessions."""
 
     name: str  # "M2M, UDP, 100 sessions"
-    found: Probed
+    found: tuple[Probed, ...]
 
     @property
-    def added(self) -> tuple[float, ...]:
-        """Milliseconds of each handover: the median over its probes."""
-        return tuple(percentile(row, 0.5) * 1e3 for row in self.found.added() if row)
+    def handovers(self) -> list[tuple[Moved, list[float]]]:
+        """Each with the interruptions of its probes, in milliseconds."""
+        return [
+            (moved, [one * 1e3 for one in row])
+            for found in self.found
+            for moved, row in zip(found.moves, found.added(), strict=True)
+        ]
 
     @property
     def every(self) -> tuple[float, ...]:
         """Milliseconds of each probe in each handover."""
-        return tuple(one * 1e3 for row in self.found.added() for one in row)
+        return tuple(one for _, row in self.handovers for one in row)
 
 
 async def run(plan: Plan, say: Say) -> list[Result]:
     """Milliseconds that a handover adds to the link's own outage, p50 and p99 over all probes."""
     moves = plan.pick(200, 5)
     numbers = plan.pick((1, 100, 1000), (1, 100))
+    turns = plan.pick(_TURNS, 1)
     plain: dict[tuple[str, int], Series] = {}
+    ours: dict[tuple[str, int], Series] = {}
+    async with (
+        _lab("benchhoplain") as without, _lab("benchho") as lab,
+        _moving(without) as still, _moving(lab) as ue,
+    ):  # fmt: skip
+        await lab.start_agents()
+        for proto, number in itertools.product(("udp", "tcp"), numbers):
+            what = f"{proto.upper()}, {_many(number)}"
+            moved: list[Probed] = []
+            blinked: list[Probed] = []
+            for turn in range(turns):
+                say(f"{what} ({turn + 1})")
+                drawn = moves // turns, _SEED + turn
+                blinked.append(await _series(without, proto, number, drawn, still.blink))
+                moved.append(await _series(lab, proto, number, drawn, ue.hand_over))
+                await _forget(lab)
+            ours[proto, number] = Series(f"M2M, {what}", tuple(moved))
+            plain[proto, number] = Series(f"no move, {what}", tuple(blinked))
     async with _lab("benchhoplain") as lab:
         async with _moving(lab) as ue:
-            for proto in ("udp", "tcp"):
-                for number in numbers:
-                    name = f"no move, {proto.upper()}, {_many(number)}"
-                    say(name)
-                    found = await _series(lab, proto, number, moves, ue.blink)
-                    plain[proto, number] = Series(name, found)
             say("plain TCP")
             dead = await _dead(lab, ue, plan.pick(30.0, 2.0))
         mptcp = [await _mptcp(lab, moves, say, warned=warned) for warned in (False, True)]
-    ours: dict[tuple[str, int], Series] = {}
-    async with _lab("benchho") as lab, _moving(lab) as ue:
-        await lab.start_agents()
-        for proto in ("tcp", "udp"):
-            for number in numbers:
-                name = f"M2M, {proto.upper()}, {_many(number)}"
-                say(name)
-                await _until_forgotten(lab)
-                found = await _series(lab, proto, number, moves, ue.hand_over)
-                ours[proto, number] = Series(name, found)
     results: list[Result] = []
     for key, series in ours.items():
         results += _rows(series, plain[key], "the same outage without a move, no M2M")
@@ -113,10 +119,15 @@ async def _moving(lab: Lab, listener: Listener | None = None) -> AsyncIterator[E
 
 
 async def _series(
-    lab: Lab, proto: str, number: int, moves: int, move: Callable[[], Awaitable[Moved]]
+    lab: Lab,
+    proto: str,
+    number: int,
+    drawn: tuple[int, int],
+    move: Callable[[], Awaitable[Moved]],
 ) -> Probed:
-    """*moves* moves under *number* sessions; moments are drawn at random, the same for all."""
-    draw = random.Random(_SEED)
+    """Moves under *number* sessions; *drawn*: how many, and what their moments are drawn from."""
+    moves, seed = drawn
+    draw = random.Random(seed)
     watched = min(number, _PROBES)
     async with probing(
         lab, proto, sessions=number, watched=watched, interval=_PACE[number], seed=_SEED
@@ -130,8 +141,9 @@ async def _series(
     return probes.found
 
 
-async def _until_forgotten(lab: Lab) -> None:
-    """Sessions of an earlier series would move as well: UDP's go when they have been idle."""
+async def _forget(lab: Lab) -> None:
+    """Sessions of an earlier series would move too, and UDP's live until they have been idle."""
+    await lab.end(UE, [session.id for session in await lab.sessions(UE)])
     with trio.fail_after(_FORGOTTEN):
         while await lab.sessions(UE):  # noqa: ASYNC110  (other processes tell of no event)
             await trio.sleep(_SETTLE)
@@ -142,9 +154,9 @@ async def _mptcp(lab: Lab, moves: int, say: Say, *, warned: bool) -> Series:
     say(name)
     async with following(lab, CELLS, warned=warned) as listener, _moving(lab, listener) as ue:
         listener("usable", ue.at)
-        found = await _series(lab, "mptcp", 1, moves, ue.hand_over)
+        found = await _series(lab, "mptcp", 1, (moves, _SEED), ue.hand_over)
         listener("lost", ue.at)
-    return Series(name, found)
+    return Series(name, (found,))
 
 
 async def _dead(lab: Lab, ue: Endpoint, seconds: float) -> float:

@@ -30,8 +30,7 @@ def _write_moves(path: Path, series: Sequence[Series]) -> None:
             ("series", "move", "outage_ms", "probes", "p50_ms", "p99_ms", "worst_ms")
         )  # fmt: skip
         for one in series:
-            for moved, row in zip(one.found.moves, one.found.added(), strict=True):
-                added = [value * 1e3 for value in row]
+            for moved, added in one.handovers:
                 spread = [percentile(added, rank) for rank in (0.5, 0.99, 1.0)] if added else []
                 writer.writerow((
                     one.name, moved.what, f"{moved.outage * 1e3:.3f}", len(added),
@@ -51,7 +50,7 @@ def _draw(path: Path, series: Sequence[Series]) -> None:
         ours = one.name.startswith("M2M")
         axes.ecdf(
             [max(value, _LEAST) for value in one.every],
-            label=f"{one.name}, {len(one.found.moves)} handovers",
+            label=f"{one.name}, {len(one.handovers)} handovers",
             color=f"C{place % 10}",
             linestyle="-" if ours else "--",
         )
