@@ -1,7 +1,7 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test kmod test-vm test-vm-debug model soak faults handovers bench bench-vm lint fuzz \
-        clean libpcap install-libpcap uninstall-libpcap refresh-libpcap
+        clean libpcap install-libpcap uninstall-libpcap refresh-libpcap install-sockets uninstall-sockets
 .DELETE_ON_ERROR:
 
 # ip, tc, nft, bpftool and nginx are there, whatever PATH the caller came with.
@@ -77,6 +77,17 @@ install-libpcap: ## have every program of this host use it (root); uninstall-lib
 uninstall-libpcap: ## programs use the system's libpcap again (root)
 	@rm -rf /usr/local/lib/m2m /etc/ld.so.conf.d/000-m2m-libpcap.conf
 	@ldconfig
+
+# Only a library in the system's own folder with the set-uid bit is loaded into processes that have changed
+# their user, as Squid's workers have (ld.so(8)). It cannot be executed.
+SOCKETS := libm2m-sockets.so
+SYSTEM_LIBRARIES = /usr/lib/$(shell gcc -print-multiarch)
+
+install-sockets: setup ## have m2m-nf serve proxies whose workers change their user too (root)
+	@install -m 4644 nf_adapters/sockets/$(SOCKETS) $(SYSTEM_LIBRARIES)/$(SOCKETS)
+
+uninstall-sockets: ## take it out again (root); do so before proxies that use it are started anew
+	@rm -f $(SYSTEM_LIBRARIES)/$(SOCKETS)
 
 refresh-libpcap: ## write the patches anew for the release that is built; try Debian's newest
 	@patches/libpcap/build --refresh

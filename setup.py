@@ -180,7 +180,7 @@ class BuildPreload(BuildData):
     description = "compile the preload library"
 
     def sources(self) -> list[Path]:
-        return [PRELOAD] if (ROOT / PRELOAD).exists() else []
+        return [PRELOAD]
 
     def name_of(self, source: Path) -> Path:
         return source.with_name("libm2m-sockets.so")

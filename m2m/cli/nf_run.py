@@ -1,25 +1,41 @@
-"""``m2m-nf run`` and ``m2m-nf doctor``: network functions that capture through libpcap."""
+"""``m2m-nf run`` and ``m2m-nf doctor``: network functions that capture through libpcap; and which
+are proxies (:mod:`m2m.cli.nf_proxy`)."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
+from m2m.cli import nf_proxy
 from m2m.cli.nf_health import accompanied
 from m2m.cli.query import RUN_DIR, find_socket
 from m2m.errors import M2MError
-from nf_adapters.pcap.library import LibraryError, examine, library_directory, search_path
+from nf_adapters.pcap.library import (
+    LibraryError,
+    captures,
+    examine,
+    library_directory,
+    search_path,
+)
+from nf_adapters.program import find
+from nf_adapters.sockets.library import calls_sockets
 
 __all__ = ["add_verbs"]
+
+_INTERPRETERS = r"(python|perl|ruby|lua|node|php|java)[\d.-]*$"
 
 
 def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add both to the parser of ``m2m-nf``."""
-    text = "run a program that captures through libpcap: it sees supersessions"
+    text = (
+        "run a program that captures through libpcap: it sees supersessions; or a proxy: what it "
+        "connects to continues the sessions that it accepts"
+    )
     run = verbs.add_parser(
         "run", help=text, description=text, usage="m2m-nf run [options] -- PROGRAM [ARGUMENT ...]"
     )
@@ -28,12 +44,19 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
                      "goes by an interface that is watched")  # fmt: skip
     run.add_argument("--buffer", type=_mebibytes, metavar="MIB", help="size of the capture ring")
     run.add_argument("--nf", metavar="TYPE", help="its NF type, as in the policy")
+    run.add_argument("--last-accept", action="store_true", help="a proxy that serves one "
+                     "connection after the other, in each of its processes or threads")  # fmt: skip
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM")
     text = "tell whether a program can be served, and why not"
     doctor = verbs.add_parser("doctor", help=text, description=text)
     doctor.set_defaults(act=_doctor)
     doctor.add_argument("program", metavar="PROGRAM")
     for verb in (run, doctor):
+        verb.add_argument(
+            "--as", dest="kind", choices=["tap", "proxy"],
+            help="what it is (default: a proxy if it has no libpcap, but accepts and begins "
+            "connections; an interpreter of scripts is a tap)",
+        )  # fmt: skip
         verb.add_argument("--agent", metavar="NAME", help="which agent (default: the only one)")
         verb.add_argument(
             "--run-dir", metavar="DIR", type=Path, help=f"where its files are (default: {RUN_DIR})"
@@ -51,6 +74,8 @@ def _run(args: argparse.Namespace) -> int:
     command: Sequence[str] = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         raise M2MError("no program is given: m2m-nf run [options] -- PROGRAM [ARGUMENT ...]")
+    if _is_proxy(args, command[0]):
+        return nf_proxy.run(args, command)
     directory = library_directory()
     verdict = examine(command[0], directory)
     if verdict.served is False:
@@ -67,7 +92,18 @@ def _run(args: argparse.Namespace) -> int:
     return status if status >= 0 else 128 - status
 
 
+def _is_proxy(args: argparse.Namespace, program: str) -> bool:
+    if args.kind is not None:
+        return bool(args.kind == "proxy")
+    about = find(program)
+    if re.match(_INTERPRETERS, about.path.name):
+        return False  # what it will load cannot be told
+    return calls_sockets(about) and not captures(about)
+
+
 def _doctor(args: argparse.Namespace) -> int:
+    if _is_proxy(args, args.program):
+        return nf_proxy.doctor(args)
     directory = library_directory()
     print(f"the patched libpcap is in {directory}")
     verdict = examine(args.program, directory)

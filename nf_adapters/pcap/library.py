@@ -5,20 +5,17 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import shutil
-import stat
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
-from m2m.errors import M2MError
+from nf_adapters.program import LibraryError, Program, Verdict, find
 
 __all__ = [
     "INSTALLED",
     "NAMES",
     "LibraryError",
     "Verdict",
+    "captures",
     "examine",
     "library_directory",
     "search_path",
@@ -31,19 +28,7 @@ NAMES = ("libpcap.so.0.8", "libpcap.so.1")
 """The names a program can have been linked with: Debian's, upstream's."""
 
 _MARK = b"M2M_PCAP_ONCE"  # what no other libpcap has in it
-_FIRST = 512 << 10  # bytes of a file in which its program headers and interpreter are
 _RESOLVED = re.compile(r"^\s*(libpcap\.so\S*) => (\S+)", re.MULTILINE)
-
-
-class LibraryError(M2MError):
-    """There is no patched libpcap, or a program cannot be served; the message says what to do."""
-
-
-class Verdict(NamedTuple):
-    """Whether a program is served, None where that cannot be told, and all that was found out."""
-
-    served: bool | None
-    findings: tuple[str, ...]
 
 
 def library_directory(places: Iterable[Path] | None = None) -> Path:
@@ -80,41 +65,43 @@ def examine(program: str, directory: Path, *, as_root: bool | None = None) -> Ve
 
     The program is not run. Raises :exc:`LibraryError` when there is no such program.
     """
-    found = shutil.which(program)
-    if found is None:
-        raise LibraryError(f"{program} is not on the PATH")
-    path = Path(os.path.realpath(found))
-    findings = [f"{program} is {path}"]
-    head = _head(path)
-    if head.startswith(b"#!"):
-        words = head[2:].split(b"\n", 1)[0].decode(errors="replace").split()
+    about = find(program)
+    findings = [f"{program} is {about.path}"]
+    if about.script is not None:
         findings.append(
-            f"it is a script of {' '.join(words)}: what that loads later cannot be told; any "
+            f"it is a script of {about.script}: what that loads later cannot be told; any "
             "module that is linked with libpcap gets the patched one"
         )
         return Verdict(None, tuple(findings))
-    loader = _loader(head)
-    if loader is None:
+    if about.loader is None:
         findings.append("it is linked statically: if it captures, then with a libpcap of its own")
         return Verdict(False, tuple(findings))
-    if hindrance := _hindrance(path, os.geteuid() == 0 if as_root is None else as_root):
+    if hindrance := about.hindrance(as_root):
         installed = directory == INSTALLED
+        hindrance += " LD_LIBRARY_PATH"
         findings.append(hindrance + (", but it finds the installed library" if installed else ""))
         if not installed:
             findings.append("run it as root without these rights, or: sudo make install-libpcap")
             return Verdict(False, tuple(findings))
-    return _resolved(path, loader, directory, findings)
+    return _resolved(about, directory, findings)
 
 
-def _resolved(path: Path, loader: str, directory: Path, findings: list[str]) -> Verdict:
+def captures(program: Program) -> bool:
+    """Whether it is linked with libpcap, or names it: a function that captures."""
+    if program.loader is None:
+        return False
+    return _RESOLVED.search(program.listed()) is not None or _names_it(program)
+
+
+def _names_it(program: Program) -> bool:
+    return b"libpcap.so" in program.path.read_bytes()
+
+
+def _resolved(about: Program, directory: Path, findings: list[str]) -> Verdict:
     """What the loader says it would load."""
-    done = subprocess.run(
-        [loader, "--list", str(path)], capture_output=True, text=True, check=False,
-        env={**os.environ, "LD_LIBRARY_PATH": search_path(directory)},
-    )  # fmt: skip
-    matched = _RESOLVED.search(done.stdout)
+    matched = _RESOLVED.search(about.listed(LD_LIBRARY_PATH=search_path(directory)))
     if matched is None:
-        if b"libpcap.so" in path.read_bytes():
+        if _names_it(about):
             findings.append("it loads libpcap only when it needs it (dlopen), by its usual name")
             return Verdict(True, tuple(findings))
         findings.append(
@@ -131,33 +118,3 @@ def _resolved(path: Path, loader: str, directory: Path, findings: list[str]) -> 
     else:
         return Verdict(True, tuple(findings))
     return Verdict(False, tuple(findings))
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_FIRST)
-    except OSError as error:
-        raise LibraryError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _loader(head: bytes) -> str | None:
-    """The program interpreter of an ELF file (PT_INTERP); None for what has none."""
-    matched = re.search(rb"(/lib(?:64|32)?/(?:[\w.-]+/)?ld[\w.-]*\.so\.\d+)\0", head)
-    return matched[1].decode() if head.startswith(b"\x7fELF") and matched else None
-
-
-def _hindrance(path: Path, as_root: bool) -> str | None:
-    """Why the loader would ignore LD_LIBRARY_PATH (AT_SECURE, see ld.so(8))."""
-    about = path.stat()
-    if about.st_mode & stat.S_ISUID and not (as_root and about.st_uid == 0):
-        return "it is set-uid: the loader ignores LD_LIBRARY_PATH"
-    if about.st_mode & stat.S_ISGID and about.st_gid != os.getegid():
-        return "it is set-gid: the loader ignores LD_LIBRARY_PATH"
-    if not as_root:
-        try:
-            os.getxattr(path, "security.capability")
-        except OSError:
-            return None
-        return "it has file capabilities: the loader ignores LD_LIBRARY_PATH"
-    return None

@@ -5,6 +5,11 @@ socket, in the messages of ``wire.h``:
 
 ======================  ============================================================================
 ``_codec``              the messages, as bytes and back
+``m2m_nf``, m2m_nf.h    calls for programs that say themselves what they continue
+preload.c               the library that is loaded into those that do not (``libm2m-sockets.so``)
+``library``             where that is, and whether a program gets it
+ask.h                   asking the agent, for both
+table.h, stitch.h       which socket of a process continues which
 ======================  ============================================================================
 """
 

@@ -6,12 +6,14 @@
  * several connections. Each message is one struct m2m_say, in either direction. The process asks
  * and the agent answers with the same number; on one connection the next question comes after the
  * answer to the last, or not at all: a process that has waited too long (M2M_SAY_PATIENCE_MS) closes
- * the connection, and what it had asked by CONNECTING is as if it were revoked.
+ * the connection, and what it had asked by CONNECTING is as if it were revoked. It goes on as
+ * without M2M then.
  *
  *   question     session  flow                              answer    session  flow
  *   ACCEPTED     -        peer -> destination               FOUND     its id   the supersession
  *                                                           UNKNOWN   -        -
  *   CONNECTING   its id   outgoing source -> destination    READY     its id   as asked
+ *                                                           UNKNOWN   its id   as asked
  *                                                           REFUSED   its id   as asked
  *   REVOKED      its id   outgoing source -> destination    GONE      its id   as asked
  *
@@ -20,7 +22,8 @@
  * than once. UNKNOWN: no session of ours; the proxy goes on as without M2M.
  *
  * CONNECTING: the proxy is about to continue that session from a socket that is bound to the
- * source by now. After READY its SYN may leave; after REFUSED it connects as without M2M.
+ * source by now. After READY its SYN may leave; after UNKNOWN it connects as without M2M; after
+ * REFUSED, which a policy that fails closed wants, it does not connect.
  *
  * REVOKED: the connection that was announced has failed, or was given up before it stood.
  * One that stood ends like any session, by what the datapath sees.

@@ -77,7 +77,20 @@ def test_fuzz_module(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def fuzz(tmp_path: Path, inputs: list[bytes], source: str, *options: str) -> None:
+@pytest.mark.needs("fuzzer")
+@pytest.mark.timeout(int(os.environ.get("FUZZ_SECONDS", "0")) + 120)
+def test_fuzz_sockets_table(tmp_path: Path) -> None:
+    """What the preload library knows of a proxy's sockets, in any order of what becomes of them."""
+    seed = bytes((0, 0, 2, 1, 45, 3, 6, 0, 14, 0, 4, 0))
+    fuzz(
+        tmp_path, [seed], "fuzz_sockets_table.c", "-Wextra", "-Wno-unused-function",
+         f"-I{ROOT}/nf_adapters/sockets", runs=30_000,
+    )  # fmt: skip
+
+
+def fuzz(
+    tmp_path: Path, inputs: list[bytes], source: str, *options: str, runs: int = 200_000
+) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for number, seed in enumerate(inputs):
@@ -91,7 +104,7 @@ def fuzz(tmp_path: Path, inputs: list[bytes], source: str, *options: str) -> Non
     )  # fmt: skip
 
     seconds = os.environ.get("FUZZ_SECONDS")
-    budget = f"-max_total_time={seconds}" if seconds else "-runs=200000"
+    budget = f"-max_total_time={seconds}" if seconds else f"-runs={runs}"
     done = subprocess.run(
         [str(program), budget, "-seed=1", "-max_len=400", f"-artifact_prefix={tmp_path}/",
          str(corpus)],
