@@ -191,6 +191,9 @@ static unsigned int carry_out(struct m2m_state *state, struct sk_buff *skb,
 
 	if (m2m_rewrite(skb, headers, edit, sends && hook == M2M_HOOK_IN))
 		return drop(state, M2M_TRUNCATED, 1);
+	if (hook == M2M_HOOK_IN && M2M_ROLE_POSITION(edit->role) == M2M_PROXY &&
+	    headers->tcp_flags & M2M_TCP_SYN)
+		skb->mark = M2M_PROXY_MARK;
 	if (!sends)
 		return NF_ACCEPT;
 	if (hook == M2M_HOOK_OUT)

@@ -15,7 +15,8 @@ int m2m_check_row(struct genl_info *info, const struct m2m_flat_row *row)
 		return m2m_refuse(info, row, -EINVAL, "a row of neither TCP nor UDP");
 	if (key->hook > M2M_HOOK_OUT || key->zero[0] || key->zero[1])
 		return m2m_refuse(info, row, -EINVAL, "a row of an unknown hook");
-	if (entry->role & ~M2M_ROLE(3, 1, 3) || action > M2M_SEND)
+	if (entry->role & ~M2M_ROLE(3, 1, 7) || M2M_ROLE_POSITION(entry->role) > M2M_PROXY ||
+	    action > M2M_SEND)
 		return m2m_refuse(info, row, -EINVAL, "a row of an unknown role");
 	if (!entry->session)
 		return m2m_refuse(info, row, -EINVAL, "a row of no session");

@@ -31,7 +31,14 @@ enum m2m_position {
 	M2M_TAP = 1,
 	M2M_INLINE = 2,
 	M2M_SERVER = 3,
+	M2M_PROXY = 4, /* in place of the server, with connections of its own */
 };
+
+/*
+ * What the first packet of a session bears in skb->mark when it is delivered at M2M_PROXY: by it, and by
+ * nothing else, a rule of netfilter leads it to the port where the proxy listens.
+ */
+#define M2M_PROXY_MARK 0x4d325058u
 
 /* entry->flags: what has passed. Written by whoever carries packets. */
 #define M2M_SEEN_FIN 0x01
@@ -46,7 +53,7 @@ enum m2m_position {
 #define M2M_ROLE(action, toward, position) ((u8)((action) | (toward) << 2 | (position) << 3))
 #define M2M_ROLE_ACTION(role) ((role) & 3)
 #define M2M_ROLE_TOWARD(role) ((role) >> 2 & 1)
-#define M2M_ROLE_POSITION(role) ((role) >> 3 & 3)
+#define M2M_ROLE_POSITION(role) ((role) >> 3 & 7)
 #define M2M_ROLE_CHANGING 0x40 /* there is more to it: a record in `changes` (m2m/bpf/change.h) */
 #define M2M_ROLE_REPORTED 0x80 /* the agent has been told that this session is over */
 

@@ -182,7 +182,7 @@ class Moves:
 
 def _keys(session: Session) -> tuple[tuple[Hook, Flow], tuple[Hook, Flow]]:
     """Of the entries of a session that ends here: the one that sends, and the one that receives."""
-    flow = session.supersession
+    flow = session.here
     if session.right is not None:
         return (Hook.OUT, flow), (Hook.IN, session.right.reverse())
     assert session.left is not None
@@ -200,5 +200,5 @@ def _nobody() -> None:
 def _own_address(view: SessionView) -> Address | None:
     """The address of this host that a session's sockets here use."""
     if view.position is Position.CLIENT:
-        return view.supersession.src
+        return view.here.src
     return view.supersession.dst if view.position is Position.SERVER else None

@@ -167,9 +167,12 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 		   (hook == M2M_HOOK_IN || !m2m_leads_to(skb, &edit, now));
 	if (headers.first_fragment)
 		m2m_seldom(&key, entry, &headers, &wire, now);
-	if (edit.mss && headers.tcp_flags & M2M_TCP_SYN &&
-	    m2m_clamp_mss(skb, headers.l4, headers.l4_len, edit.mss))
-		return m2m_drop(M2M_TRUNCATED, 1);
+	if (headers.tcp_flags & M2M_TCP_SYN) {
+		if (hook == M2M_HOOK_IN && M2M_ROLE_POSITION(edit.role) == M2M_PROXY)
+			skb->mark = M2M_PROXY_MARK;
+		if (edit.mss && m2m_clamp_mss(skb, headers.l4, headers.l4_len, edit.mss))
+			return m2m_drop(M2M_TRUNCATED, 1);
+	}
 	if (m2m_rewrite(skb, key.tuple.proto, &headers, &edit,
 			verdict == M2M_VERDICT_SEND && hook == M2M_HOOK_IN))
 		return m2m_drop(M2M_TRUNCATED, 1);

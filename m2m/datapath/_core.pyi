@@ -14,6 +14,9 @@ from m2m.protocol.translation import Entry, Hook
 REASONS: Final[int]
 """How many reasons there are (``enum m2m_reason``)."""
 
+PROXY_MARK: Final[int]
+"""What the first packet of a session bears that is delivered to a proxy."""
+
 def layout() -> dict[str, tuple[int, dict[str, tuple[int, int]]]]:
     """By name of a C structure: its size, and offset and size of each field, in bytes."""
 

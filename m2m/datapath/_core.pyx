@@ -52,6 +52,7 @@ cdef extern from *:
     static const unsigned char m2m_v4_prefix[12] = { [10] = 0xff, [11] = 0xff };
     """
     const uint8_t V4_PREFIX "m2m_v4_prefix"[12]
+    const uint32_t M2M_PROXY_MARK
     struct m2m_field:
         const char *structure
         const char *field
@@ -159,6 +160,7 @@ cdef extern from *:
 
 
 REASONS = <int>M2M_REASONS
+PROXY_MARK = <uint32_t>M2M_PROXY_MARK
 
 
 cdef int fill(void *target, size_t size, bytes data, str what) except -1:

@@ -37,7 +37,7 @@ from m2m.datapath._core import RuleTable, seq_after
 from m2m.datapath.fake_packets import Packet, Tcp, Waiting
 from m2m.policy.rules import EMPTY, Fail, Policy, PolicySet
 from m2m.protocol.flow import Address, Flow, Proto
-from m2m.protocol.translation import Action, Entry, Hook, NextHop, Toward
+from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 
 __all__ = ["FakeKernel", "Fate", "Outcome"]
 
@@ -63,6 +63,7 @@ class Outcome(NamedTuple):
     hop: NextHop | None = None
     reason: Reason | None = None
     payload: bytes = b""
+    marked: bool = False  # for the proxy that is to have it
 
 
 class _Slot:
@@ -212,7 +213,9 @@ class FakeKernel:
         if slot.awaited is not None and slot.packets >= slot.awaited:
             self._tell_reached(slot)
         fate = Fate.SENT if entry.action is Action.SEND else Fate.DELIVERED
-        return Outcome(fate, entry.rewrite, entry.hop, payload=packet.payload)
+        received, opens = packet.hook is Hook.IN, bool(packet.flags & Tcp.SYN)
+        marked = opens and received and entry.position is Position.PROXY
+        return Outcome(fate, entry.rewrite, entry.hop, payload=packet.payload, marked=marked)
 
     def _wait(self, packet: Packet, slot: _Slot, waiting: Waiting) -> Outcome:
         goes, waits = waiting.sort(packet, slot.max_ack)

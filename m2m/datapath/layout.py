@@ -15,7 +15,7 @@ from m2m.policy.rules import Fail, PolicySet
 from m2m.protocol.flow import V4_PREFIX, Flow, Proto, format_address
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 
-VERSION = 6  # M2M_LAYOUT_VERSION
+VERSION = 7  # M2M_LAYOUT_VERSION
 MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
 
 KEY4_SIZE = 16
@@ -36,9 +36,10 @@ RULE_SIZE = _RULE.size
 _REDIRECT = struct.Struct("=IIHHHH12s4sIIQII")
 _REWRITE = struct.Struct("=HHI2xHHH12s4s12xI")  # of struct m2m_entry, what a redirect has
 _CHANGING = 0x40  # M2M_ROLE_CHANGING
-_ROLE = 0x1F  # without marks
+_ROLE = 0x3F  # without marks
 _ROLES = tuple(
-    (Action(role & 3), Toward(role >> 2 & 1), Position(role >> 3)) for role in range(_ROLE + 1)
+    (Action(role & 3), Toward(role >> 2 & 1), Position(role >> 3))
+    for role in range(len(Position) << 3)
 )
 
 _EVENT = struct.Struct("=QII")  # struct m2m_event_record of m2m/bpf/sweep.h
@@ -142,7 +143,7 @@ def unpack_row(key: bytes, value: bytes, now: int) -> Row:
         rewrite=Flow.unpack(widen(new + tail)),
         action=action,
         toward=Toward(role >> 2 & 1),
-        position=Position(role >> 3 & 3),
+        position=Position(role >> 3 & 7),
         supersession=Flow.unpack(widen(old + tail)),
         mss=mss,
         chain=chain,

@@ -41,6 +41,7 @@ cdef enum:
     UDP = 17
     TAP = 1
     SERVER = 3
+    PROXY = 4
 
 cdef enum Kind:  # of a part; that of a number is its size
     NUMBER_1 = 1, NUMBER_2 = 2, NUMBER_4 = 4, NUMBER_8 = 8
@@ -65,7 +66,8 @@ cdef int MAX_RUN = update.MAX_RUN, MAX_PART = update.MAX_PART, MAX_PARTS = updat
 
 assert (HEADER_SIZE, MAC_SIZE, MAX_DATAGRAM, FLOW_SIZE) == (
     codec.HEADER_SIZE, codec.MAC_SIZE, codec.MAX_DATAGRAM, codec.FLOW_SIZE)
-assert (TCP, UDP) == tuple(Proto) and (TAP, SERVER) == (Position.TAP, Position.SERVER)
+assert (TCP, UDP) == tuple(Proto)
+assert (TAP, SERVER, PROXY) == (Position.TAP, Position.SERVER, Position.PROXY)
 for _members in (MODES, CAUSES, PROGRESSES, POSITIONS):
     assert _members == tuple(range(len(_members)))  # a value is its member's place
 
@@ -171,8 +173,8 @@ def check_chain(tuple chain not None):
         reason = Malformed.OVERSIZED if chain else Malformed.VALUE
         raise WireError(reason, f"a chain of {last + 1} hops, allowed are 1 to {MAX_CHAIN}")
     for i, hop in enumerate(chain):
-        if (hop.kind == SERVER) != (i == last):
-            raise wrong("a server stands at the end of a chain and only there")
+        if (hop.kind >= SERVER) != (i == last):
+            raise wrong("a server or a proxy stands at the end of a chain and only there")
         PyUnicode_AsUTF8AndSize(hop.nf, &size)
         if size > MAX_NAME:
             raise too_long(f"NF name {hop.nf}", size, MAX_NAME)

@@ -30,7 +30,7 @@ cdef object read_text(Buffer *data, Py_ssize_t size, str what):
 cdef object read_hop(Buffer *data):
     cdef uint8_t *at = take(data, ADDRESS_SIZE + 2)
     cdef uint8_t kind = at[ADDRESS_SIZE], size = at[ADDRESS_SIZE + 1]
-    if not TAP <= kind <= SERVER:
+    if not TAP <= kind <= PROXY:
         raise wrong(f"hop of unknown kind {kind}")
     if size > MAX_NAME:
         raise WireError(Malformed.OVERSIZED, f"NF name of {size} bytes, at most {MAX_NAME}")

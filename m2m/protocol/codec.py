@@ -80,7 +80,7 @@ class Hop(msgspec.Struct, frozen=True, gc=False):
     """One host of a chain: where it is, what it will be there, and which NF it runs.
 
     *kind* is :data:`Position.TAP`, :data:`~Position.INLINE` or, for the last one,
-    :data:`~Position.SERVER`, whose *nf* is empty.
+    :data:`~Position.SERVER`, whose *nf* is empty, or :data:`~Position.PROXY`.
     """
 
     address: Address

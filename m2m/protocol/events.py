@@ -35,7 +35,8 @@ class Route(NamedTuple):
 class Opened(NamedTuple):
     """The first packet of a session that a policy matches is held (client only).
 
-    ``chain`` holds the middleboxes and, last, the server; ``route`` leads to the first of them.
+    ``chain`` holds the middleboxes and, last, the server or the first proxy; ``route`` leads to the
+    first of them. *local*: instead, a socket of a proxy here is to go on with *flow*, and waits.
     """
 
     flow: Flow
@@ -44,6 +45,12 @@ class Opened(NamedTuple):
     policy: int
     generation: int
     route: Route
+    local: Flow | None = None
+
+    @property
+    def here(self) -> Flow:
+        """What waits."""
+        return self.flow if self.local is None else self.local
 
 
 class Received(NamedTuple):

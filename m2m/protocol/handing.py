@@ -253,7 +253,7 @@ class Handing:
         """Why this session cannot be taken over now; empty if it can."""
         if self._register.get(deed.session) is not None:
             return "it is at this host already, or on its path"
-        if self._register.with_supersession(deed.supersession) is not None:
+        if self._register.with_flow(deed.supersession) is not None:
             return f"another session of {deed.supersession} is at this host"
         gone = self._gone.get(deed.session)
         if gone is not None and deed.number <= gone.number:
@@ -408,6 +408,8 @@ def _objection(session: Session) -> str:
     if session.role is Role.MIDDLE:
         where = format_address((session.left or session.supersession).dst)
         return f"{where} is in the middle of it: only its client's or server's end can move"
+    if session.position is Position.PROXY or session.local is not None:
+        return "it is one half of a session that a proxy goes on with: these stay together"
     if session.state not in _STANDING:
         return "it is not established (any more)"
     if session.change is not None or session.waiting:

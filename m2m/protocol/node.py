@@ -70,7 +70,7 @@ from m2m.protocol.rebind import Rebind, Rebound
 from m2m.protocol.register import Register
 from m2m.protocol.session import Input, Opening, Role, Session, State
 from m2m.protocol.steps import Settings, SetUp, Steps
-from m2m.protocol.translation import Position, SessionView
+from m2m.protocol.translation import Position, SessionView, ends_at
 from m2m.protocol.update import UpdateReject, UpdateSyn
 from m2m.protocol.wire import (
     Ack,
@@ -112,7 +112,7 @@ class Node:
         self.ports = ports
         self.sessions: Mapping[int, Session]
         """The sessions of this host by id, closing ones included; to be read only."""
-        self._register = Register()
+        self.register = self._register = Register()  # to be read by others
         self.sessions = self._register.by_id
         self._rng = rng
         self._device = identity.device
@@ -134,7 +134,7 @@ class Node:
     def _opened(self, event: Opened) -> Commands:
         flow, chain, route = event.flow, event.chain, event.route
         out: Commands = []
-        old = self._register.with_supersession(flow)
+        old = self._register.with_flow(event.here)
         if old is not None:
             if old.state is State.OPENING and old.role is Role.CLIENT:
                 return out  # its packets will go with those that are waiting
@@ -145,11 +145,11 @@ class Node:
             _check_visits(chain, route.source)
             right = self.ports.allocate(flow.proto, route.source, chain[0].address)
         except M2MError as error:
-            out.append(Refuse(flow, event.fail_open, str(error), None))
+            out.append(Refuse(event.here, event.fail_open, str(error), None))
             return out
         session = Session(
             self._new_id(), Position.CLIENT, State.OPENING, flow, None, right,
-            event.policy, event.generation,
+            event.policy, event.generation, event.local,
         )  # fmt: skip
         session.client = self._device
         session.mtu = min(route.mtu, 0xFFFF)
@@ -325,7 +325,7 @@ class Node:
         state = State.ESTABLISHED if client else State.ADOPTED
         session = Session(
             view.session, view.position, state, view.supersession, view.left, view.right,
-            view.chain, view.generation,
+            view.chain, view.generation, view.local,
         )  # fmt: skip
         session.mss = view.mss
         session.sent_left = session.sent_right = None
@@ -354,7 +354,7 @@ class Node:
             _refuse(out, syn, objection)
             return
         right = None
-        if me.kind is not Position.SERVER:
+        if not ends_at(me.kind):
             assert route is not None
             try:
                 right = self.ports.allocate(leg.proto, route.source, syn.chain[1].address)
@@ -421,7 +421,7 @@ class Node:
         if rival is not None:
             text = "another device, which may be back, has a session by the same ports"
             return Why(Cause.NO_PORTS, text, leg.dst)
-        if me.kind is Position.SERVER:
+        if ends_at(me.kind):
             return None
         following = syn.chain[1]
         if route is None:
@@ -434,13 +434,13 @@ class Node:
     def _rival(self, syn: Syn, device: bytes) -> Session | None:
         """A session of another client that this one would end: its own address may be somebody
         else's by now."""
-        others = [self._register.with_supersession(syn.supersession)]
+        others = [self._register.with_flow(syn.supersession)]
         if device == syn.client:
             others.append(self._register.with_left(syn.subsession))
         for other in others:
             if other is None or other.client in (ANONYMOUS, syn.client):
                 continue
-            if syn.subsession == other.left or syn.supersession == other.supersession:
+            if syn.subsession == other.left or syn.supersession == other.here:
                 return other
         return None
 

@@ -73,7 +73,9 @@ Old and new
 * A SYN for a session that is there, from the same host but with another left leg, comes from a
   neighbour that was rebooted in between; the new leg replaces the old one.
 * A SYN with another session's left leg or supersession says that this other one is dead: its left
-  host, or its client, has used the ports again. The old session is closed first.
+  host, or its client, has used the ports again. The old session is closed first. At a proxy's host
+  the session that comes to it and those by which it goes on have one supersession: they are told
+  apart by what the host's own stack sees of them.
 * A SYN for a session that is there, from another host, has come round: the chain visits this
   host twice. It is refused.
 
@@ -288,6 +290,7 @@ _ROLES = {
     Position.TAP: Role.MIDDLE,
     Position.INLINE: Role.MIDDLE,
     Position.SERVER: Role.SERVER,
+    Position.PROXY: Role.SERVER,
 }
 
 
@@ -299,7 +302,7 @@ class Session:
 
     __slots__ = (
         "change", "client", "delay", "ending", "fail_open", "generation", "held", "id", "left",
-        "more_left", "more_right", "moves", "mss", "mtu", "opening", "policy", "position",
+        "local", "more_left", "more_right", "moves", "mss", "mtu", "opening", "policy", "position",
         "rebound", "right", "role", "sent_left", "sent_right", "server", "state", "supersession",
         "through", "waited", "waiting",
     )  # fmt: skip
@@ -314,12 +317,14 @@ class Session:
         right: Flow | None,
         policy: int,
         generation: int,
+        local: Flow | None = None,
     ) -> None:
         self.id = id
         self.position = position
         self.role = _ROLES[position]
         self.state = state
         self.supersession = supersession
+        self.local = local  # of the socket here, where that is not the supersession
         self.left = left
         self.right = right
         self.policy = policy
@@ -350,6 +355,11 @@ class Session:
         self.through: UpdateFinAck | None = None  # what this host has said last as R of a change
 
     @property
+    def here(self) -> Flow:
+        """The session as this host's own stack sees it."""
+        return self.supersession if self.local is None else self.local
+
+    @property
     def view(self) -> SessionView:
         """What the datapath is told of this session."""
         return self.view_with(self.left, self.right)
@@ -358,5 +368,5 @@ class Session:
         """The same with these legs."""
         return SessionView(
             self.id, self.position, self.supersession, left, right,
-            self.mss, self.policy, self.generation,
+            self.mss, self.policy, self.generation, self.local,
         )  # fmt: skip

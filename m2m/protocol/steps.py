@@ -148,7 +148,7 @@ class Steps:
                 self.migration.drop_spare(out, old)
             elif (
                 session.left is None
-                or old.supersession == session.supersession
+                or old.here == session.here
                 or not self.mobility.unused(out, old, session.left)
             ):
                 self.take(out, old, Input.REPLACED, replaced(session.supersession))
@@ -205,7 +205,7 @@ class Steps:
         session.held = False
         session.opening = None
         out.append(Install(session.view))
-        out.append(Steer(session.supersession))
+        out.append(Steer(session.here))
         self._send_ack(out, session, None)
         out.append(Established(session.view))
         self.keep(out, session)
@@ -256,7 +256,7 @@ class Steps:
         if session.held:
             session.held = False
             silent = cause is Cause.TIMEOUT
-            out.append(Refuse(session.supersession, session.fail_open, text, blame, silent))
+            out.append(Refuse(session.here, session.fail_open, text, blame, silent))
         else:
             out.append(Remove(session.view))
         session.opening = None

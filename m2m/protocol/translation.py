@@ -8,14 +8,17 @@ by which a restarted agent takes its sessions over from the kernel.
 =========  ====================================  ====================================
 position   packets towards the server            packets towards the client
 =========  ====================================  ====================================
-CLIENT     OUT super -> right, SEND              IN ~right -> ~super, DELIVER
+CLIENT     OUT local -> right, SEND              IN ~right -> ~local, DELIVER
 TAP        IN left -> right, SEND                IN ~right -> ~left, SEND
 INLINE     IN left -> super, DELIVER             IN ~right -> ~super, DELIVER
            OUT super -> right, SEND              OUT ~super -> ~left, SEND
 SERVER     IN left -> super, DELIVER             OUT ~super -> ~left, SEND
+PROXY      as SERVER; the first packet is marked
 =========  ====================================  ====================================
 
 (``~`` is the reverse flow.) TAP is horizontal NAT alone; DELIVER is vertical NAT on the way in.
+A client's *local* flow is the supersession, but where a proxy goes on with a session that has come
+to it (``docs/proxies.md``): there it is the flow of the proxy's own socket.
 """
 
 from __future__ import annotations
@@ -61,6 +64,12 @@ class Position(IntEnum):
     TAP = 1
     INLINE = 2
     SERVER = 3
+    PROXY = 4  # in place of the server: a program here has connections of its own
+
+
+def ends_at(position: Position) -> bool:
+    """Whether a chain ends there: with its server, or a proxy in its place."""
+    return position >= Position.SERVER
 
 
 class NextHop(NamedTuple):
@@ -108,6 +117,12 @@ class SessionView(NamedTuple):
     mss: int = 0
     chain: int = 0
     generation: int = 0
+    local: Flow | None = None  # of the socket here, where that is not the supersession
+
+    @property
+    def here(self) -> Flow:
+        """The session as this host's own stack sees it."""
+        return self.supersession if self.local is None else self.local
 
 
 def entries_for(
@@ -141,14 +156,14 @@ def leg_entries(view: SessionView, *, left: bool) -> tuple[Entry, Entry]:
 
 def received_entry(view: SessionView, *, left: bool) -> Entry:
     """What receives by the left leg, or else by the right one."""
-    session, position, sup, left_leg, right_leg, mss, chain, generation = view
+    session, position, sup, left_leg, right_leg, mss, chain, generation, _ = view
     if left:
         match, onward, toward = left_leg, right_leg, Toward.RIGHT
         restored = sup
     else:
         assert right_leg is not None
         match, onward, toward = right_leg.reverse(), _reverse(left_leg), Toward.LEFT
-        restored = sup.reverse()
+        restored = view.here.reverse()
     assert match is not None
     action = Action.DELIVER
     if position is Position.TAP:
@@ -161,7 +176,7 @@ def received_entry(view: SessionView, *, left: bool) -> Entry:
 
 def sent_entry(view: SessionView, *, left: bool) -> Entry:
     """What sends by the left leg, or else by the right one."""
-    session, position, sup, left_leg, right_leg, mss, chain, generation = view
+    session, position, sup, left_leg, right_leg, mss, chain, generation, _ = view
     if left:
         assert left_leg is not None
         onward, toward = left_leg.reverse(), Toward.LEFT
@@ -173,7 +188,7 @@ def sent_entry(view: SessionView, *, left: bool) -> Entry:
         assert other is not None
         hook, match = Hook.IN, other
     else:
-        hook, match = Hook.OUT, sup.reverse() if left else sup
+        hook, match = Hook.OUT, view.here.reverse() if left else view.here
     return Entry(
         session, hook, match, onward, Action.SEND, toward, position, sup, mss, chain, generation
     )
@@ -210,7 +225,7 @@ def sender(view: SessionView, toward: Toward) -> tuple[Hook, Flow]:
     receives them."""
     if view.position is Position.TAP:
         return receiver(view, toward)
-    flow = view.supersession
+    flow = view.here
     return Hook.OUT, flow if toward is Toward.RIGHT else flow.reverse()
 
 
@@ -243,8 +258,8 @@ def view_and_spare(entries: Iterable[Entry]) -> tuple[SessionView, Flow | None]:
         elif entry.hook is Hook.IN and entry.toward is Toward.LEFT:
             rights.append(entry.match.reverse())
     name = f"session {first.session:016x}"
-    has = {Position.CLIENT: (False, True), Position.SERVER: (True, False)}
-    if (bool(lefts), bool(rights)) != has.get(first.position, (True, True)):
+    local = next((row.match for row in rows.values() if _is_clients(row)), first.supersession)
+    if (bool(lefts), bool(rights)) != _SIDES.get(first.position, (True, True)):
         raise ValueError(f"{name}: a {first.position.name} lacks an entry")
     if len(lefts) > 2 or len(rights) > 2 or len(lefts) + len(rights) > 3:
         raise ValueError(f"{name}: entries of more than one spare leg")
@@ -252,6 +267,7 @@ def view_and_spare(entries: Iterable[Entry]) -> tuple[SessionView, Flow | None]:
         view = SessionView(
             first.session, first.position, first.supersession, left, right,
             first.mss, first.chain, first.generation,
+            None if local == first.supersession else local,
         )  # fmt: skip
         others = [one for one in (*lefts, *rights) if one not in (left, right)]
         expected = {entry.key: entry.rewrite for entry in entries_for(view)}
@@ -261,6 +277,18 @@ def view_and_spare(entries: Iterable[Entry]) -> tuple[SessionView, Flow | None]:
         if expected == {key: entry.rewrite for key, entry in rows.items()}:
             return view, others[0] if others else None
     raise ValueError(f"{name}: entries do not belong together")
+
+
+_SIDES = {
+    Position.CLIENT: (False, True),
+    Position.SERVER: (True, False),
+    Position.PROXY: (True, False),
+}  # which have a left leg, and a right one; others have both
+
+
+def _is_clients(entry: Entry) -> bool:
+    """Whether it takes the packets of a socket of the client's."""
+    return entry.position is Position.CLIENT and entry.hook is Hook.OUT
 
 
 def without_moved(entries: Iterable[Entry]) -> tuple[list[Entry], tuple[Entry, ...]]:

@@ -7,10 +7,10 @@ import pytest
 from m2m.datapath import ALL_ADDRESSES, DatapathError, DatapathFull, Reason, Row, Verdict
 from m2m.datapath.fake_packets import Tcp
 from m2m.protocol.flow import Flow, Proto
-from m2m.protocol.translation import Action, Entry, Hook, Position
+from m2m.protocol.translation import Action, Entry, Hook, Position, Toward, view_of
 from tests.datapath.conftest import LIMITS, OpenRig
 from tests.support.rig import HOST_LEFT, HOST_RIGHT, LEFT, RIGHT, Place, Rig, Seen
-from tests.support.sessions import entries, opening, session
+from tests.support.sessions import entries, going_on, opening, session
 
 
 async def dump(rig: Rig) -> list[Row]:
@@ -55,6 +55,44 @@ async def test_i2_i3_each_position_translates(rig: Rig, position: Position, prot
         elif entry.action is Action.DELIVER:
             place = Place.STACK
         assert await rig.seen() == [Seen(place, out, payload)]
+
+
+async def test_a_proxy_goes_on_by_a_flow_of_its_own(rig: Rig) -> None:
+    """Both halves have one supersession, and neither meets the packets of the other."""
+    came, goes = session(Position.PROXY, number=2), going_on()
+    came = came._replace(supersession=goes.supersession)
+    await rig.datapath.install(entries(rig, came))
+    await rig.datapath.install(entries(rig, goes))
+    assert came.left is not None and goes.right is not None and goes.local is not None
+    await rig.packet(Hook.OUT, goes.local, b"onward", flags=Tcp.SYN)
+    await rig.packet(Hook.OUT, goes.supersession.reverse(), b"to the client")
+    assert sorted(await rig.seen(), key=lambda packet: packet.payload) == [
+        Seen(Place.WIRE, goes.right, b"onward"),
+        Seen(Place.WIRE, came.left.reverse(), b"to the client"),
+    ]
+    await rig.packet(Hook.IN, goes.right.reverse(), b"back")
+    assert await rig.seen() == [Seen(Place.STACK, goes.local.reverse(), b"back")]
+    found: dict[int, list[Entry]] = {}
+    for row in await dump(rig):
+        found.setdefault(row.entry.session, []).append(row.entry)
+    assert {view_of(rows) for rows in found.values()} == {came, goes}
+
+
+async def test_only_what_opens_a_session_at_a_proxy_is_marked(rig: Rig) -> None:
+    rows = [
+        row
+        for number, position in enumerate((Position.PROXY, Position.SERVER, Position.INLINE), 3)
+        for row in entries(rig, session(position, number=number))
+    ]
+    await rig.datapath.install(rows)
+    with rig.stops_marked():
+        for row in rows:
+            await rig.packet(row.hook, row.match, row.position.name.encode(), flags=Tcp.SYN)
+        await rig.packet(rows[0].hook, rows[0].match, b"later")
+        seen = [packet.payload for packet in await rig.seen()]
+    # Its answers, and what comes later, go by what connection tracking knows of the first.
+    assert sorted(seen) == [b"INLINE"] * 4 + [b"PROXY"] + [b"SERVER"] * 2 + [b"later"]
+    assert rows[0].toward is Toward.RIGHT
 
 
 @pytest.mark.parametrize("proto", Proto)

@@ -14,12 +14,13 @@ import socket
 import struct
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import trio
 import trio.testing
 
 from m2m.datapath import Datapath, Limits
+from m2m.datapath._core import PROXY_MARK
 from m2m.datapath.bpf import EbpfDatapath
 from m2m.datapath.fake_packets import Tcp
 from m2m.datapath.kmod import KmodDatapath
@@ -139,6 +140,14 @@ class KernelRig(Rig):
                 await self.close(keep=False)
         finally:
             self._clean_up.close()
+
+    @contextmanager
+    def stops_marked(self) -> Iterator[None]:
+        # Before connection tracking, of which no other test is to see anything.
+        rule = ["PREROUTING", "-m", "mark", "--mark", hex(PROXY_MARK), "-j", "DROP"]
+        self._bench.host.run("iptables", "-t", "raw", "-A", *rule)
+        yield
+        self._bench.host.run("iptables", "-t", "raw", "-D", *rule)
 
     # -- packets ------------------------------------------------------------------------
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +76,10 @@ class Rig(ABC):
         """Open the datapath as a new agent would: addresses set, both links attached."""
 
     @abstractmethod
+    def stops_marked(self) -> AbstractContextManager[None]:
+        """Meanwhile the host drops what is marked for a proxy."""
+
+    @abstractmethod
     async def remove(self) -> None:
         """End of the test: nothing may be left."""
 
@@ -117,6 +123,7 @@ class FakeRig(Rig):
     def __init__(self, limits: Limits) -> None:
         self._kernel = FakeKernel(limits, interfaces=frozenset(self.links()), ports=PORTS)
         self._out: list[Seen] = []
+        self._stops_marked = False
 
     def links(self) -> list[int]:
         return [1, 2]
@@ -134,6 +141,8 @@ class FakeRig(Rig):
         outcome = self._kernel.packet(
             hook, flow, payload=payload, seq=seq, ack=ack, flags=flags, ttl=ttl
         )
+        if outcome.marked and self._stops_marked:
+            return
         if outcome.fate is Fate.DELIVERED and outcome.flow.dst not in (HOST_LEFT, HOST_RIGHT):
             # an inline NF: the host's stack forwards it
             await self.packet(
@@ -154,6 +163,12 @@ class FakeRig(Rig):
         released, self._kernel.released = self._kernel.released, []
         for outcome in released:  # held packets are all on their way out
             self._note(Hook.OUT, outcome)
+
+    @contextmanager
+    def stops_marked(self) -> Iterator[None]:
+        self._stops_marked = True
+        yield
+        self._stops_marked = False
 
     async def seen(self) -> list[Seen]:
         self._collect_released()

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from m2m.policy.rules import Choose, Fail, FlatRule, Instance, Kind, NfType, Policy, PolicySet
 from m2m.protocol.flow import Flow
-from m2m.protocol.translation import Action, Entry, Position, SessionView, entries_for
+from m2m.protocol.translation import (
+    Action,
+    Entry,
+    Position,
+    SessionView,
+    ends_at,
+    entries_for,
+)
 from tests.support.rig import CLIENT, HOST_LEFT, HOST_RIGHT, LEFT, RIGHT, SERVER, Rig
 
 LOWEST, HIGHEST = b"\0" * 16, b"\xff" * 16
@@ -14,7 +21,7 @@ def session(position: Position, proto: int = 6, number: int = 1) -> SessionView:
     """Session *number* where the host is at *position*. Client and server are the host itself,
     or far away behind its neighbours."""
     client = HOST_RIGHT if position is Position.CLIENT else CLIENT
-    server = HOST_LEFT if position is Position.SERVER else SERVER
+    server = HOST_LEFT if ends_at(position) else SERVER
     left = Flow(proto, LEFT, 61000 + number, HOST_LEFT, 64000 + number)
     right = Flow(proto, HOST_RIGHT, 62000 + number, RIGHT, 65000 + number)
     return SessionView(
@@ -22,10 +29,18 @@ def session(position: Position, proto: int = 6, number: int = 1) -> SessionView:
         position=position,
         supersession=Flow(proto, client, 40000 + number, server, 80),
         left=None if position is Position.CLIENT else left,
-        right=None if position is Position.SERVER else right,
+        right=None if ends_at(position) else right,
         mss=1400,
         chain=3,
         generation=7,
+    )
+
+
+def going_on(proto: int = 6, number: int = 1) -> SessionView:
+    """The half by which a proxy on the host goes on with session *number*."""
+    local = Flow(proto, HOST_LEFT, 45000 + number, SERVER, 80)
+    return session(Position.CLIENT, proto, number)._replace(
+        supersession=session(Position.TAP, proto, number).supersession, local=local
     )
 
 

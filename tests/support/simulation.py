@@ -439,7 +439,7 @@ class Host:
         assert self.timers.keys() <= self.node.sessions.keys()
         open_ones = {session.id for session in live if session.state is not State.CLOSING}
         assert self.kernel.sessions().keys() <= open_ones
-        assert len(self.node._register._by_supersession) == len(open_ones)
+        assert len(self.node._register._by_flow) == len(open_ones)
 
 
 class World:

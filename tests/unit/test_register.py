@@ -21,7 +21,7 @@ def session(number: int, *, left: Flow | None = LEFT, supersession: Flow = SUPER
 def test_a_listed_session_is_found() -> None:
     register, one = Register(), session(1)
     register.list(one)
-    assert register.get(1) is register.with_supersession(SUPER) is one
+    assert register.get(1) is register.with_flow(SUPER) is one
     assert dict(register.by_id) == {1: one}
     with pytest.raises(TypeError):
         register.by_id[2] = one  # type: ignore[index]
@@ -52,7 +52,7 @@ def test_an_unlisted_session_keeps_its_id_only() -> None:
     assert register.get(1) is old
     register.list(new)
     register.unlist(old)  # again: what belongs to the new one stays
-    assert register.with_supersession(SUPER) is new
+    assert register.with_flow(SUPER) is new
     assert register.rivals(old) == {new}
 
 

@@ -393,7 +393,7 @@ def test_the_text_of_an_error_fits_the_wire(play: Play) -> None:
     [
         (OPENED._replace(chain=(CHAIN[0], CHAIN[1], CHAIN[0], CHAIN[2])), "10.0.1.2 twice"),
         (OPENED._replace(route=Route(IDS, 1500)), "ids at 10.0.2.2 twice"),
-        (OPENED._replace(chain=CHAIN[:2]), "server stands at the end"),
+        (OPENED._replace(chain=CHAIN[:2]), "stands at the end of a chain"),
         (OPENED._replace(chain=()), "0 hops"),
         (OPENED._replace(chain=(*CHAIN[:2] * 8, CHAIN[2])), "17 hops"),
         (OPENED._replace(chain=(Hop(FW, Position.TAP, "n" * 16), CHAIN[2])), "16 bytes"),
@@ -836,5 +836,5 @@ def test_many_sessions_cost_little_and_leave_nothing() -> None:
         node.handle(Received(IDS, FinAck(session.id, session.right or SECOND)))
     assert node.ports.in_use == 0
     register = node._register
-    tables: tuple[Any, ...] = (register._by_id, register._by_left, register._by_supersession)
+    tables: tuple[Any, ...] = (register._by_id, register._by_left, register._by_flow)
     assert all(sys.getsizeof(table) == sys.getsizeof({}) for table in tables)

@@ -6,6 +6,7 @@ import pytest
 
 from m2m.protocol.translation import (
     Hook,
+    Position,
     SessionView,
     Toward,
     entries_for,
@@ -32,10 +33,15 @@ from tests.support.changes import (
 
 FW_AFTER = AT_FW._replace(right=ONWARD)
 BOTH = [(AT_CLIENT, CLIENT_AFTER, NEW_LEFT), (AT_IDS, IDS_AFTER, NEW_RIGHT),
+        (AT_CLIENT._replace(local=ONWARD), CLIENT_AFTER._replace(local=ONWARD), NEW_LEFT),
         (AT_FW, FW_AFTER, ONWARD), (AT_FW, AT_FW._replace(left=ONWARD), ONWARD)]  # fmt: skip
 
 
-@pytest.mark.parametrize("view", [AT_CLIENT, AT_FW, AT_IDS])
+GOES_ON = AT_CLIENT._replace(local=SUPER._replace(src=OLD_RIGHT.dst, sport=33000))
+AT_PROXY = AT_CLIENT._replace(position=Position.PROXY, left=OLD_LEFT, right=None)
+
+
+@pytest.mark.parametrize("view", [AT_CLIENT, AT_FW, AT_IDS, AT_PROXY, GOES_ON])
 def test_there_and_back(view: SessionView) -> None:
     assert view_of(entries_for(view)) == view
     assert view_and_spare(reversed(entries_for(view))) == (view, None)
@@ -88,3 +94,4 @@ def test_which_entry_receives_and_which_sends() -> None:
     assert sender(AT_FW, Toward.LEFT) == (Hook.OUT, SUPER.reverse())
     assert sender(AT_IDS, Toward.RIGHT) == receiver(AT_IDS, Toward.RIGHT) == (Hook.IN, OLD_RIGHT)
     assert sender(AT_CLIENT, Toward.RIGHT) == (Hook.OUT, SUPER)
+    assert sender(GOES_ON, Toward.RIGHT) == (Hook.OUT, GOES_ON.here) != (Hook.OUT, SUPER)
