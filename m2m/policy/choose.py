@@ -39,14 +39,16 @@ def resolve(
     flow: Flow,
     avoid: Container[Address] = (),
     placed: Mapping[Address, int] = NONE_PLACED,
+    taken: Container[Address] = (),
 ) -> tuple[Resolved, ...]:
     """The middleboxes that *flow* (client to server) passes under *policy*, client side first.
 
     Every NF type chooses in its own way (:class:`Choose`); *avoid* holds hosts that lately did
     not answer, which ``choose=agent`` takes only when nothing else is left; *placed* says how many
-    sessions hosts have been given since their loads were reported. No host comes twice,
-    none is the session's own client or server, and all are of the session's address family: a
-    later choice gives way to an earlier one, and an earlier one to the chain standing at all.
+    sessions hosts have been given since their loads were reported. No host comes twice, none is
+    *taken*, or the session's own client or server (which may be a proxy, and then is the one), and
+    all are of the session's address family: a later choice gives way to an earlier one, and an
+    earlier one to the chain standing at all.
 
     An exempting policy has an empty chain. Raises :exc:`ChainError`.
     """
@@ -56,10 +58,10 @@ def resolve(
         if name not in types:
             raise ChainError(f"policy {policy.id} names NF type {name}, which nobody declared")
         wanted.append(types[name])
-    options = [candidates(nf, flow, avoid, placed) for nf in wanted]
+    options = [candidates(nf, flow, avoid, placed, taken) for nf in wanted]
     for nf, usable in zip(wanted, options, strict=True):
         if not usable:
-            raise ChainError(f"{flow}: {_why_none(nf, flow)}")
+            raise ChainError(f"{flow}: {_why_none(nf, flow, taken)}")
     chosen = assign(options)
     if chosen is None:
         names = " -> ".join(policy.chain)
@@ -116,7 +118,11 @@ def _can_serve(wishes: list[list[Address]], taken: set[Address]) -> bool:
 
 
 def candidates(
-    nf: NfType, flow: Flow, avoid: Container[Address], placed: Mapping[Address, int]
+    nf: NfType,
+    flow: Flow,
+    avoid: Container[Address],
+    placed: Mapping[Address, int],
+    taken: Container[Address] = (),
 ) -> list[Instance]:
     """The instances of *nf* that can serve *flow*, the preferred one first (:func:`resolve`)."""
     usable = [
@@ -124,7 +130,10 @@ def candidates(
         for instance in nf.instances
         if is_ipv4(instance.address) == is_ipv4(flow.src)
         and instance.address not in (flow.src, flow.dst)
+        and instance.address not in taken
     ]
+    if nf.kind is Kind.PROXY and flow.dst not in taken:
+        usable = [one for one in nf.instances if one.address == flow.dst] or usable
     if len(usable) < 2:
         return usable
     packed = flow.pack()
@@ -144,11 +153,16 @@ def _weight(nf: NfType, instance: Instance, packed_flow: bytes) -> bytes:
     return hashlib.blake2b(name + instance.address + packed_flow, digest_size=8).digest()
 
 
-def _why_none(nf: NfType, flow: Flow) -> str:
+def _why_none(nf: NfType, flow: Flow, taken: Container[Address]) -> str:
     family = "IPv4" if is_ipv4(flow.src) else "IPv6"
     same = [one for one in nf.instances if is_ipv4(one.address) == is_ipv4(flow.src)]
     if not same:
         return f"NF type {nf.name} has no {family} instance; declare one, or exempt {family}"
+    if any(one.address in taken for one in same):
+        return (
+            f"NF type {nf.name} runs only on hosts that may be before the proxy; declare an "
+            "instance on a host of its own"
+        )
     ends = ", ".join(f"{one.name} at {format_address(one.address)}" for one in same)
     return (
         f"NF type {nf.name} runs only on the session's own client or server ({ends}); declare "

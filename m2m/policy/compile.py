@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from m2m.policy.choose import assign
 from m2m.policy.language import parse_source
+from m2m.policy.parts import taken_before
 from m2m.policy.regions import (
     MIXED,
     PROTOCOLS,
@@ -24,10 +25,19 @@ from m2m.policy.regions import (
     families,
     region_of,
 )
-from m2m.policy.rules import FlatRule, Gateway, Instance, Network, NfType, Policy, PolicySet
+from m2m.policy.rules import (
+    FlatRule,
+    Gateway,
+    Instance,
+    Kind,
+    Network,
+    NfType,
+    Policy,
+    PolicySet,
+)
 from m2m.policy.source import PolicyError, Source
-from m2m.policy.syntax import STEERED, PolicyFile, RuleDecl
-from m2m.protocol.flow import Flow, is_ipv4
+from m2m.policy.syntax import STEERED, NfDecl, PolicyFile, RuleDecl
+from m2m.protocol.flow import Address, Flow, Proto, format_address, is_ipv4
 
 __all__ = ["MAX_ROWS", "compile_file", "compile_policy", "evaluate", "unserved_families"]
 
@@ -52,10 +62,12 @@ def compile_policy(policy: PolicyFile, generation: int = 0, max_rows: int = MAX_
     """Compile a parsed policy into at most *max_rows* rows. Raises :exc:`PolicyError`."""
     nfs = tuple(
         NfType(
-            nf.name, nf.kind, nf.choose, tuple(Instance(i.name, i.address) for i in nf.instances)
+            nf.name, nf.kind, nf.choose, tuple(Instance(i.name, i.address) for i in nf.instances),
+            nf.port,
         )
         for nf in policy.nfs
-    )
+    )  # fmt: skip
+    _check_proxies(policy)
     named = {nf.name: nf for nf in nfs}
     table = _Table(policy.source, max_rows)
     policies = []
@@ -63,6 +75,7 @@ def compile_policy(policy: PolicyFile, generation: int = 0, max_rows: int = MAX_
         boxes = table.add(number, rule)
         matched = set[int]().union(*(families(box[0], box[1]) for box in boxes))
         _check_chain(policy.source, rule, named, matched)
+        _check_protocol(policy.source, rule, named, boxes)
         chain = tuple(step.nf for step in rule.chain)
         policies.append(
             Policy(
@@ -242,8 +255,43 @@ def _check_chain(source: Source, rule: RuleDecl, nfs: dict[str, NfType], matched
         )
 
 
+def _check_proxies(policy: PolicyFile) -> None:
+    """What comes to a host's proxy is led to one port."""
+    seen: dict[Address, NfDecl] = {}
+    for nf in policy.nfs:
+        for one in nf.instances if nf.kind is Kind.PROXY else ():
+            other = seen.setdefault(one.address, nf)
+            if other is not nf:
+                raise PolicyError(
+                    policy.source,
+                    one.place,
+                    "a host that runs no other proxy",
+                    f"{format_address(one.address)}, which runs {other.name}",
+                    "a host runs one proxy at most; use another address of it, or another host",
+                )
+
+
+def _check_protocol(
+    source: Source, rule: RuleDecl, nfs: dict[str, NfType], boxes: list[Box]
+) -> None:
+    if all(PROTOCOLS[box[4][1]] == Proto.TCP for box in boxes):
+        return
+    for step in rule.chain:
+        if nfs[step.nf].kind is Kind.PROXY:
+            raise PolicyError(
+                source,
+                step.place,
+                "a rule of TCP sessions alone",
+                f"a proxy, '{step.nf}', in one that matches UDP",
+                "proxies have TCP connections: add & proto=tcp",
+            )
+
+
 def _servable(chain: list[NfType], family: int) -> bool:
-    options = [_of_family(nf, family) for nf in chain]
+    options = [
+        [one for one in _of_family(nf, family) if one.address not in taken]
+        for nf, taken in zip(chain, taken_before(chain), strict=False)
+    ]
     return assign(options) is not None
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from enum import StrEnum
 
 import msgspec
+from msgspec import structs
 
 from m2m.errors import ConfigError
 from m2m.policy.choose import ChainError, resolve
 from m2m.policy.compile import compile_policy, evaluate
 from m2m.policy.gateways import gateway_of
-from m2m.policy.rules import Choose, Fail, Policy, PolicySet
+from m2m.policy.parts import parts_of
+from m2m.policy.rules import Choose, Fail, Kind, Policy, PolicySet
 from m2m.policy.syntax import PolicyFile, refusals
 from m2m.protocol.flow import Flow, Proto, format_address, is_ipv4, parse_address
 
@@ -135,12 +137,19 @@ def _hops(policy_set: PolicySet, policy: Policy, flow: Flow) -> tuple[Hop, ...]:
             one.instance_name,
             format_address(one.address),
         )
-        for one in resolve(policy_set, policy, flow)
+        for part in parts_of(policy_set, policy)
+        for one in resolve(
+            policy_set, structs.replace(policy, chain=part.types), flow, taken=part.taken
+        )
     )
 
 
 def _notes(chain: tuple[Hop, ...]) -> tuple[str, ...]:
-    notes = []
+    notes = [
+        f"{hop.nf}: the session ends at this proxy; what is behind it is chosen when it connects"
+        for hop in chain
+        if hop.kind == Kind.PROXY
+    ]
     if any(hop.choose == Choose.LEAST_LOADED for hop in chain):
         notes.append("least-loaded: the loads of the moment decide; shown as if all were equal")
     if any(hop.choose == Choose.AGENT for hop in chain):

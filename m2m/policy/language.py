@@ -59,6 +59,7 @@ _TERMINALS = {
     "_GATEWAY": "'gateway'",
     "_SERVES": "'serves'",
     "_MATCH": "'match'",
+    "_PORT": "'port'",
     "_CHOOSE": "'choose'",
     "FAIL": "'fail'",
     "CHANGE": "'change'",
@@ -80,7 +81,8 @@ _TERMINALS = {
     "STAR": "'*'",
     "ANY": "'any'",
     "NF_NAME": "the name of an NF type",
-    "KIND": "the kind of the NF type (tap or inline)",
+    "KIND": "the kind of the NF type (tap, inline or proxy)",
+    "LISTEN": "a port",
     "CHOICE": "hash, least-loaded or agent",
     "INSTANCE_NAME": "the name of an instance",
     "ADDRESS": "an address",
@@ -242,7 +244,7 @@ class _Reader:
         return low, high
 
     def _nf(self, tree: _Node) -> NfDecl:
-        name, kind, choice, *rest = tree.children
+        name, kind, port, choice, *rest = tree.children
         place = _place(name)
         self._name(name, _NF_NAME, "an NF type", 15)
         instances: dict[str, InstanceDecl] = {}
@@ -272,13 +274,41 @@ class _Reader:
                 )
             instances[instance.name] = instance
             hosts[instance.address] = instance.name
+        named = self._word(Kind, kind, "a kind of NF")
         return NfDecl(
             str(name),
-            self._word(Kind, kind, "a kind of NF"),
+            named,
             Choose.HASH if choice is None else self._word(Choose, choice, "a way to choose"),
             tuple(instances.values()),
             place,
+            self._port(named, port, place),
         )
+
+    def _port(self, kind: Kind, token: Token | None, place: Place) -> int:
+        """Where a proxy listens; others do not."""
+        if token is None:
+            if kind is Kind.PROXY:
+                raise self._error(
+                    place,
+                    "the port where a proxy listens",
+                    "none",
+                    "write port=NUMBER behind the kind",
+                )
+            return 0
+        if kind is not Kind.PROXY:
+            raise self._error(
+                _place(token),
+                "a port of proxies alone",
+                f"that of one that is {kind}",
+                "packets pass it: leave port= out",
+            )
+        try:
+            ((low, high),) = spans_of(Field.DSTPORT, str(token))
+        except Wrong as wrong:
+            raise self._wrong(token, wrong) from None
+        if low != high or not low:
+            raise self._error(_place(token), "one port from 1 to 65535", shown(token))
+        return low
 
     def _instance(self, tree: _Node) -> InstanceDecl:
         name, address = tree.children

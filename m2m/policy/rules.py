@@ -17,6 +17,7 @@ class Kind(StrEnum):
 
     TAP = "tap"  # copies only; packets go straight through from subsession to subsession
     INLINE = "inline"  # restored headers travel through the host's own stack
+    PROXY = "proxy"  # sessions end at it, and go on by connections of its own
 
 
 class Choose(StrEnum):
@@ -76,6 +77,7 @@ class NfType(msgspec.Struct, frozen=True):
     kind: Kind
     choose: Choose
     instances: tuple[Instance, ...]
+    port: int = 0  # a proxy: where it listens
 
 
 class Network(msgspec.Struct, frozen=True):

@@ -111,13 +111,14 @@ class InstanceDecl(NamedTuple):
 
 
 class NfDecl(NamedTuple):
-    """``nf name kind [choose=...] { ... }``."""
+    """``nf name kind [port=...] [choose=...] { ... }``."""
 
     name: str
     kind: Kind
     choose: Choose
     instances: tuple[InstanceDecl, ...]
     place: Place
+    port: int = 0  # a proxy: where it listens
 
 
 class Step(NamedTuple):
