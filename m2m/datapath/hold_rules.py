@@ -6,18 +6,16 @@ for what leaves the host's own sockets, FORWARD at a gateway. A gateway also has
 together, for only the first one says by its ports whose it is: the kernel does so in every
 namespace that has a rule with the socket match, which none of its packets need ever reach.
 
-The commands are run by blocking calls. They are few (at the start, the end and when interfaces
-change), take some 5 ms each, and must run in the calling thread's network namespace, which a
-thread of a pool need not be in.
+The commands are few: at the start, the end and when interfaces change.
 """
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 
+from m2m.datapath.iptables import iptables, restore
 from m2m.errors import UnsupportedHost
 
 CHAIN = "M2M-HOLD"  # which packets
@@ -36,8 +34,6 @@ class Where(StrEnum):
 
 
 _DEFRAGMENT = ("-i", "m2m-none", "-m", "socket", "-j", "RETURN")
-
-_WAIT = "5"  # s for another program's iptables to finish
 
 
 def install(
@@ -61,15 +57,15 @@ def install(
         f"-A {_QUEUE_CHAIN} -j NFQUEUE --queue-num {queue}\n"
         "COMMIT\n"
     )
-    said = _run("iptables-restore", "--noflush", "--wait", _WAIT, given=rules)
+    said = restore(rules)
     if said is None and not interfaces:
         _remove_jumps()
     wanted = [(where.value, *opening, "-j", CHAIN) for opening in _OPENINGS]
     if where is Where.FORWARD:
         wanted.append(("PREROUTING", *_DEFRAGMENT))
     for rule in wanted if interfaces else ():
-        if said is None and _iptables("-C", *rule) is not None:
-            said = _iptables("-A", *rule)
+        if said is None and iptables("mangle", "-C", *rule) is not None:
+            said = iptables("mangle", "-A", *rule)
     if said is not None:
         raise UnsupportedHost(
             f"the rule that holds first packets cannot be installed ({said}); M2M needs iptables"
@@ -82,31 +78,13 @@ def remove() -> None:
     """Take the rules out; it is no error when they are not there."""
     _remove_jumps()
     for chain in (CHAIN, _QUEUE_CHAIN):
-        _iptables("-F", chain)
+        iptables("mangle", "-F", chain)
     for chain in (CHAIN, _QUEUE_CHAIN):
-        _iptables("-X", chain)
+        iptables("mangle", "-X", chain)
 
 
 def _remove_jumps() -> None:
     rules = [(where.value, *opening, "-j", CHAIN) for where in Where for opening in _OPENINGS]
     for rule in (*rules, ("PREROUTING", *_DEFRAGMENT)):
-        while _iptables("-D", *rule) is None:
+        while iptables("mangle", "-D", *rule) is None:
             pass
-
-
-def _iptables(*arguments: str) -> str | None:
-    return _run("iptables", "--wait", _WAIT, "-t", "mangle", *arguments)
-
-
-def _run(*command: str, given: str = "") -> str | None:
-    """None when the command succeeds, else why it did not."""
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UnsupportedHost(
-            f"{command[0]} is missing, with which first packets are held; install iptables"
-        ) from None
-    if done.returncode == 0:
-        return None
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return "; ".join(lines) if lines else f"{command[0]}: status {done.returncode}"

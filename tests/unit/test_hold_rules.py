@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from m2m.datapath import hold_rules
 from m2m.errors import UnsupportedHost
+from tests.support.iptables import Iptables
 
 OPENINGS = ("-p udp", "-p tcp --tcp-flags SYN,ACK SYN")
-
-# Notes its arguments and its input, and answers as the file `answer` says, if there is one.
-_STAND_IN = """#!/bin/sh
-cd {place}
-echo "$(basename "$0") $*" >> told
-case "$0" in *restore) cat > rules;; esac
-test ! -e answer || . ./answer
-"""
-
-
-class Iptables:
-    """Stands in for iptables and iptables-restore."""
-
-    def __init__(self, place: Path) -> None:
-        self._place = place
-        for name in ("iptables", "iptables-restore"):
-            program = place / name
-            program.write_text(_STAND_IN.format(place=place))
-            program.chmod(0o755)
-
-    def answers(self, script: str) -> None:
-        (self._place / "answer").write_text(script)
-
-    @property
-    def told(self) -> list[str]:
-        return (self._place / "told").read_text().splitlines()
-
-    @property
-    def rules(self) -> list[str]:
-        return (self._place / "rules").read_text().splitlines()
-
-
-@pytest.fixture
-def iptables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iptables:
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return Iptables(tmp_path)
 
 
 def install(*interfaces: str) -> None:
