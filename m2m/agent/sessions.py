@@ -18,7 +18,6 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 import structlog
@@ -33,18 +32,18 @@ from m2m.agent.journal import Journal
 from m2m.agent.keeping import Keeping
 from m2m.agent.moves import Moves
 from m2m.agent.next_hops import NextHops, move
+from m2m.agent.openings import Openings
 from m2m.agent.states import States, open_conntrack
 from m2m.agent.timers import Timers
 from m2m.agent.turn import Turn
 from m2m.agent.watch import Network, NoRoute
-from m2m.datapath import Datapath, DatapathError, EndReason, Row, Verdict
+from m2m.datapath import Datapath, DatapathError, EndReason, Row
 from m2m.datapath._core import RuleTable
 from m2m.identity import ANONYMOUS
-from m2m.policy.choose import ChainError
 from m2m.policy.exempt import Service, exempting
 from m2m.policy.gateways import of_served_clients
 from m2m.policy.messages import Role
-from m2m.policy.rules import Fail, PolicySet
+from m2m.policy.rules import PolicySet
 from m2m.protocol.commands import (
     Accept,
     CancelTimer,
@@ -77,13 +76,12 @@ from m2m.protocol.events import (
     HandedBefore,
     HoldOverflow,
     InstallFailed,
-    Opened,
     Reached,
     Received,
     Route,
     TimerFired,
 )
-from m2m.protocol.flow import Address, Flow, format_address
+from m2m.protocol.flow import Address
 from m2m.protocol.node import Node
 from m2m.protocol.rebind import End
 from m2m.protocol.session import Session, State
@@ -155,7 +153,7 @@ class Sessions:
         self.changes = Changes(node, datapath, self.states, journal, self._next_hops.to)
         self.moves = Moves(node, datapath, network, journal, self._next_hops, keeping)
         self.handing = Handing(node, datapath, network, journal, keeping, self.feed)
-        self._held: dict[Flow, float] = {}  # since when
+        self.openings = Openings(datapath, self.chains, journal, turn, self.feed, self.route_to)
 
     # -- what happens -------------------------------------------------------------------
 
@@ -181,7 +179,7 @@ class Sessions:
         """The datapath has something to say."""
         match event:
             case datapath.Held(flow):
-                await self.held(flow)
+                await self.openings.held(flow)
             case datapath.Ended(session, reason):
                 await self.ended(session, reason)
             case datapath.Acked(session, toward):
@@ -191,39 +189,6 @@ class Sessions:
             case datapath.HoldOverflow(session, toward):
                 self.journal.counts["hold overflow"] += 1
                 await self.feed(HoldOverflow(session, toward))
-
-    async def held(self, flow: Flow) -> None:
-        """The first packet of *flow* waits: find its chain and set it up."""
-        policy = self.chains.policy_of(flow)
-        if policy is None or not policy.chain:  # the policy has changed since it was held
-            async with self.turn:
-                await self.datapath.release(flow, Verdict.PASS)
-            return
-        self._held.setdefault(flow, perf_counter())
-        fail_open = policy.fail is Fail.OPEN
-        try:
-            hops = self.chains.for_new(policy, flow)
-            if not hops:
-                self._held.pop(flow, None)
-                async with self.turn:
-                    await self.datapath.release(flow, Verdict.PASS)
-                return
-            route = self.route_to(hops[0].address)
-        except (ChainError, NoRoute) as error:
-            async with self.turn:
-                await self._do(Refuse(flow, fail_open, str(error), None))
-            return
-        self.chains.place(hops[:-1])
-        await self.feed(
-            Opened(
-                flow,
-                hops,
-                fail_open,
-                policy.id,
-                self.chains.policy.generation,
-                route,
-            )
-        )
 
     async def ended(self, session: int, reason: EndReason) -> None:
         """The datapath has seen the end of a session."""
@@ -397,16 +362,10 @@ class Sessions:
         self._timers.cancel(*command)
 
     async def _steer(self, command: Steer) -> None:
-        await self.datapath.release(command.flow, Verdict.STEER)
-        self._released(command.flow)
+        await self.openings.steer(command)
 
     async def _refuse(self, command: Refuse) -> None:
-        flow, fail_open, why, blame, silent = command
-        await self.datapath.release(flow, Verdict.PASS if fail_open else Verdict.DROP)
-        self._held.pop(flow, None)
-        if blame is not None and silent:
-            self.chains.is_silent(blame, flow)
-        self._tell_refused(flow, fail_open, why, blame)
+        await self.openings.refuse(command)
 
     async def _remove(self, command: Remove) -> None:
         await self.datapath.remove([entry.key for entry in entries_for(command.view)])
@@ -449,11 +408,6 @@ class Sessions:
         for start in range(0, len(sessions), _CHUNK):
             yield sessions[start : start + _CHUNK]
 
-    def _released(self, flow: Flow) -> None:
-        since = self._held.pop(flow, None)
-        if since is not None:
-            self.journal.set_up_times.append(perf_counter() - since)
-
     def _gateway(self) -> Collection[Address]:
         """The addresses of this host if it is a gateway; else none."""
         return self._network.addresses if self._role is Role.GATEWAY else ()
@@ -468,12 +422,6 @@ class Sessions:
                 why=why,
             )
         self.journal.tell(kind, why, view.session, view.supersession)
-
-    def _tell_refused(self, flow: Flow, fail_open: bool, why: str, blame: Address | None) -> None:
-        fate = "passed on unsteered" if fail_open else "dropped"
-        who = "" if blame is None else f" (at {format_address(blame)})"
-        _log.warning("session refused", flow=str(flow), packets=fate, why=why + who)
-        self.journal.tell(EventKind.REFUSED, f"{why}{who}; its packets are {fate}", None, flow)
 
 
 _Act: TypeAlias = Callable[[Sessions, Any], Awaitable[Event | None]]

@@ -328,7 +328,7 @@ async def test_a_policy_that_went_meanwhile_lets_the_packet_pass(
     async with running() as chain:
         kernel = chain.client.kernel
         await chain.client.sessions.load_policy(policy_set("", 2))
-        await chain.client.sessions.held(chain.client.flow(CLOSED))
+        await chain.client.sessions.openings.held(chain.client.flow(CLOSED))
         assert kernel.packet(Hook.OUT, chain.client.flow(CLOSED)).fate is Fate.UNTOUCHED
         assert chain.seen == []
 
