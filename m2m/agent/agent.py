@@ -27,12 +27,14 @@ from m2m.agent.asking import Asking
 from m2m.agent.config import Config
 from m2m.agent.following import Following
 from m2m.agent.functions import Functions
+from m2m.agent.interception import Interception
 from m2m.agent.journal import Journal
 from m2m.agent.keeping import Keeping
 from m2m.agent.names import NamingDatapath
 from m2m.agent.path import Paths
 from m2m.agent.policy_client import PolicyClient
 from m2m.agent.promptness import run_before_others
+from m2m.agent.proxies import Proxies
 from m2m.agent.sessions import Sessions
 from m2m.agent.source import Answers
 from m2m.agent.transport import Transport
@@ -108,6 +110,7 @@ class Agent:
         self.journal = Journal()
         self._identity = Identity.load(device_file(config))
         self._keeping = Keeping(kept_record(config))
+        self._interception = Interception(redirect_record(config))
         self._association = Association(key, random.SystemRandom(), device=self._identity.device)
         self.transport = Transport(self._association, config.port, network.has, self._source_to)
 
@@ -146,6 +149,7 @@ class Agent:
         finally:
             if not self._keeps:
                 host.release_ports(record)
+                self._interception.remove()
                 self._keeping.nothing()
                 device_file(config).unlink(missing_ok=True)
                 map_file(config).unlink(missing_ok=True)
@@ -184,7 +188,9 @@ class Agent:
                 nursery.start_soon(run_before_others)
                 client = self._policy_client()
                 nursery.start_soon(self._follow_network, datapath)
-                if client is not None:
+                if client is None:
+                    self._interception.remove()
+                else:
                     await nursery.start(client.run)
                 nursery.start_soon(self._tell_of_addresses, client)
                 answers = Answers(
@@ -193,6 +199,8 @@ class Agent:
                 )  # fmt: skip
                 await nursery.start(control.serve, config.control_socket, answers)
                 await nursery.start(control.serve_nfs, config.nf_socket, answers, functions)
+                proxies = Proxies(sessions, lambda: self._interception.listens(self.addresses()))
+                await nursery.start(proxies.serve, config.proxy_socket, config.proxy_group)
                 _log.info(
                     "serving", role=config.role, name=config.name, sessions=len(sessions),
                     datapath=datapath.name, why=datapath.why, secure=not config.insecure,
@@ -313,17 +321,19 @@ class Agent:
             if set(self.addresses()) != addresses:
                 addresses = set(self.addresses())
                 await self.sessions.own_addresses_changed()
+                self._interception.follow(self.sessions.chains.policy, addresses)
                 if client is not None:
                     client.addresses_changed()
 
     async def _load_policy(self, policy: PolicySet) -> None:
         before = self.sessions.chains.policy
         await self.sessions.load_policy(policy)
+        own = set(self.addresses())
+        self._interception.follow(policy, own)
         if (policy.generation, policy.rules) != (before.generation, before.rules):
             self.following.policy_changed()
         if policy.generation == before.generation:
             return  # loads or addresses have changed
-        own = set(self.addresses())
         inline = [
             nf.name
             for nf in policy.nfs
@@ -406,6 +416,11 @@ def map_file(config: Config) -> Path:
 def kept_record(config: Config) -> Path:
     """The file that tells which addresses an agent of this name keeps alive."""
     return config.run_dir / f"{config.name}.kept"
+
+
+def redirect_record(config: Config) -> Path:
+    """The file that tells that an agent of this name leads sessions to a proxy."""
+    return config.run_dir / f"{config.name}.redirect"
 
 
 def ports_record(config: Config) -> Path:

@@ -125,16 +125,18 @@ class SessionInfo(msgspec.Struct, frozen=True):
     """One session, as the agent that is asked sees it."""
 
     id: str
-    position: str  # "client", "tap", "inline" or "server"
+    position: str  # "client", "tap", "inline", "proxy" or "server"
     state: SessionState
     supersession: FlowInfo
-    left: FlowInfo | None  # subsession towards the client; None at the client
-    right: FlowInfo | None  # subsession towards the server; None at the server
+    left: FlowInfo | None  # subsession towards the client; None where it begins
+    right: FlowInfo | None  # subsession towards the server; None where it ends
     policy: int  # id of the policy it came from
     generation: int  # of the policy set at set-up
     chain: tuple[str, ...] = ()  # NF types in order; () where the policy is not known
     to_server: Direction | None = None  # None while nothing is installed
     to_client: Direction | None = None
+    local: FlowInfo | None = None  # of a proxy's socket by which it goes on with a session
+    halves: tuple[str, ...] = ()  # at a proxy: of a session, the halves on its other side
 
 
 class HopReport(msgspec.Struct, frozen=True):
@@ -144,8 +146,8 @@ class HopReport(msgspec.Struct, frozen=True):
     host: str  # the agent's name
     address: str  # the host's own address towards its neighbours
     role: Role | None  # None: the hop did not answer
-    position: str  # "client", "tap", "inline" or "server"; "" when it did not answer
-    nf: str | None  # NF type (``type/instance`` where the name is known); None at both ends
+    position: str  # "client", "tap", "inline", "proxy" or "server"; "" when it did not answer
+    nf: str | None  # NF type (``type/instance`` where known); None at a client and a server
     state: SessionState
     supersession: FlowInfo | None
     left: FlowInfo | None
@@ -157,6 +159,8 @@ class HopReport(msgspec.Struct, frozen=True):
     # At an end: what its socket has repeated since the session began; None: nobody knows.
     retransmissions: int | None = None
     watched: bool = False  # a program that m2m-nf runs captures here
+    local: FlowInfo | None = None  # of a proxy's socket by which it goes on with a session
+    halves: tuple[str, ...] = ()  # at a proxy: of a session, the halves on its other side
 
 
 class PathInfo(msgspec.Struct, frozen=True):
@@ -164,7 +168,7 @@ class PathInfo(msgspec.Struct, frozen=True):
 
     session: str
     hops: tuple[HopReport, ...]
-    complete: bool  # whether it reaches from a client to a server
+    complete: bool  # whether it reaches from a client or proxy to a proxy or server
     problem: str = ""  # why not
 
 

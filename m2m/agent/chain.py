@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
+from itertools import pairwise
 
 import trio
+from msgspec import structs
 
 from m2m.agent.journal import Journal
 from m2m.datapath._core import RuleTable
 from m2m.policy.choose import ChainError, resolve
 from m2m.policy.gateways import between, gateway_of
+from m2m.policy.parts import Part, parts_of
 from m2m.policy.rules import EMPTY, Kind, Policy, PolicySet
 from m2m.protocol.devices import has_moved
 from m2m.protocol.flow import Address, Flow, format_address
 from m2m.protocol.session import Session
-from m2m.protocol.translation import Position
+from m2m.protocol.translation import Position, SessionView
 from m2m.protocol.update import Step
 from m2m.protocol.wire import Hop
 
@@ -23,7 +26,11 @@ __all__ = ["Chains"]
 
 _AVOID = 10.0  # s for which a host that did not answer is not chosen when there are others
 _NO_AGENT = "no agent"  # counts sessions whose end has none
-_POSITIONS = {Kind.TAP: Position.TAP, Kind.INLINE: Position.INLINE}
+_POSITIONS = {
+    Kind.TAP: Position.TAP,
+    Kind.INLINE: Position.INLINE,
+    Kind.PROXY: Position.PROXY,
+}
 
 
 class Chains:
@@ -70,8 +77,13 @@ class Chains:
     def policy_now(self, session: Session) -> Policy | None:
         """The policy that decides over a live session now: by where its client is, if that has
         moved, and has not begun at an address that goes with it."""
-        flow = session.supersession
-        if has_moved(session) and session.right is not None and flow.src not in self._lasting():
+        flow, is_own = session.supersession, session.local is None
+        if (
+            has_moved(session)
+            and is_own
+            and session.right is not None
+            and flow.src not in self._lasting()
+        ):
             flow = flow._replace(src=session.right.src)
         return self.policy_of(flow)
 
@@ -85,7 +97,7 @@ class Chains:
         waits for that again, session by session.
         """
         end = self._end_of(flow)
-        if end in self.unanswering():
+        if len(parts_of(self.policy, policy)) == 1 and end in self.unanswering():
             self._counts[_NO_AGENT] += 1
             raise ChainError(
                 f"{format_address(end)}, where the session would end, has not answered in the last "
@@ -93,16 +105,25 @@ class Chains:
             )
         return self.hops(policy, flow)
 
-    def hops(self, policy: Policy, flow: Flow) -> tuple[Hop, ...]:
-        """The hops for *flow* under *policy*, its server or that one's gateway the last.
+    def hops(self, policy: Policy, flow: Flow, behind: str | None = None) -> tuple[Hop, ...]:
+        """The hops for *flow* under *policy*, from its client or *behind* a proxy, to the next
+        proxy, the server, or that one's gateway.
 
         There are none where this host is a gateway, on the way already, and has all that the chain
         asks for. Raises :exc:`ChainError`.
         """
-        end, gateway = self._end_of(flow), self.gateway()
-        chosen = resolve(self.policy, policy, flow, self.unanswering(), self.placed)
-        chain = between(chosen, gateway, end)
+        part, gateway = self._part(policy, behind), self.gateway()
+        wanted = structs.replace(policy, chain=part.types)
+        chosen = resolve(self.policy, wanted, flow, self.unanswering(), self.placed, part.taken)
+        proxies = tuple(one for one in chosen if one.kind is Kind.PROXY)
+        end = proxies[0].address if proxies else self._end_of(flow)
+        chain = between(chosen[: len(chosen) - len(proxies)], gateway, end)
         if end in gateway:
+            if proxies:
+                raise ChainError(
+                    f"{flow}: the proxy {proxies[0].nf_type} is at the gateway "
+                    f"{format_address(end)}, where the session begins: let another host run it"
+                )
             if chain:
                 names = " -> ".join(one.nf_type for one in chain)
                 raise ChainError(
@@ -111,17 +132,52 @@ class Chains:
                     "itself, or let two gateways serve them"
                 )
             return ()
-        hops = [Hop(one.address, _POSITIONS[one.kind], one.nf_type) for one in chain]
-        return (*hops, Hop(end, Position.SERVER))
+        hops = [Hop(one.address, _POSITIONS[one.kind], one.nf_type) for one in (*chain, *proxies)]
+        return tuple(hops) if proxies else (*hops, Hop(end, Position.SERVER))
 
-    def types_to_pass(self, policy: Policy, flow: Flow) -> tuple[str, ...]:
-        """The NF types of *policy* for which the path of a live session has to have a host.
+    def going_on(self, policy: Policy, came: SessionView, flow: Flow) -> tuple[Hop, ...]:
+        """The hops by which a session that *came* to a proxy here is to go on as *flow*, under
+        *policy*. Raises :exc:`ChainError`."""
+        assert came.left is not None
+        own = came.left.dst
+        for nf in self.policy.nfs:
+            runs_here = any(one.address == own for one in nf.instances)
+            if nf.kind is Kind.PROXY and nf.name in policy.chain and runs_here:
+                return self.hops(policy, flow, nf.name)
+        raise ChainError(
+            f"{came.supersession}: the policy names no proxy at {format_address(own)} (any more)"
+        )
 
-        Raises :exc:`ChainError`.
+    def types_to_pass(
+        self, policy: Policy, flow: Flow, first: str | None = None, last: str | None = None
+    ) -> tuple[str, ...]:
+        """The NF types of *policy* for which the path of a live session has to have a host, between
+        the proxy *first*, or its client, and the proxy *last*, or its server.
+
+        Raises :exc:`ChainError`, also where *policy* would have it end elsewhere.
         """
+        types = self._part(policy, first).types
+        kinds = {nf.name: nf.kind for nf in self.policy.nfs}
+        ends = [name for name in types if kinds.get(name) is Kind.PROXY]
+        if ends != ([] if last is None else [last]):
+            raise ChainError(
+                f"the connection ends at {last or 'the server'}, and by the policy it would at "
+                f"{' and '.join(ends) or 'the server'}: connections that stand end where they do"
+            )
+        types = types[: len(types) - len(ends)]
         if not self.gateway() and not self.policy.gateways:
-            return policy.chain
-        return tuple(hop.nf for hop in self.hops(policy, flow)[:-1])
+            return types
+        return tuple(hop.nf for hop in self.hops(policy, flow, first)[:-1])
+
+    def _part(self, policy: Policy, behind: str | None) -> Part:
+        """Raises :exc:`ChainError`."""
+        parts = parts_of(self.policy, policy)
+        if behind is None:
+            return parts[0]
+        for part, following in pairwise(parts):
+            if part.types[-1] == behind:
+                return following
+        raise ChainError(f"the policy does not name the proxy {behind} (any more)")
 
     def _end_of(self, flow: Flow) -> Address:
         """The host at which the session ends: its server, or the gateway that serves that."""

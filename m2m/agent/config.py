@@ -41,6 +41,7 @@ class Config(NamedTuple):
     setup_timeout: float
     limits: Limits
     run_dir: Path
+    proxy_group: str | None  # whose processes may tell of their sockets; None: root's alone
     datapath: str
     log_level: str
     cleanup: bool
@@ -52,6 +53,10 @@ class Config(NamedTuple):
     @property
     def nf_socket(self) -> Path:
         return self.run_dir / f"{self.name}.nf"
+
+    @property
+    def proxy_socket(self) -> Path:
+        return self.run_dir / f"{self.name}.proxy"
 
 
 def _text(value: str) -> str:
@@ -226,6 +231,11 @@ _OPTIONS = (
         "where the control socket NAME.sock is made for m2mctl. Default: /run/m2m.",
     ),
     _Option(
+        "proxy-group", "running", "GROUP", _text, None,
+        "the group whose processes may tell of a proxy's sockets, on the socket NAME.proxy in the "
+        "run directory, which others can then enter. Default: none, root alone may.",
+    ),
+    _Option(
         "log-level", "running", "LEVEL", _one_of("debug", "info", "warning", "error"), "info",
         "debug, info, warning or error; logs go to standard error as key=value. Default: info.",
     ),
@@ -391,6 +401,7 @@ def _checked(values: dict[str, Any]) -> Config:
             udp_idle=values["udp-idle"],
         ),
         run_dir=values["run-dir"],
+        proxy_group=values["proxy-group"],
         datapath=values["datapath"],
         log_level=values["log-level"],
         cleanup=values["cleanup"],

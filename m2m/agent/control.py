@@ -61,7 +61,7 @@ from m2m.agent.dialogue import (
 )
 from m2m.agent.functions import Function, Functions
 from m2m.agent.order import Order
-from m2m.agent.unix import listen
+from m2m.agent.unix import listen, unlink_own
 from m2m.errors import M2MError
 
 __all__ = ["serve", "serve_nfs"]
@@ -117,11 +117,7 @@ async def _serve(
     try:
         await trio.serve_listeners(talk, [listener], task_status=_Discard(task_status))
     finally:
-        try:
-            if os.stat(path).st_ino == made:  # not another agent's by now
-                os.unlink(path)
-        except FileNotFoundError:
-            pass
+        unlink_own(path, made)
 
 
 def _is_root(stream: trio.SocketStream) -> bool:

@@ -16,7 +16,7 @@ from m2m.agent.api import HopReport, format_session
 from m2m.agent.asking import STANDING, Asking, Wanted
 from m2m.agent.plan import Plan, plan_to_follow
 from m2m.agent.sessions import Sessions
-from m2m.policy.rules import Asker, Live, Policy
+from m2m.policy.rules import Asker, Kind, Live, Policy
 from m2m.protocol.devices import has_moved
 from m2m.protocol.flow import Flow
 from m2m.protocol.session import Session
@@ -76,7 +76,7 @@ class Following:
         chains, changed = self._sessions.chains, None
 
         def planner(hops: Sequence[HopReport], here: str, flow: Flow) -> Plan:
-            chain = chains.types_to_pass(policy, flow)
+            chain = chains.types_to_pass(policy, flow, _proxy(hops[0]), _proxy(hops[-1]))
             plan = plan_to_follow(
                 chain, hops, here, flow, chains.policy, chains.unanswering(), chains.placed
             )
@@ -108,6 +108,13 @@ def _is_to_follow(session: Session, policy: Policy, generation: int) -> bool:
         and policy.live is Live.FOLLOW
         and Asker.POLICY in policy.allow
     )
+
+
+def _proxy(hop: HopReport) -> str | None:
+    """The NF type of the proxy that this end of a path is at, if it is."""
+    if hop.position != Kind.PROXY:
+        return None
+    return (hop.nf or "").partition("/")[0]
 
 
 class _Follows(Exception):

@@ -1,14 +1,19 @@
-"""Sessions that begin here: their first packets wait in the kernel until their chains stand.
+"""Sessions that begin here: something waits until their chain stands.
 
-The hosts are chosen here; the node sets the session up and says what becomes of what waits.
+It is the first packet of a flow, which waits in the kernel, or a connection by which a proxy goes
+on with a session that has come to it, which waits in its program (``docs/proxies.md``). The hosts
+are chosen here; the node sets the session up and says what becomes of what waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from enum import Enum
 from time import perf_counter
+from typing import NamedTuple
 
 import structlog
+import trio
 
 from m2m.agent.api import EventKind
 from m2m.agent.chain import Chains
@@ -21,10 +26,44 @@ from m2m.policy.rules import Fail
 from m2m.protocol.commands import Refuse, Steer
 from m2m.protocol.events import Event, Opened, Route
 from m2m.protocol.flow import Address, Flow, format_address
+from m2m.protocol.node import Node
+from m2m.protocol.session import Session, State
+from m2m.protocol.translation import entries_for
 
-__all__ = ["Openings"]
+__all__ = ["Fate", "Openings", "Outcome"]
 
 _log = structlog.get_logger()
+
+
+class Fate(Enum):
+    """What becomes of a proxy's connection."""
+
+    STEERED = "steered"  # its half stands
+    PASSED = "passed"  # on its own: no policy is about it, or it fails open
+    REFUSED = "refused"  # its policy fails closed
+
+
+class Outcome(NamedTuple):
+    """The same, and why."""
+
+    fate: Fate
+    why: str = ""
+
+
+class _Waiting:
+    """A proxy's connection that waits."""
+
+    def __init__(self) -> None:
+        self._decided = trio.Event()
+        self._outcome = Outcome(Fate.REFUSED)
+
+    def decide(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._decided.set()
+
+    async def outcome(self) -> Outcome:
+        await self._decided.wait()
+        return self._outcome
 
 
 class Openings:
@@ -32,6 +71,7 @@ class Openings:
 
     def __init__(
         self,
+        node: Node,
         datapath: Datapath,
         chains: Chains,
         journal: Journal,
@@ -40,6 +80,7 @@ class Openings:
         route_to: Callable[[Address], Route],
     ) -> None:
         """*route_to* raises :exc:`~m2m.agent.watch.NoRoute`."""
+        self._node = node
         self._datapath = datapath
         self._chains = chains
         self._journal = journal
@@ -47,6 +88,7 @@ class Openings:
         self._feed = feed
         self._route_to = route_to
         self._since: dict[Flow, float] = {}
+        self._halves: dict[Flow, _Waiting] = {}  # by the flow of the proxy's socket
 
     async def held(self, flow: Flow) -> None:
         """The first packet of *flow* waits: find its chain and set it up."""
@@ -73,9 +115,63 @@ class Openings:
         chains.place(hops[:-1])
         await self._feed(Opened(flow, hops, fail_open, policy.id, chains.policy.generation, route))
 
+    async def go_on(self, came: Session, outgoing: Flow) -> Outcome:
+        """A proxy's socket here, *outgoing*, is to go on with the session that *came* to it: set
+        the rest of the chain up, by the policy in force.
+
+        Takes no longer than setting up any session.
+        """
+        waiting = self._halves.get(outgoing)
+        if waiting is not None:  # asked again
+            return await waiting.outcome()
+        chains = self._chains
+        policy = chains.policy_of(came.supersession)
+        if policy is None or not policy.chain:
+            return Outcome(Fate.PASSED, "no policy is about it")
+        fail_open = policy.fail is Fail.OPEN
+        name = came.supersession._replace(dst=outgoing.dst, dport=outgoing.dport)
+        waiting = self._halves[outgoing] = _Waiting()
+        self._since[outgoing] = perf_counter()
+        try:
+            hops = chains.going_on(policy, came.view, name)
+            route = self._route_to(hops[0].address) if hops else None
+        except (ChainError, NoRoute) as error:
+            await self.refuse(Refuse(outgoing, fail_open, str(error), None))
+            return await waiting.outcome()
+        if route is None:
+            del self._halves[outgoing], self._since[outgoing]
+            return Outcome(Fate.PASSED, "it ends here")
+        chains.place(hops[:-1])
+        local: Flow | None = outgoing
+        if await self._is_in_use(name, outgoing):
+            self._journal.counts["named after the proxy"] += 1
+            name, local = outgoing, None
+        await self._feed(
+            Opened(name, hops, fail_open, policy.id, chains.policy.generation, route, local)
+        )
+        return await waiting.outcome()
+
+    async def _is_in_use(self, name: Flow, outgoing: Flow) -> bool:
+        """Whether another connection of a proxy here goes on by this name, and has not ended: the
+        server could not tell the two apart."""
+        for one in self._node.register.at_proxy((name.src, name.sport)):
+            if one.local in (None, outgoing) or one.supersession != name:
+                continue
+            if one.state is State.OPENING:
+                return True
+            async with self._turn:
+                rows = await self._datapath.rows([row.key for row in entries_for(one.view)])
+            if not any(row.counters.fin or row.counters.rst for row in rows):
+                return True
+        return False
+
     async def steer(self, command: Steer) -> None:
         """Its chain stands."""
-        await self._datapath.release(command.flow, Verdict.STEER)
+        waiting = self._halves.pop(command.flow, None)
+        if waiting is None:
+            await self._datapath.release(command.flow, Verdict.STEER)
+        else:
+            waiting.decide(Outcome(Fate.STEERED))
         since = self._since.pop(command.flow, None)
         if since is not None:
             self._journal.set_up_times.append(perf_counter() - since)
@@ -83,7 +179,11 @@ class Openings:
     async def refuse(self, command: Refuse) -> None:
         """It could not be set up, and the policy's ``fail`` decides."""
         flow, fail_open, why, blame, silent = command
-        await self._datapath.release(flow, Verdict.PASS if fail_open else Verdict.DROP)
+        waiting = self._halves.pop(flow, None)
+        if waiting is None:
+            await self._datapath.release(flow, Verdict.PASS if fail_open else Verdict.DROP)
+        else:
+            waiting.decide(Outcome(Fate.PASSED if fail_open else Fate.REFUSED, why))
         self._since.pop(flow, None)
         if blame is not None and silent:
             self._chains.is_silent(blame, flow)

@@ -31,7 +31,7 @@ from m2m.protocol.flow import Address, format_address, parse_address
 from m2m.protocol.translation import Hook, Position, SessionView, Toward
 from m2m.protocol.wire import MAX_CHAIN, Message, PathRep, PathReq
 
-__all__ = ["Paths", "directions"]
+__all__ = ["Paths", "directions", "halves", "position_name"]
 
 _PATIENCE = 0.25  # s to wait for a hop's answer, each time
 _TRIES = 3
@@ -114,8 +114,9 @@ class Paths:
             nursery.start_soon(self._walk, session, here.prev, "prev", lefts, problems)
             nursery.start_soon(self._walk, session, here.next, "next", rights, problems)
         hops = (*reversed(lefts), here, *rights)
-        if not problems and (hops[0].position, hops[-1].position) != ("client", "server"):
-            problems.append(f"it goes from a {hops[0].position} to a {hops[-1].position}")
+        first, last = hops[0].position, hops[-1].position
+        if not problems and not (first in ("client", "proxy") and last in ("server", "proxy")):
+            problems.append(f"it goes from a {first} to a {last}")
         return PathInfo(format_session(session), hops, not problems, "; ".join(problems))
 
     async def report(self, session: int) -> HopReport | None:
@@ -131,7 +132,7 @@ class Paths:
             host=self._name,
             address=format_address(own),
             role=self._role,
-            position=view.position.name.lower(),
+            position=position_name(view),
             nf=_nf_at(own, view, self._sessions),
             state=state,
             supersession=FlowInfo.of(view.supersession),
@@ -143,6 +144,8 @@ class Paths:
             next=None if right is None else format_address(right.dst),
             retransmissions=_repeated(view),
             watched=bool(self._functions.running),
+            local=None if view.local is None else FlowInfo.of(view.local),
+            halves=halves(view, self._sessions),
         )
 
     async def asked(self, peer: Address, request: PathReq, at: Address | None) -> None:
@@ -223,6 +226,19 @@ def directions(rows: Iterable[Row]) -> tuple[Direction | None, Direction | None]
     )
 
 
+def position_name(view: SessionView) -> str:
+    """What this host is to a session, in a word; a proxy is one on both sides."""
+    place = view.position if view.local is None else Position.PROXY
+    return place.name.lower()
+
+
+def halves(view: SessionView, sessions: Sessions) -> tuple[str, ...]:
+    """At a proxy: the sessions by which this one goes on, or the one that it goes on with."""
+    if position_name(view) != "proxy":
+        return ()
+    return tuple(format_session(one.id) for one in sessions.node.register.other_halves(view))
+
+
 def _own(view: SessionView) -> Address:
     """The address by which the neighbours know this host."""
     if view.left is not None:
@@ -234,9 +250,10 @@ def _own(view: SessionView) -> Address:
 def _nf_at(own: Address, view: SessionView, sessions: Sessions) -> str | None:
     """The network function that a middlebox runs for the session, as far as policy tells or,
     when it is not declared any more, has told."""
-    if view.position in (Position.CLIENT, Position.SERVER):
+    name = position_name(view)
+    if name in ("client", "server"):
         return None
-    kind = Kind(view.position.name.lower())
+    kind = Kind(name)
     for nf in sessions.chains.policy.nfs:
         if nf.kind is kind:
             for instance in nf.instances:
@@ -247,7 +264,7 @@ def _nf_at(own: Address, view: SessionView, sessions: Sessions) -> str | None:
 
 def _repeated(view: SessionView) -> int | None:
     if view.position is Position.CLIENT:
-        return retransmissions(view.supersession)
+        return retransmissions(view.here)
     if view.position is Position.SERVER:
         return retransmissions(view.supersession.reverse())
     return None

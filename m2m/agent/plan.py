@@ -40,7 +40,7 @@ class Plan(NamedTuple):
 
 def hop_name(hop: HopReport) -> str:
     """A host of a path as reports name it: the agent at an end, the network function between."""
-    if hop.position in _ENDS:
+    if hop.position in _ENDS:  # a proxy is called by what it does
         return hop.host
     return hop.nf or hop.address
 
@@ -218,6 +218,11 @@ def _choose(
     options: list[list[Instance]] = []
     for name in new:
         nf, instance = names.resolve(name)
+        if nf.kind is Kind.PROXY:
+            raise M2MError(
+                f"{nf.name} is a proxy, which begins connections of its own: it cannot be put into "
+                "the chain of a session that stands"
+            )
         if instance is None:
             usable = [
                 one for one in candidates(nf, flow, avoid, placed) if one.address not in there

@@ -153,7 +153,9 @@ class Sessions:
         self.changes = Changes(node, datapath, self.states, journal, self._next_hops.to)
         self.moves = Moves(node, datapath, network, journal, self._next_hops, keeping)
         self.handing = Handing(node, datapath, network, journal, keeping, self.feed)
-        self.openings = Openings(datapath, self.chains, journal, turn, self.feed, self.route_to)
+        self.openings = Openings(
+            node, datapath, self.chains, journal, turn, self.feed, self.route_to
+        )
 
     # -- what happens -------------------------------------------------------------------
 

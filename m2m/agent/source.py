@@ -27,7 +27,7 @@ from m2m.agent.api import (
 from m2m.agent.asking import Asking
 from m2m.agent.functions import Functions
 from m2m.agent.order import Order
-from m2m.agent.path import Paths, directions
+from m2m.agent.path import Paths, directions, halves, position_name
 from m2m.agent.sessions import Sessions
 from m2m.agent.wishes import carry_out
 from m2m.auth import DomainKey
@@ -84,7 +84,7 @@ class Answers:
             to_server, to_client = directions(rows)
             yield SessionInfo(
                 id=format_session(view.session),
-                position=view.position.name.lower(),
+                position=position_name(view),
                 state=state,
                 supersession=FlowInfo.of(view.supersession),
                 left=None if view.left is None else FlowInfo.of(view.left),
@@ -94,6 +94,8 @@ class Answers:
                 chain=policies.get(view.chain, ()) if view.generation == generation else (),
                 to_server=to_server,
                 to_client=to_client,
+                local=None if view.local is None else FlowInfo.of(view.local),
+                halves=halves(view, self._sessions),
             )
 
     async def path(self, session: int) -> PathInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 import stat
 from pathlib import Path
@@ -12,31 +13,55 @@ import trio
 
 from m2m.errors import ConfigError
 
-__all__ = ["listen"]
+__all__ = ["bind", "listen", "unlink_own"]
 
 
 async def listen(path: Path) -> trio.SocketListener:
     """Raises :exc:`ConfigError` when somebody answers there, or when it cannot be made."""
+    unix = await bind(path, socket.SOCK_STREAM)
+    unix.listen(16)
+    return trio.SocketListener(unix)
+
+
+async def bind(path: Path, kind: int, group: str | None = None) -> trio.socket.SocketType:
+    """A socket of this *kind* (``SOCK_STREAM``, ...) to be listened on, for its owner and *group*.
+
+    Raises as :func:`listen` does.
+    """
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        _clear(path)
-        unix = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _clear(path, kind)
+        unix = trio.socket.socket(socket.AF_UNIX, kind)
         try:
             await unix.bind(os.fspath(path))
             os.chmod(path, 0o660)
-            unix.listen(16)
+            if group is not None:
+                shutil.chown(path, group=group)
+                # To open it one has to get there; the other files say themselves who may.
+                path.parent.chmod(path.parent.stat().st_mode | stat.S_IXOTH)
         except BaseException:
             unix.close()
             raise
+    except LookupError:
+        raise ConfigError(f"there is no group {group} to give {path} to") from None
     except OSError as error:
         raise ConfigError(
             f"cannot make the control socket {path}: {error.strerror or error}; choose another "
             "directory with --run-dir"
         ) from error
-    return trio.SocketListener(unix)
+    return unix
 
 
-def _clear(path: Path) -> None:
+def unlink_own(path: Path, inode: int) -> None:
+    """Take a socket's name away, unless it is another agent's by now."""
+    try:
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _clear(path: Path, kind: int) -> None:
     """Remove what an agent that was killed has left. Raises :exc:`ConfigError` when alive."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
@@ -45,7 +70,7 @@ def _clear(path: Path) -> None:
             )
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         failed = probe.connect_ex(os.fspath(path))
     if failed in (0, errno.EAGAIN):  # EAGAIN: alive, with a full queue

@@ -10,8 +10,9 @@ import trio
 
 from m2m import logs
 from m2m.agent import host
-from m2m.agent.agent import kept_record, ports_record, serve
+from m2m.agent.agent import kept_record, ports_record, redirect_record, serve
 from m2m.agent.config import Config, configure
+from m2m.agent.interception import Interception
 from m2m.agent.keeping import Keeping
 from m2m.datapath import Datapath
 from m2m.datapath.choose import open_datapath
@@ -50,10 +51,11 @@ async def _clean_up(config: Config) -> None:
     await datapath.close(keep=False)
     host.release_ports(ports_record(config))
     Keeping(kept_record(config)).only(())
+    Interception(redirect_record(config)).remove()
     with contextlib.suppress(UnsupportedHost):
         await Locks.take_out()
     # That its tables could be opened says that no agent of this name is running.
-    for left in ("device", "kept", "map", "nf", "policy", "ports", "sock"):
+    for left in ("device", "kept", "map", "nf", "policy", "ports", "proxy", "sock"):
         (config.run_dir / f"{config.name}.{left}").unlink(missing_ok=True)
 
 

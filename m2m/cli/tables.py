@@ -77,7 +77,7 @@ def sessions_table(
         idle = _least_idle(session)
         table.add_row(
             Text(joint.join(filter(None, (session.id, f"{session.position} {chain}".strip())))),
-            _flow(session.supersession, joint),
+            _flow(session.supersession, joint) + Text(_goes_on(session.local, joint), "dim"),
             Text(session.state.value, _STATES[session.state])
             + Text("" if idle is None else f"{joint}idle {_time(idle)}", "dim"),
             *flows,
@@ -101,7 +101,11 @@ def path_view(path: PathInfo) -> RenderableType:
             parts += _leg(hop, path.hops[number + 1])
     parts.append(Text())
     if path.complete:
-        parts.append(Text("complete, from client to server", "green"))
+        first, last = path.hops[0].position, path.hops[-1].position
+        parts.append(Text(f"complete, from {first} to {last}", "green"))
+        for hop in (path.hops[0], path.hops[-1]):
+            if hop.position == "proxy":
+                parts.append(_other_halves(hop))
     else:
         parts.append(Text(f"incomplete: {path.problem}", "red"))
     return Group(*parts)
@@ -217,6 +221,19 @@ def _table(*columns: str) -> Table:
 
 def _flow(flow: FlowInfo, joint: str) -> Text:
     return Text(f"{flow.source}{joint[0]}> {flow.destination} {flow.proto}")
+
+
+def _goes_on(local: FlowInfo | None, joint: str) -> str:
+    return "" if local is None else f"{joint}as {local.source}"
+
+
+def _other_halves(hop: HopReport) -> Text:
+    """How the session goes on behind a proxy, or came to it."""
+    what = "behind" if hop.right is None else "before"
+    if not hop.halves:
+        return Text(f"nothing {what} the proxy {hop.host} now", "dim")
+    names = ", ".join(hop.halves)
+    return Text(f"{what} the proxy {hop.host}: m2mctl session {names}")
 
 
 def _totals(seen: Direction | None, joint: str) -> Text:

@@ -229,7 +229,7 @@ class Wire:
         while outcome.fate is Fate.SENT:
             host = self.hosts[outcome.flow.dst]
             outcome = host.datapath.packet(Hook.IN, outcome.flow)
-            if outcome.fate is Fate.DELIVERED and outcome.flow.dst != host.address:
+            if outcome.fate is Fate.DELIVERED and host.kernel.rows([(Hook.OUT, outcome.flow)]):
                 outcome = host.datapath.packet(Hook.OUT, outcome.flow)  # through its inline NF
         assert outcome.fate is Fate.DELIVERED, outcome
         return host, outcome.flow

@@ -1,0 +1,192 @@
+"""What this host's proxies tell of their sockets, and what they are told (``docs/proxies.md``).
+
+A proxy's process connects to a Unix socket and asks, one question after the other. Messages are
+those of ``nf_adapters/sockets/wire.h``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import structlog
+import trio
+
+from m2m.agent.api import format_session
+from m2m.agent.openings import Fate, Outcome
+from m2m.agent.sessions import Sessions
+from m2m.agent.unix import bind, unlink_own
+from m2m.errors import M2MError
+from m2m.protocol.events import Ended
+from m2m.protocol.flow import Address, Flow, Proto
+from m2m.protocol.session import Role, Session
+from m2m.protocol.translation import Toward, sender
+from nf_adapters.sockets import SIZE, Kind, Message, decode, encode
+from nf_adapters.state.ctnetlink import Conntrack
+
+__all__ = ["Proxies"]
+
+_log = structlog.get_logger()
+
+_BACKLOG = 1024  # processes that connect at once
+_UNUSED = 5.0  # s after which a half is given up whose socket has sent nothing
+_NO_FILES = 0.1  # s before another process is let in, when this one has too many open files
+_ANSWERS = {
+    Fate.STEERED: Kind.READY,
+    Fate.PASSED: Kind.UNKNOWN,
+    Fate.REFUSED: Kind.REFUSED,
+}
+
+
+class Proxies:
+    """The sessions that come to proxies here, and the halves by which they go on."""
+
+    def __init__(
+        self, sessions: Sessions, listens: Callable[[], Iterable[tuple[Address, int]]] = tuple
+    ) -> None:
+        """*listens* tells where packets may be led to."""
+        self._sessions = sessions
+        self._listens = listens
+        self._register = sessions.node.register
+        self._fresh: deque[tuple[float, Flow]] = deque()  # halves that may not be used, and when
+        self._some = trio.Event()
+        self._connections: Conntrack | None = None  # until it is needed
+
+    def find_accepted(self, flow: Flow) -> Session | None:
+        """The session whose connection was accepted here from its source; its destination is the
+        one that the client meant."""
+        found = self._register.with_flow(flow) or self._renamed(flow)
+        return found if found is not None and found.role is Role.SERVER else None
+
+    def _renamed(self, flow: Flow) -> Session | None:
+        """The same where connection tracking has given the connection another source port: two
+        of a client's, from one port to different servers, would be one where they are led to."""
+        for address, port in self._listens():
+            answers = flow._replace(dst=address, dport=port).reverse()
+            try:
+                if self._connections is None:
+                    self._connections = Conntrack()
+                found = self._connections.get(answers, 0)
+            except (M2MError, OSError) as error:
+                _log.warning("connection tracking does not tell", flow=str(flow), why=str(error))
+                return None
+            if found is not None and found.entry.flow.dst == flow.dst:
+                return self._register.with_flow(found.entry.flow)
+        return None
+
+    async def connect_half(self, session: int, outgoing: Flow) -> Outcome:
+        """Have *outgoing* go on with a session that has come here."""
+        came = self._sessions.node.sessions.get(session)
+        if came is None or came.role is not Role.SERVER:
+            return Outcome(Fate.PASSED, f"no session {format_session(session)} has come here")
+        if outgoing.proto != Proto.TCP:
+            return Outcome(Fate.PASSED, "only TCP connections go on with a session")
+        outcome = await self._sessions.openings.go_on(came, outgoing)
+        if outcome.fate is Fate.STEERED:
+            self._fresh.append((trio.current_time() + _UNUSED, outgoing))
+            self._some.set()
+        return outcome
+
+    async def revoke_half(self, outgoing: Flow) -> None:
+        """The connection *outgoing* was not made, or is given up."""
+        half = self._half(outgoing)
+        if half is not None:
+            await self._sessions.feed(Ended(half.id, "its proxy has not connected"))
+
+    def _half(self, outgoing: Flow) -> Session | None:
+        found = self._register.with_flow(outgoing)
+        return found if found is not None and found.role is Role.CLIENT else None
+
+    async def serve(
+        self,
+        path: Path,
+        group: str | None = None,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Answer processes on the Unix socket *path*, which *group* may use, until cancelled.
+
+        Raises :exc:`~m2m.errors.ConfigError` when it cannot be made.
+        """
+        with await bind(path, socket.SOCK_SEQPACKET, group) as listener:
+            listener.listen(_BACKLOG)
+            made = os.stat(path).st_ino
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._give_up_unused)
+                    task_status.started()
+                    while True:
+                        nursery.start_soon(self._talk, await _accept(listener))
+            finally:
+                unlink_own(path, made)
+                if self._connections is not None:
+                    self._connections.close()
+
+    async def _talk(self, process: trio.socket.SocketType) -> None:
+        with process:
+            try:
+                while data := await process.recv(SIZE + 1):
+                    await self._hear(process, decode(data))
+            except (ValueError, OSError) as error:
+                _log.info("a proxy's process is not answered any more", why=str(error))
+
+    async def _hear(self, process: trio.socket.SocketType, said: Message) -> None:
+        answer = await self._answer(said)
+        try:
+            await process.send(encode(answer))
+        except OSError:
+            if answer.kind is Kind.READY and answer.flow is not None:  # nobody is there to use it
+                await self.revoke_half(answer.flow)
+            raise
+
+    async def _answer(self, said: Message) -> Message:
+        """Raises :exc:`ValueError` for what is no question."""
+        kind, number, session, flow, _ = said
+        if flow is None:
+            raise ValueError(f"{kind.name} names no flow")
+        match kind:
+            case Kind.ACCEPTED:
+                found = self.find_accepted(flow)
+                if found is None:
+                    return Message(Kind.UNKNOWN, number, text="no session of ours")
+                return Message(Kind.FOUND, number, found.id, found.supersession)
+            case Kind.CONNECTING:
+                outcome = await self.connect_half(session, flow)
+                return Message(_ANSWERS[outcome.fate], number, session, flow, outcome.why)
+            case Kind.REVOKED:
+                await self.revoke_half(flow)
+                return Message(Kind.GONE, number, session, flow)
+        raise ValueError(f"{kind.name} is no question")
+
+    async def _give_up_unused(self) -> None:
+        """A process may end between its question and its SYN."""
+        while True:
+            if not self._fresh:
+                self._some = trio.Event()
+                await self._some.wait()
+            due, outgoing = self._fresh.popleft()
+            await trio.sleep_until(due)
+            half = self._half(outgoing)
+            if half is None:
+                continue
+            async with self._sessions.turn:
+                rows = await self._sessions.datapath.rows([sender(half.view, Toward.RIGHT)])
+            if rows and not rows[0].counters.packets:
+                await self._sessions.feed(Ended(half.id, "its proxy has sent nothing"))
+
+
+async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
+    while True:
+        try:
+            process, _ = await listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ECONNABORTED):
+                raise
+            _log.warning("a proxy's process is not let in", why=error.strerror)
+            await trio.sleep(_NO_FILES)
+        else:
+            return process
