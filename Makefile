@@ -16,7 +16,7 @@ VM_SCENARIOS := demo replace
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
     $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
-    $(wildcard nf_adapters/*/*.pyx nf_adapters/*/*.h) nf_adapters/sockets/preload.c
+    $(wildcard nf_adapters/*/*.pyx nf_adapters/*/*.h nf_adapters/sockets/preload.c)
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
