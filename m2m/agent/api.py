@@ -170,6 +170,9 @@ class PathInfo(msgspec.Struct, frozen=True):
     hops: tuple[HopReport, ...]
     complete: bool  # whether it reaches from a client or proxy to a proxy or server
     problem: str = ""  # why not
+    # Halves that proxies at its ends join to it, client side first; only m2mctl is told of them.
+    before: tuple[PathInfo, ...] = ()
+    behind: tuple[PathInfo, ...] = ()
 
 
 class InstanceInfo(msgspec.Struct, frozen=True):

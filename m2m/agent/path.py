@@ -21,6 +21,7 @@ from m2m.agent.api import (
     SessionState,
     UnknownSession,
     format_session,
+    parse_session,
 )
 from m2m.agent.functions import Functions
 from m2m.agent.sessions import Sessions
@@ -36,6 +37,7 @@ __all__ = ["Paths", "directions", "halves", "position_name"]
 _PATIENCE = 0.25  # s to wait for a hop's answer, each time
 _TRIES = 3
 _WALKS = 4  # of a path that a change is just altering
+_HALVES = 8  # shown on either side of a path
 _BETWEEN = 0.05  # s from one to the next: by then the change is further on
 
 _UNKNOWN = "does not know the session"
@@ -72,6 +74,26 @@ class Paths:
         found = await self._whole(session, lambda: self.report(session))
         if found is None:
             raise UnknownSession(f"no session {format_session(session)} is at this host")
+        return found
+
+    async def joined(self, session: int) -> PathInfo:
+        """The same, with the halves that proxies join to it."""
+        found = await self.path(session)
+        before, behind = await self._beyond(found, 0), await self._beyond(found, -1)
+        return msgspec.structs.replace(found, before=tuple(reversed(before)), behind=tuple(behind))
+
+    async def _beyond(self, path: PathInfo, end: int) -> list[PathInfo]:
+        """The halves on the other side of the proxy at this end, and of the next one."""
+        found: list[PathInfo] = []
+        while len(found) < _HALVES:
+            hop, path_there = path.hops[end], None
+            for name in hop.halves[-_HALVES:]:
+                path_there = await self.path_by(parse_session(name), parse_address(hop.address))
+                if path_there is not None:
+                    found.append(path_there)
+            if path_there is None:
+                break
+            path = path_there
         return found
 
     async def path_by(self, session: int, host: Address) -> PathInfo | None:

@@ -100,7 +100,7 @@ class Answers:
 
     async def path(self, session: int) -> PathInfo:
         """The session hop by hop."""
-        return await self._paths.path(session)
+        return await self._paths.joined(session)
 
     async def policy(self) -> PolicyInfo:
         """What is in force."""

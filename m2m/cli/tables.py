@@ -86,7 +86,17 @@ def sessions_table(
 
 
 def path_view(path: PathInfo) -> RenderableType:
-    """A session hop by hop: hosts, and between them the subsession that is on the wire."""
+    """A session hop by hop: hosts, and between them the subsession that is on the wire; with the
+    halves that proxies join to it."""
+    parts: list[RenderableType] = []
+    for one in (*path.before, path, *path.behind):
+        if parts:
+            parts.append(Text())
+        parts += _half(one)
+    return Group(*parts)
+
+
+def _half(path: PathInfo) -> list[RenderableType]:
     known = next((hop.supersession for hop in path.hops if hop.supersession is not None), None)
     head = Text(f"session {path.session}", "bold")
     if known is not None:
@@ -103,12 +113,9 @@ def path_view(path: PathInfo) -> RenderableType:
     if path.complete:
         first, last = path.hops[0].position, path.hops[-1].position
         parts.append(Text(f"complete, from {first} to {last}", "green"))
-        for hop in (path.hops[0], path.hops[-1]):
-            if hop.position == "proxy":
-                parts.append(_other_halves(hop))
     else:
         parts.append(Text(f"incomplete: {path.problem}", "red"))
-    return Group(*parts)
+    return parts
 
 
 def policy_view(policy: PolicyInfo) -> RenderableType:
@@ -227,15 +234,6 @@ def _goes_on(local: FlowInfo | None, joint: str) -> str:
     return "" if local is None else f"{joint}as {local.source}"
 
 
-def _other_halves(hop: HopReport) -> Text:
-    """How the session goes on behind a proxy, or came to it."""
-    what = "behind" if hop.right is None else "before"
-    if not hop.halves:
-        return Text(f"nothing {what} the proxy {hop.host} now", "dim")
-    names = ", ".join(hop.halves)
-    return Text(f"{what} the proxy {hop.host}: m2mctl session {names}")
-
-
 def _totals(seen: Direction | None, joint: str) -> Text:
     if seen is None:
         return Text("-")
@@ -262,7 +260,8 @@ def _seen(seen: Direction) -> str:
 def _host(hop: HopReport) -> Text:
     line = Text("● ", _STATES[hop.state])
     line.append(hop.host or hop.address, "bold")
-    for text in (hop.position, hop.nf, hop.address if hop.host else None):
+    socket = None if hop.local is None else f"as {hop.local.source}"
+    for text in (hop.position, hop.nf, hop.address if hop.host else None, socket):
         if text:
             line.append(f"  {text}")
     return line.append(f"  {hop.state.value}", _STATES[hop.state])

@@ -6,12 +6,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from m2m.agent.api import Role
 from m2m.agent.following import Following
+from m2m.agent.openings import Fate
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import format_address
 from m2m.protocol.update import Mode, UpdateSyn
 from tests.support.agents import FIREWALL, IDS, pass_time, policy_set
 from tests.support.changing import NFS, OTHER, PORT, LiveSession, a_live_session, larger_policy
+from tests.support.proxying import POLICY, proxying
 
 
 async def told(chain: LiveSession, *policies: PolicySet) -> None:
@@ -124,3 +127,44 @@ async def test_a_session_whose_client_has_moved_follows_what_holds_there(
         rule = f"match({there} & dstport={PORT}) >> {{ids}} live=follow"
         await told(chain, policy_set(NFS + rule, 1))
         assert chain.carries(IDS)
+
+
+FILTER = "10.0.0.8"
+
+
+@pytest.mark.parametrize(
+    ("chain_of_policy", "before", "behind"),
+    [
+        ("firewall -> cache -> filter -> ids", ["firewall"], ["filter", "ids"]),
+        ("cache -> filter", [], ["filter"]),
+        ("filter -> firewall -> cache", ["filter", "firewall"], []),
+        # Connections that stand end where they do.
+        ("firewall -> ids", ["firewall"], ["ids"]),
+        ("ids -> other", ["firewall"], ["ids"]),
+    ],
+)
+async def test_each_half_at_a_proxy_follows_by_itself(
+    autojump_clock: MockClock, chain_of_policy: str, before: list[str], behind: list[str]
+) -> None:
+    async with proxying() as chain:
+        came = await chain.come()
+        assert (await chain.go_on(came, chain.outgoing())).fate is Fate.STEERED
+        hosts = [*chain.all, chain.host(FILTER, Role.MIDDLEBOX)]
+        rule = f"match(dstport=80 & proto=tcp) >> {{{chain_of_policy}}} live=follow"
+        more = f"nf filter inline {{ f1 = {FILTER} }}\nnf other proxy port=1 {{ o = 10.0.0.9 }}\n"
+        policy = policy_set(POLICY.partition("match")[0] + more + rule, 2)
+        async with trio.open_nursery() as nursery:
+            for host in hosts:
+                await host.sessions.load_policy(policy)
+                following = Following(host.sessions, host.asking)
+                following.policy_changed()
+                nursery.start_soon(following.run)
+            await pass_time(10)
+            nursery.cancel_scope.cancel()
+        (right,) = chain.proxy.sessions.node.register.other_halves(came.view)
+        found = [await chain.proxy.paths.path(session) for session in (came.id, right.id)]
+        types = [[(hop.nf or "").partition("/")[0] for hop in path.hops] for path in found]
+        assert types == [["", *before, "cache"], ["cache", *behind, ""]]
+        for path in found:
+            assert path.complete
+        assert chain.opens(chain.outgoing()) == (chain.server, came.supersession)

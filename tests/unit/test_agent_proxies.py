@@ -229,6 +229,11 @@ async def test_paths_are_told_half_by_half(autojump_clock: MockClock) -> None:
         assert behind.hops[0].local is not None
         assert behind.hops[0].local.flow() == outgoing
         assert chain.server.sessions.state(right.session) is SessionState.ESTABLISHED
+        # Wherever it is asked, m2mctl shows both, the client's first.
+        for host, session in ((chain.client, left.session), (chain.ids, right.session)):
+            whole = await host.paths.joined(session)
+            halves = (*whole.before, whole, *whole.behind)
+            assert [half.session for half in halves] == [before.session, behind.session]
 
 
 async def test_talk_on_the_socket(tmp_path: Path) -> None:

@@ -315,6 +315,27 @@ def test_a_hop_that_does_not_answer_is_shown_where_the_path_ends() -> None:
     assert "incomplete: 10.0.3.2 is silent" in text
 
 
+def test_both_halves_at_a_proxy_are_shown() -> None:
+    whole = path(0)
+    local = FlowInfo("tcp", "10.0.3.2", 50123, "10.0.4.2", 80)
+    at_proxy = msgspec.structs.replace(
+        whole.hops[2], host="squid", position="proxy", nf="cache/squid"
+    )
+    came = msgspec.structs.replace(at_proxy, right=None, next=None)
+    goes = msgspec.structs.replace(at_proxy, left=None, prev=None, local=local)
+    right = PathInfo("b" * 16, (goes, *whole.hops[3:]), True)
+    left = PathInfo(whole.session, (*whole.hops[:2], came), True, behind=(right,))
+    lines = shown(tables.path_view(left)).splitlines()
+    joint = lines.index("complete, from client to proxy")
+    assert lines[joint + 2].startswith(f"session {'b' * 16}  10.0.1.2:40000 > 10.0.4.2:80 tcp")
+    at = "● squid  proxy  cache/squid  10.0.3.2"
+    assert f"{at}  established" in lines[joint - 4 : joint]
+    assert f"{at}  as 10.0.3.2:50123  established" in lines[joint:]
+    assert lines[-1] == "complete, from proxy to server"
+    seen = msgspec.structs.replace(session(0), position="proxy", right=None, local=local)
+    assert "as 10.0.3.2:50123" in shown(tables.sessions_table([seen], 80))
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (99_949, "99.9 kB"), (99_950, "100 kB"),
