@@ -204,11 +204,11 @@ async def test_a_connection_after_the_other_and_one_that_fails(proxied: Proxied)
     assert halves[left.id].local is None and halves[left.id].halves
     path = await trio.to_thread.run_sync(chain.fw.path, left.id)
     assert [hop.position for hop in path.hops] == ["client", "inline", "proxy"]
-    newest = path.hops[-1].halves[-1]
-    assert halves[newest].supersession == left.supersession != halves[newest].local
-    path = await trio.to_thread.run_sync(proxied.cache.path, newest)
-    assert path.complete
-    assert [hop.nf for hop in path.hops] == ["cache/cache1", "filter/filter1", "ids/ids1", None]
+    newest = path.behind[-1]
+    assert halves[newest.session].supersession == left.supersession
+    assert halves[newest.session].local != left.supersession
+    assert path.complete and newest.complete
+    assert [hop.nf for hop in newest.hops] == ["cache/cache1", "filter/filter1", "ids/ids1", None]
     await client.close()
     await proxied.until_empty()
 
@@ -218,19 +218,18 @@ async def test_a_connection_after_the_other_and_one_that_fails(proxied: Proxied)
     await proxied.until_empty("filter", "ids", "server")
     assert len(proxied.cache.sessions()) == 1
     await client.close()
-    await proxied.until_empty()
+    await proxied.until_empty("cache")
 
-
-async def test_one_port_of_a_client_to_two_servers(proxied: Proxied) -> None:
-    """Led to one port, connection tracking gives one of them another source port."""
-    proxied.chain.server.namespace.address("eth0", "10.9.4.3/24")
+    # One port of a client to two servers: led to one port of the proxy, connection tracking gives
+    # one of the two another source port.
+    chain.server.namespace.address("eth0", "10.9.4.3/24")
     first = await proxied.connect(CLOSED, sport=45000)
     second = await proxied.connect(CLOSED, "10.9.4.3", sport=45000)
     for client in (first, second):
         assert await client.ask("GET it") == "it 10.9.1.2:45000"
-    peers = [tuple(line["accepted"]) for line in proxied.told("accepted")]
+    peers = [tuple(line["accepted"]) for line in proxied.told("accepted")[-2:]]
     assert len(set(peers)) == 2, "they were no trouble"
-    assert [line["found"][0] for line in proxied.told("accepted")] == ["FOUND"] * 2
+    assert [line["found"][0] for line in proxied.told("accepted")[-2:]] == ["FOUND"] * 2
     assert len(proxied.cache.sessions()) == 4
     for one in proxied.cache.sessions():
         (other,) = one.halves
@@ -240,8 +239,8 @@ async def test_one_port_of_a_client_to_two_servers(proxied: Proxied) -> None:
     await proxied.until_empty()
 
 
-async def test_what_is_behind_is_away(proxied: Proxied) -> None:
-    """The policy's fail decides; sessions that need no server do not notice."""
+async def test_agents_that_are_away(proxied: Proxied) -> None:
+    """One behind: the policy's fail decides, and sessions that need no server do not notice."""
     ids = proxied.chain.ids
     assert ids.agent is not None
     await ids.agent.stop(signal.SIGKILL)
@@ -256,8 +255,7 @@ async def test_what_is_behind_is_away(proxied: Proxied) -> None:
     await ids.start()
     await proxied.until_empty()
 
-
-async def test_i6_the_agent_is_killed_in_mid_session(proxied: Proxied) -> None:
+    # I6: the proxy's own agent, in mid-session
     cache = proxied.cache
     old, young = await proxied.connect(CLOSED), await proxied.connect(CLOSED)
     assert await old.ask("GET before") == f"before {old.name}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import grp
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from m2m.agent.api import Role, SessionState, format_session
 from m2m.agent.openings import Fate, Outcome
 from m2m.agent.proxies import Proxies
+from m2m.agent.unix import bind
 from m2m.datapath.fake_kernel import Fate as PacketFate
 from m2m.datapath.fake_packets import Tcp
+from m2m.errors import ConfigError
 from m2m.protocol.events import Ended
 from m2m.protocol.flow import Flow
 from m2m.protocol.translation import Hook, Position
@@ -280,3 +285,15 @@ async def test_nobody_waits_for_the_answer(tmp_path: Path) -> None:
         await wait_all_tasks_blocked()
         assert chain.halves(chain.server) == 0
         nursery.cancel_scope.cancel()
+
+
+async def test_a_group_may_reach_the_socket(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    place.mkdir(mode=0o750)
+    mine = grp.getgrgid(os.getgid()).gr_name
+    with await bind(place / "a.proxy", socket.SOCK_SEQPACKET, mine):
+        about = (place / "a.proxy").stat()
+        assert (about.st_gid, about.st_mode & 0o777) == (os.getgid(), 0o660)
+        assert place.stat().st_mode & 0o777 == 0o751
+    with pytest.raises(ConfigError, match="no group nobody-has-this"):
+        await bind(place / "b.proxy", socket.SOCK_SEQPACKET, "nobody-has-this")
