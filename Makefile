@@ -98,8 +98,8 @@ bench: setup ## measure against plain forwarding (root)
 
 bench-vm: setup ## what the module costs, in a virtual machine: Figure 10, and forwarding beside plain (root)
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
-	@$(VENV)/bin/python tests/vm/costs.py --kernel $(VM_KERNEL)
-	@tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
+	@$(VENV)/bin/python tests/vm/costs.py --counted --kernel $(VM_KERNEL)
+	@tests/vm/boot.py --counted --kernel $(VM_KERNEL) -- tests/vm/with-module \
 	    $(VENV)/bin/m2m-lab bench --quick throughput
 
 lint: setup ## check style, types and C headers

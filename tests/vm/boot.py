@@ -1,11 +1,14 @@
 #!/usr/bin/python3
 """Runs a command in this tree under another Debian kernel: a virtual machine, not installed.
 
-    sudo tests/vm/boot.py [--kernel PACKAGE] [--time-limit S] [--accel kvm] -- COMMAND...
+    sudo tests/vm/boot.py [--kernel PACKAGE] [--time-limit S] [--counted] -- COMMAND...
 
 The machine has the host's files under an overlay in memory: it sees this tree and its `.venv`, and
 what it changes is gone with it. The command's output is this one's, as is its exit status; 124
 means that time ran out. Kernel packages are kept in a cache folder (`--cache`).
+
+With `--counted` it has one processor, and the clock that it sees counts instructions: two figures
+of one run compare as the work does, whatever else this machine is doing meanwhile.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ def main() -> int:
             files[f"early/{number:02}.ko"] = contents(module)
         (run / "initramfs").write_bytes(b"".join(archive(files)))
         try:
-            return machine(run, kernel, args.accel, args.time_limit)
+            return machine(run, kernel, processors(args), args.time_limit)
         finally:
             shutil.copy(run / "console", args.cache / "console.log")
 
@@ -72,10 +75,19 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kernel", default=KERNEL, metavar="PACKAGE")
     parser.add_argument("--time-limit", default=1800.0, type=float, metavar="S")
-    parser.add_argument("--accel", choices=("tcg", "kvm"), default="tcg")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--accel", choices=("tcg", "kvm"), default="tcg")
+    how.add_argument("--counted", action="store_true")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
+
+
+def processors(args: argparse.Namespace) -> list[str]:
+    """QEMU's options for them."""
+    if args.counted:
+        return ["-accel", "tcg", "-smp", "1", "-icount", "shift=1"]  # 2 ns for an instruction
+    return ["-accel", args.accel, "-smp", str(os.cpu_count())]
 
 
 def ready(package: str = KERNEL, cache: Path = CACHE) -> tuple[Path, Path]:
@@ -154,7 +166,7 @@ def archive(files: dict[str, bytes]) -> Iterator[bytes]:
         yield head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
 
 
-def machine(run: Path, kernel: Path, accel: str, time_limit: float) -> int:
+def machine(run: Path, kernel: Path, processors: list[str], time_limit: float) -> int:
     """Run the machine to its end, its second serial port to our output; the third's number."""
     console, status, shared = run / "console", run / "status", run / "virtiofs"
     status.touch()
@@ -171,8 +183,8 @@ def machine(run: Path, kernel: Path, accel: str, time_limit: float) -> int:
             stdout=log, stderr=log, pass_fds=[listener.fileno()],
         ))  # fmt: skip
         qemu = ended.enter_context(child(
-            ["qemu-system-x86_64", "-accel", accel, "-cpu", "max", "-smp", str(os.cpu_count()),
-             "-m", str(memory), "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on",
+            ["qemu-system-x86_64", *processors, "-cpu", "max", "-m", str(memory),
+             "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on",
              "-machine", "q35,memory-backend=mem", "-nodefaults", "-display", "none", "-no-reboot",
              "-chardev", f"socket,id=files,path={shared}",
              "-device", "vhost-user-fs-pci,chardev=files,tag=host",

@@ -45,7 +45,7 @@ async def run(plan: Plan, say: Say) -> list[Result]:
                     for name, port, flows, window in _rows(plan, kind, offloads):
                         say(f"{name} ({again + 1})")
                         # Nor are two transfers alike: windows grow as luck has it.
-                        for _ in range(plan.pick(3, 1)):
+                        for _ in range(3):
                             async with (
                                 stream(labs.steered, port, flows, window) as ours,
                                 stream(labs.plain, port, flows, window) as peer,
