@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from m2m.agent.api import EventKind, format_session
+from m2m.agent.in_hand import in_hand
 from m2m.agent.journal import Journal
 from m2m.agent.states import States
 from m2m.datapath import Datapath, DatapathError
@@ -131,7 +132,8 @@ class Changes:
     async def _count(self, command: Count) -> Event:
         rows = await self._datapath.rows([command.key])
         packets = rows[0].counters.packets if rows else None
-        return Counted(command.session, command.change, command.key, packets)
+        queues = in_hand() if command.key[0] is Hook.OUT else ()
+        return Counted(command.session, command.change, command.key, packets, queues)
 
     async def _hold(self, command: Hold) -> Event:
         session, change, key, substream = command

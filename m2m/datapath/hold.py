@@ -38,6 +38,7 @@ _SLACK = 64
 # A record is forgotten when its flow has been quiet for this long: by then no program can be
 # between finding the record and counting in it.
 _QUIET = 2_000_000_000  # ns
+_FIRST_QUEUE = 0x8000  # half of all
 # Batches of packets read at once before other tasks have their turn.
 _ROUNDS = 16
 
@@ -253,10 +254,14 @@ class _Queues:
 
 
 def _bind(name: str, limit: int, queues: _Queues) -> NfQueue:
-    """A queue whose number follows from the agent's name, or the next one that is free."""
-    first = zlib.crc32(name.encode()) & 0xFFFF
+    """A queue whose number follows from the agent's name, or the next one that is free.
+
+    Of the upper half: the numbers that people choose for network functions are small.
+    """
+    first = zlib.crc32(name.encode())
     taken = queues.lost()
-    for number in ((first + step) & 0xFFFF for step in range(0x10000)):
+    for step in range(_FIRST_QUEUE):
+        number = _FIRST_QUEUE + (first + step) % _FIRST_QUEUE
         if number in taken:
             continue
         try:
@@ -268,4 +273,6 @@ def _bind(name: str, limit: int, queues: _Queues) -> NfQueue:
                 "first packets cannot be held: the kernel refuses a netfilter queue"
                 f" ({error.strerror}); run the agent as root"
             ) from error
-    raise DatapathError("first packets cannot be held: all 65536 netfilter queues are in use")
+    raise DatapathError(
+        f"first packets cannot be held: netfilter queues {_FIRST_QUEUE} to 65535 are all in use"
+    )

@@ -22,7 +22,7 @@ from m2m.protocol.commands import (
     SetTimer,
     WatchCount,
 )
-from m2m.protocol.events import Timer
+from m2m.protocol.events import Counted, Timer
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.ordering import Emptying, Incoming, Outgoing
 from m2m.protocol.ports import PortAllocator
@@ -232,18 +232,18 @@ class Tools:
         change.settling = False
         out.append(Count(session.id, change.id, key))
 
-    def counted(self, out: Commands, session: Session, packets: int | None, toward: Toward) -> bool:
+    def counted(self, out: Commands, session: Session, event: Counted, toward: Toward) -> bool:
         """Whether the leg is empty; if not, look again later.
 
         An inline NF that is to go may still have in hand what has come in: its outgoing entry
-        for packets *toward* the next host is looked at, too.
+        for packets *toward* the next host is looked at, too, and the queues before it.
         """
         change, settings = session.change, self.settings
         assert change is not None
         emptying = change.emptying
         assert emptying is not None
         first = emptying.seen is None
-        if not emptying.look(packets, settings.drain_limit):
+        if not emptying.look(event.packets, settings.drain_limit, event.queues):
             first_pause = settings.poll
             if emptying.target is not None:  # the kernel tells; else only if some were lost
                 first_pause = settings.poll_max

@@ -157,13 +157,24 @@ class Redirected(NamedTuple):
     packets: int
 
 
+class Queued(NamedTuple):
+    """A queue by which packets come to a network function: how many have been put into it, and how
+    many have left it, since it was made (modulo 2**32)."""
+
+    number: int
+    given: int
+    done: int
+
+
 class Counted(NamedTuple):
-    """The answer to Count: wire packets this entry has seen; None when it is not there."""
+    """The answer to Count: wire packets this entry has seen; None when it is not there. For one of
+    packets that leave the host's stack, the queues that packets can wait in before."""
 
     session: int
     change: int
     key: tuple[Hook, Flow]
     packets: int | None
+    queues: tuple[Queued, ...] = ()
 
 
 class Holding(NamedTuple):

@@ -224,7 +224,7 @@ class Migration:
             return out
         rightward = change.phase in (Phase.DRAINING, Phase.FINISHING)
         toward = Toward.RIGHT if rightward else Toward.LEFT
-        if self._tools.counted(out, session, event.packets, toward):
+        if self._tools.counted(out, session, event, toward):
             {Part.LEFT: self._left.emptied, Part.RIGHT: self._right.emptied}.get(
                 change.part, self._hop.emptied
             )(out, session)

@@ -10,8 +10,9 @@ State travels from the old host to its heir in parts that are acknowledged one b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from m2m.protocol.events import Queued
 from m2m.protocol.flow import Flow
 from m2m.protocol.translation import Hook
 from m2m.protocol.update import StatePart, parts_of
@@ -25,7 +26,7 @@ class Emptying:
     ``delay`` is the time to the next look, in seconds; who waits for it sets it.
     """
 
-    __slots__ = ("_quiet", "delay", "key", "limit", "seen", "target", "waited")
+    __slots__ = ("_given", "_quiet", "delay", "key", "limit", "seen", "target", "waited")
 
     def __init__(self, key: tuple[Hook, Flow], target: int | None, limit: float) -> None:
         self.key = key
@@ -35,11 +36,18 @@ class Emptying:
         self.waited = 0.0
         self.target = target
         self._quiet = 0.0
+        self._given: dict[int, int] = {}  # to each queue, when it was first looked at
 
-    def look(self, packets: int | None, at_most: float) -> bool:
-        """Whether it is empty, now that its entry has seen *packets* (None: it is gone)."""
+    def look(self, packets: int | None, at_most: float, queues: Sequence[Queued] = ()) -> bool:
+        """Whether it is empty, now that its entry has seen *packets* (None: it is gone).
+
+        It is not while something waits in *queues* that was put there before the first look.
+        Others' packets come to them all the time, so they need not be found empty.
+        """
         self.waited += self.delay
-        self._quiet = self._quiet + self.delay if packets == self.seen else 0.0
+        waiting = [queue for queue in queues if self._waits_in(queue)]
+        quiet = packets == self.seen and not waiting
+        self._quiet = self._quiet + self.delay if quiet else 0.0
         self.delay = 0.0
         first, self.seen = self.seen is None, packets
         if packets is None or (self.target is not None and packets >= self.target):
@@ -47,6 +55,16 @@ class Emptying:
         if first:
             return False
         return self._quiet >= self.limit - 1e-9 or self.waited >= at_most - 1e-9
+
+    def _waits_in(self, queue: Queued) -> bool:
+        given = self._given.setdefault(queue.number, queue.given)
+        if _after(given, queue.given):
+            return False  # another queue by now, with the number of one that is gone
+        return _after(given, queue.done)
+
+
+def _after(left: int, right: int) -> bool:
+    return 0 < (left - right) & 0xFFFFFFFF < 1 << 31
 
 
 class Outgoing:

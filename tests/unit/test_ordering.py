@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from m2m.protocol.events import Queued
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.ordering import Emptying, Incoming, Outgoing
 from m2m.protocol.translation import Hook
@@ -33,6 +34,24 @@ def test_empty_when_nothing_comes_any_more() -> None:
 
 def test_nobody_knows_how_many_there_are() -> None:
     assert looks(Emptying(KEY, None, 0.01), [5, 5], 0.01) == [False, True]
+
+
+@pytest.mark.parametrize("given", [10, 1])
+def test_not_empty_while_something_waits_that_was_queued_before(given: int) -> None:
+    """Numbers of packets wrap; of what has come since, nothing is waited for."""
+    emptying, found = Emptying(KEY, None, 0.01), []
+    for done in (given - 3, given - 1, given, given + 5):
+        queues = (Queued(0, given + 9 * len(found), done & 0xFFFFFFFF), Queued(7, 0, 0))
+        found.append(emptying.look(5, 1.0, queues))
+        emptying.delay = 0.01
+    assert found == [False, False, True, True]
+
+
+def test_a_queue_that_was_made_anew_is_not_waited_for() -> None:
+    emptying = Emptying(KEY, None, 0.01)
+    assert not emptying.look(5, 1.0, (Queued(0, 1000, 990),))
+    emptying.delay = 0.01
+    assert emptying.look(5, 1.0, (Queued(0, 3, 1),))
 
 
 def test_empty_after_so_long_in_any_case() -> None:
