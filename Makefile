@@ -127,5 +127,5 @@ $(STAMP): pyproject.toml setup.py .ci/apt-packages .ci/install-packages $(COMPIL
 	@/usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	    "M2M needs Python 3.11 or newer; /usr/bin/python3 is " + sys.version.split()[0])'
 	@test -x $(VENV)/bin/pip || /usr/bin/python3 -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 -e '.[test,bench]'
+	$(VENV)/bin/pip install -q --disable-pip-version-check --use-pep517 -e '.[test,bench,skb]'
 	@touch $@

@@ -15,8 +15,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from m2m.agent.api import ChangeReport
-from tests.support.chain import CLOSED, TAPPED, LiveChain, LiveHost, live_chain
+from tests.support.chain import (
+    BUSY,
+    CLOSED,
+    TAPPED,
+    TRIES,
+    LiveChain,
+    LiveHost,
+    change_chain,
+    live_chain,
+)
 from tests.support.echo import an_echo
 from tests.support.live import PATIENCE
 from tests.support.namespaces import NamespaceFactory
@@ -24,7 +32,6 @@ from tests.support.namespaces import NamespaceFactory
 pytestmark = [pytest.mark.needs("netns", "bpffs", "nfqueue"), pytest.mark.timeout(180)]
 
 MODES = ("lf", "op", "ss+op")
-_TRIES, _BUSY = 5, ("timeout", "overflow")
 RATE = ("rate", "200mbit", "burst", "64k", "latency", "20ms")  # two CPUs carry it with ease
 NFS = """
 nf firewall inline { fw1 = 10.9.2.2, fw2 = 10.9.5.2 }
@@ -74,18 +81,6 @@ async def _only_session(host: LiveHost) -> str:
     return session.id
 
 
-async def _change(asked: LiveHost, session: str, **wish: object) -> ChangeReport:
-    """Have a chain changed. On a busy machine that may take longer than packets are held for:
-    then it is undone, and asked for again."""
-    for _ in range(_TRIES):
-        report = await asked.change(sessions=(session,), **wish)
-        if report.cause not in _BUSY:
-            break
-        assert report.after == report.before
-    assert report.error is None, report
-    return report
-
-
 @pytest.mark.parametrize("mode", MODES)
 async def test_what_is_between_the_ends_changes_under_a_running_transfer(
     chain: Six, mode: str
@@ -98,7 +93,7 @@ async def test_what_is_between_the_ends_changes_under_a_running_transfer(
 
         async def change(asked: LiveHost, then: tuple[str, ...], **wish: object) -> None:
             nonlocal now
-            report = await _change(asked, session, mode=mode, **wish)
+            report = await change_chain(asked, session, mode=mode, **wish)
             assert (report.before, report.after) == (_way(chain, *now), _way(chain, *then))
             assert (report.mode, report.retransmissions is not None) == (mode, True)
             await echo.goes_on()
@@ -145,10 +140,10 @@ async def test_operators_and_network_functions_ask_by_their_commands(chain: Six)
         await chain.load_policy(LARGER)
 
         async def run(host: LiveHost, module: str, *words: str) -> dict[str, object]:
-            for _ in range(_TRIES):
+            for _ in range(TRIES):
                 (told,) = await trio.to_thread.run_sync(_m2m, host, module, *words)
                 await echo.goes_on()
-                if told["cause"] not in _BUSY:
+                if told["cause"] not in BUSY:
                     break
             return told
 
@@ -200,12 +195,12 @@ async def test_many_sessions_are_drained_side_by_side(chain: Six) -> None:
             await nursery.start(open_one)
         await chain.load_policy(LARGER)
         drained: list[dict[str, object]] = []
-        for _ in range(_TRIES):
+        for _ in range(TRIES):
             told = await trio.to_thread.run_sync(_m2m, chain.ids, "m2m.cli.ctl", "drain", "ids1")
             drained += [line for line in told if line["error"] is None]
             if len(drained) == len(streams):
                 break
-            assert {line["cause"] for line in told} <= {None, *_BUSY}, told
+            assert {line["cause"] for line in told} <= {None, *BUSY}, told
         assert len(drained) == len(streams)
         assert chain.ids.entries() == 0
         for echo in streams:
@@ -252,10 +247,10 @@ async def test_a_stateful_firewall_hands_its_sessions_over(chain: Six, mode: str
         await chain.load_policy(LARGER)
         for new in ("fw2", "fw1"):
             wish = {"do": "replace", "old": ("firewall",), "new": (new,), "mode": mode}
-            await _change(chain.client, session, **wish)
+            await change_chain(chain.client, session, **wish)
             await echo.goes_on()
         wish = {"do": "replace", "old": ("firewall",), "new": ("fw2",), "mode": "lf"}
-        await _change(chain.client, session, **wish)  # but its state does not move along
+        await change_chain(chain.client, session, **wish)  # but its state does not move along
         with trio.move_on_after(1.0) as scope:
             await echo.goes_on()
         assert scope.cancelled_caught

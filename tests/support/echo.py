@@ -11,7 +11,7 @@ import trio
 from tests.support.chain import LiveChain
 from tests.support.live import PATIENCE
 
-_PATTERN = os.urandom(1 << 20)
+_PATTERN = os.urandom(1 << 20)  # nothing in it could be mistaken for something else, or squeezed
 _WINDOW = 1 << 18  # bytes under way
 _PIECE = 1 << 16
 
@@ -19,8 +19,11 @@ _PIECE = 1 << 16
 class Echo:
     """The client's end sends, the server's end sends it back."""
 
-    def __init__(self, here: trio.socket.SocketType, there: trio.socket.SocketType) -> None:
+    def __init__(
+        self, here: trio.socket.SocketType, there: trio.socket.SocketType, pattern: bytes
+    ) -> None:
         self.checked = 0  # bytes that have come back, and were right
+        self._pattern = pattern
         self._sent = 0
         self._here, self._there = here, there
         self._moved = trio.Event()
@@ -36,8 +39,8 @@ class Echo:
         while True:
             while self._sent - self.checked >= _WINDOW:
                 await self._moved.wait()
-            start = self._sent % len(_PATTERN)
-            self._sent += await self._here.send(_PATTERN[start : start + _PIECE])
+            start = self._sent % len(self._pattern)
+            self._sent += await self._here.send(self._pattern[start : start + _PIECE])
 
     async def echo(self) -> None:
         while data := await self._there.recv(_PIECE):
@@ -47,8 +50,8 @@ class Echo:
 
     async def check(self) -> None:
         while data := await self._here.recv(_PIECE):
-            start = self.checked % len(_PATTERN)
-            doubled = _PATTERN[start:] + _PATTERN[: len(data)]
+            start = self.checked % len(self._pattern)
+            doubled = self._pattern[start:] + self._pattern[: len(data)]
             assert doubled.startswith(data), f"wrong bytes behind {self.checked}"
             self.checked += len(data)
             self._moved.set()
@@ -56,12 +59,15 @@ class Echo:
 
 
 @asynccontextmanager
-async def an_echo(chain: LiveChain, port: int) -> AsyncIterator[Echo]:
-    """A session from the chain's client to *port* of its server that runs while the block does."""
+async def an_echo(chain: LiveChain, port: int, pattern: bytes = _PATTERN) -> AsyncIterator[Echo]:
+    """A session from the chain's client to *port* of its server that runs while the block does.
+
+    What is sent is *pattern*, at least as long as a piece, again and again.
+    """
     here, there = await chain.connect(port)
     with here, there:
         async with trio.open_nursery() as nursery:
-            made = Echo(here, there)
+            made = Echo(here, there, pattern)
             for task in (made.send, made.echo, made.check):
                 nursery.start_soon(task)
             await made.goes_on()
