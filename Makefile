@@ -1,6 +1,6 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kmod test-vm test-vm-debug model soak faults handovers bench bench-vm lint fuzz \
+.PHONY: help setup demo test kmod test-vm test-vm-debug model soak faults handovers proxies bench bench-vm lint fuzz \
         clean libpcap install-libpcap uninstall-libpcap refresh-libpcap install-sockets uninstall-sockets
 .DELETE_ON_ERROR:
 
@@ -63,6 +63,9 @@ faults: setup ## kill agents at each step of a change of a chain, in every mode 
 
 handovers: setup ## 2 GB and an SSH session through 100 handovers (root)
 	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_handover.py
+
+proxies: setup ## 500 clients at once through Squid with two workers, and other proxies (root)
+	@M2M_HEAVY=1 $(VENV)/bin/python -m pytest tests/netns/test_real_proxies.py
 
 libpcap: ## build the libpcap that shows supersessions, into ~/.cache/m2m
 	@patches/libpcap/build

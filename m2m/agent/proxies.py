@@ -130,12 +130,15 @@ class Proxies:
         with process:
             try:
                 while data := await process.recv(SIZE + 1):
-                    await self._hear(process, decode(data))
+                    await self._hear(process, _question(data))
             except (ValueError, OSError) as error:
                 _log.info("a proxy's process is not answered any more", why=str(error))
 
     async def _hear(self, process: trio.socket.SocketType, said: Message) -> None:
-        answer = await self._answer(said)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, process, said)
+            answer = await self._answer(said)
+            nursery.cancel_scope.cancel()
         try:
             await process.send(encode(answer))
         except OSError:
@@ -143,11 +146,16 @@ class Proxies:
                 await self.revoke_half(answer.flow)
             raise
 
+    async def _watch(self, process: trio.socket.SocketType, said: Message) -> None:
+        """A process that does not wait any longer connects as without M2M, from the same port: what
+        is being set up for it must not come to be."""
+        await trio.lowlevel.wait_readable(process)  # it says nothing before it is answered
+        if said.kind is Kind.CONNECTING and said.flow is not None:
+            await self.revoke_half(said.flow)
+
     async def _answer(self, said: Message) -> Message:
-        """Raises :exc:`ValueError` for what is no question."""
         kind, number, session, flow, _ = said
-        if flow is None:
-            raise ValueError(f"{kind.name} names no flow")
+        assert flow is not None
         match kind:
             case Kind.ACCEPTED:
                 found = self.find_accepted(flow)
@@ -160,7 +168,7 @@ class Proxies:
             case Kind.REVOKED:
                 await self.revoke_half(flow)
                 return Message(Kind.GONE, number, session, flow)
-        raise ValueError(f"{kind.name} is no question")
+        raise AssertionError(f"{kind.name} is no question")
 
     async def _give_up_unused(self) -> None:
         """A process may end between its question and its SYN."""
@@ -177,6 +185,16 @@ class Proxies:
                 rows = await self._sessions.datapath.rows([sender(half.view, Toward.RIGHT)])
             if rows and not rows[0].counters.packets:
                 await self._sessions.feed(Ended(half.id, "its proxy has sent nothing"))
+
+
+def _question(data: bytes) -> Message:
+    """Raises :exc:`ValueError` for what is none."""
+    said = decode(data)
+    if said.kind not in (Kind.ACCEPTED, Kind.CONNECTING, Kind.REVOKED):
+        raise ValueError(f"{said.kind.name} is no question")
+    if said.flow is None:
+        raise ValueError(f"{said.kind.name} names no flow")
+    return said
 
 
 async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:

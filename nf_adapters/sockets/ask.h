@@ -3,8 +3,9 @@
  * Asking the host's agent. A question takes a connection of its own for as long as it lasts, so
  * threads do not wait for each other; connections are kept for later questions.
  *
- * An agent that is away costs a failed connect(); one that hangs costs M2M_SAY_PATIENCE_MS once, and
- * is then left alone for M2M_ASK_PAUSE_MS.
+ * An agent that is away costs a failed connect(). One that does not answer costs M2M_SAY_PATIENCE_MS;
+ * if the next question is not answered either, it is left alone for a second, then for two, and
+ * so on up to a minute.
  */
 #ifndef M2M_SOCKETS_ASK_H
 #define M2M_SOCKETS_ASK_H
@@ -30,7 +31,6 @@
 #endif
 
 #define M2M_ASK_KEPT 16       /* connections */
-#define M2M_ASK_PAUSE_MS 5000
 #define M2M_ASK_USUAL "/run/m2m/*.proxy"
 
 struct m2m_line {
@@ -43,7 +43,8 @@ static struct {
 	struct m2m_line kept[M2M_ASK_KEPT];
 	unsigned int count;
 	uint32_t number;
-	int64_t silent_until; /* ms */
+	unsigned int silences; /* questions that were not answered, since the last that was */
+	int64_t silent_until;  /* ms */
 } m2m_agent; /* under the lock, but for the path, which does not change */
 
 static inline int64_t m2m_now(void)
@@ -210,14 +211,18 @@ static inline int m2m_ask(struct m2m_say *say)
 	if (heard == M2M_HEARD) {
 		m2m_line_keep(&line);
 		*say = answer;
-		return 1;
 	}
-	if (heard == M2M_SILENT) {
-		m2m_enter(&before);
-		m2m_agent.silent_until = m2m_now() + M2M_ASK_PAUSE_MS;
-		m2m_leave(&before);
+	m2m_enter(&before);
+	if (heard == M2M_HEARD) {
+		m2m_agent.silences = 0;
+		m2m_agent.silent_until = 0;
+	} else if (heard == M2M_SILENT && m2m_agent.silences++) {
+		unsigned int pause = 1000u << (m2m_agent.silences > 8 ? 6 : m2m_agent.silences - 2);
+
+		m2m_agent.silent_until = m2m_now() + pause;
 	}
-	return 0;
+	m2m_leave(&before);
+	return heard == M2M_HEARD;
 }
 
 #endif /* M2M_SOCKETS_ASK_H */

@@ -18,7 +18,7 @@
  * proxy goes on in the same way then. m2m_nf_connecting() returns -1 where it must not connect: the
  * rest of the chain cannot be had, and the policy fails closed.
  *
- * Each waits for the agent, for a second at most; any thread may call them. The agent is the one that M2M_SOCKETS names (m2m-nf run sets it), or the only one of the host.
+ * Each waits for the agent, for two seconds at most; any thread may call them. The agent is the one that M2M_SOCKETS names (m2m-nf run sets it), or the only one of the host.
  * The preload library stands back in a program that calls these.
  */
 #ifndef M2M_NF_H

@@ -11,7 +11,7 @@
         with session.connecting(server, session.destination):
             server.connect(session.destination)
 
-Each call waits for the agent, for a second at most, and lets other threads run meanwhile; in an
+Each call waits for the agent, for two seconds at most, and lets other threads run meanwhile; in an
 event loop it belongs in a thread (``trio.to_thread.run_sync``). Where there is no agent, or the
 connection is of no session, the proxy goes on as without M2M. In C it is ``m2m_nf.h``.
 """

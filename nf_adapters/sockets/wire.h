@@ -35,7 +35,7 @@
 
 #define M2M_SAY_MAGIC 0x014d324du /* changes with the format */
 #define M2M_SAY_TEXT 64u
-#define M2M_SAY_PATIENCE_MS 1000 /* for an answer */
+#define M2M_SAY_PATIENCE_MS 2000 /* for an answer; an agent that is busy takes its time */
 
 enum m2m_say_kind {
 	M2M_SAY_ACCEPTED = 1,
