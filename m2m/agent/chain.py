@@ -55,6 +55,7 @@ class Chains:
         self._lasting = lasting
         self._rules = RuleTable(EMPTY)
         self._policies: dict[int, Policy] = {}
+        self._parts: dict[int, tuple[Part, ...]] = {}  # by policy
         self._avoid: dict[Address, float] = {}  # hosts that did not answer -> until when
 
     def load(self, policy: PolicySet, rules: RuleTable) -> None:
@@ -66,6 +67,7 @@ class Chains:
                 self.former_nfs[one.address, nf.kind] = f"{nf.name}/{one.name}"
         self.policy, self._rules = policy, rules
         self._policies = {one.id: one for one in policy.policies}
+        self._parts = {one.id: parts_of(policy, one) for one in policy.policies}
 
     # -- which policy -------------------------------------------------------------------
 
@@ -97,7 +99,7 @@ class Chains:
         waits for that again, session by session.
         """
         end = self._end_of(flow)
-        if len(parts_of(self.policy, policy)) == 1 and end in self.unanswering():
+        if len(self._parts_of(policy)) == 1 and end in self.unanswering():
             self._counts[_NO_AGENT] += 1
             raise ChainError(
                 f"{format_address(end)}, where the session would end, has not answered in the last "
@@ -171,13 +173,18 @@ class Chains:
 
     def _part(self, policy: Policy, behind: str | None) -> Part:
         """Raises :exc:`ChainError`."""
-        parts = parts_of(self.policy, policy)
+        parts = self._parts_of(policy)
         if behind is None:
             return parts[0]
         for part, following in pairwise(parts):
             if part.types[-1] == behind:
                 return following
         raise ChainError(f"the policy does not name the proxy {behind} (any more)")
+
+    def _parts_of(self, policy: Policy) -> tuple[Part, ...]:
+        if self._policies.get(policy.id) is policy:
+            return self._parts[policy.id]
+        return parts_of(self.policy, policy)  # of the set before
 
     def _end_of(self, flow: Flow) -> Address:
         """The host at which the session ends: its server, or the gateway that serves that."""

@@ -36,14 +36,10 @@ async def bind(path: Path, kind: int, group: str | None = None) -> trio.socket.S
             await unix.bind(os.fspath(path))
             os.chmod(path, 0o660)
             if group is not None:
-                shutil.chown(path, group=group)
-                # To open it one has to get there; the other files say themselves who may.
-                path.parent.chmod(path.parent.stat().st_mode | stat.S_IXOTH)
+                _give(path, group)
         except BaseException:
             unix.close()
             raise
-    except LookupError:
-        raise ConfigError(f"there is no group {group} to give {path} to") from None
     except OSError as error:
         raise ConfigError(
             f"cannot make the control socket {path}: {error.strerror or error}; choose another "
@@ -59,6 +55,20 @@ def unlink_own(path: Path, inode: int) -> None:
             os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def _give(path: Path, group: str) -> None:
+    try:
+        shutil.chown(path, group=group)
+    except LookupError:
+        raise ConfigError(f"there is no group {group} to give {path} to") from None
+    except PermissionError:
+        raise ConfigError(
+            f"{path} cannot be given to the group {group}: run the agent with CAP_CHOWN, or as a "
+            "member of it (SupplementaryGroups= of systemd)"
+        ) from None
+    # To open it one has to get there; the other files say themselves who may.
+    path.parent.chmod(path.parent.stat().st_mode | stat.S_IXOTH)
 
 
 def _clear(path: Path, kind: int) -> None:

@@ -155,7 +155,8 @@ def _check(args: argparse.Namespace) -> int:
     nfs = Table("NF type", "kind", "chosen by", "instances", title_justify="left")
     for nf in policy_set.nfs:
         hosts = ", ".join(f"{one.name} {format_address(one.address)}" for one in nf.instances)
-        nfs.add_row(Text(nf.name), Text(nf.kind), Text(nf.choose), Text(hosts))
+        kind = f"{nf.kind} at port {nf.port}" if nf.port else str(nf.kind)
+        nfs.add_row(Text(nf.name), Text(kind), Text(nf.choose), Text(hosts))
     policies = Table("line", "rule", "chain", "if it fails", "rows")
     for policy in policy_set.policies:
         policies.add_row(
@@ -201,6 +202,7 @@ def _nf_json(nf: NfType) -> dict[str, Any]:
     return {
         "name": nf.name,
         "kind": nf.kind,
+        **({"port": nf.port} if nf.port else {}),
         "choose": nf.choose,
         "instances": [
             {"name": one.name, "address": format_address(one.address)} for one in nf.instances

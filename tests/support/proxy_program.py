@@ -15,8 +15,9 @@ import sys
 import threading
 
 from m2m.protocol.flow import Flow, Proto
-from nf_adapters.sockets import PATIENCE, SIZE, Kind, Message, decode, encode
+from nf_adapters.sockets import SIZE, Kind, Message, decode, encode
 
+_PATIENCE = 20.0  # s; a hundred ask at once, on what may be a slow machine
 _SO_ORIGINAL_DST = 80
 _ORIGINAL = struct.Struct("!2xH4s8x")
 
@@ -35,7 +36,7 @@ class Agent:
             try:
                 if self._line is None:
                     self._line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                    self._line.settimeout(PATIENCE)
+                    self._line.settimeout(_PATIENCE)
                     self._line.connect(self._path)
                 self._number += 1
                 self._line.send(encode(Message(kind, self._number, session, flow)))
