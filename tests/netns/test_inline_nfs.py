@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -25,6 +27,7 @@ import pytest
 import trio
 
 from m2m.agent.in_hand import in_hand
+from m2m.datapath.hold import _bind, _Queues
 from nf_adapters.skb.squeeze import MARK, is_squeezed
 from tests.support.chain import LiveChain, LiveHost, change_chain, live_chain
 from tests.support.document import block, counted, load
@@ -303,6 +306,18 @@ async def test_the_pair_comes_and_goes_under_a_running_transfer(chain: LiveChain
         await echo.goes_on()
     for done in (told(near), told(far), told(other)):
         assert min(done["squeezed"], done["restored"]) > 20
+
+
+def test_an_agent_passes_over_a_queue_that_is_taken(netns: NamespaceFactory) -> None:
+    """Also where the numbers end."""
+    names = map(str, itertools.count())
+    name = next(name for name in names if zlib.crc32(name.encode()) % 32768 == 32767)
+    with netns("host").entered():
+        queues = _Queues()
+        taken = [_bind(name, 1, queues) for _ in range(2)]
+    assert [queue.number for queue in taken] == [65535, 32768]
+    for queue in (*taken, queues):
+        queue.close()
 
 
 async def test_queues_are_numbered_apart_waited_for_and_stand_garbage(chain: LiveChain) -> None:
