@@ -24,7 +24,7 @@ from m2m.errors import M2MError
 from m2m.protocol.events import Ended
 from m2m.protocol.flow import Address, Flow, Proto
 from m2m.protocol.session import Role, Session
-from m2m.protocol.translation import Toward, sender
+from m2m.protocol.translation import Position, Toward, sender
 from nf_adapters.sockets import SIZE, Kind, Message, decode, encode
 from nf_adapters.state.ctnetlink import Conntrack
 
@@ -60,7 +60,7 @@ class Proxies:
         """The session whose connection was accepted here from its source; its destination is the
         one that the client meant."""
         found = self._register.with_flow(flow) or self._renamed(flow)
-        return found if found is not None and found.role is Role.SERVER else None
+        return found if found is not None and found.position is Position.PROXY else None
 
     def _renamed(self, flow: Flow) -> Session | None:
         """The same where connection tracking has given the connection another source port: two
@@ -81,7 +81,7 @@ class Proxies:
     async def connect_half(self, session: int, outgoing: Flow) -> Outcome:
         """Have *outgoing* go on with a session that has come here."""
         came = self._sessions.node.sessions.get(session)
-        if came is None or came.role is not Role.SERVER:
+        if came is None or came.position is not Position.PROXY:
             return Outcome(Fate.PASSED, f"no session {format_session(session)} has come here")
         if outgoing.proto != Proto.TCP:
             return Outcome(Fate.PASSED, "only TCP connections go on with a session")

@@ -185,6 +185,16 @@ async def test_sessions_that_are_no_proxys(autojump_clock: MockClock) -> None:
         assert chain.proxies.find_accepted(chain.outgoing()) is None
         unknown = await chain.proxies.connect_half(12345, chain.outgoing())
         assert unknown.fate is Fate.PASSED
+        # A server is no proxy, though it may have connections of its own.
+        assert await chain.go_on(came, chain.outgoing()) == STEERED
+        await wait_all_tasks_blocked()
+        at_server = Proxies(chain.server.sessions)
+        assert at_server.find_accepted(came.supersession) is None
+        (session,) = chain.server.sessions.node.sessions
+        own = chain.outgoing()._replace(src=chain.server.address)
+        assert (await at_server.connect_half(session, own)).fate is Fate.PASSED
+        await chain.proxies.revoke_half(chain.outgoing())
+        await wait_all_tasks_blocked()
         # The fail of a policy that has no proxy here any more decides; without one, nothing does.
         without = POLICY.replace(PROXY, "10.0.0.9")
         await chain.proxy.sessions.load_policy(policy_set(without, 2))
@@ -297,3 +307,32 @@ async def test_a_group_may_reach_the_socket(tmp_path: Path) -> None:
         assert place.stat().st_mode & 0o777 == 0o751
     with pytest.raises(ConfigError, match="no group nobody-has-this"):
         await bind(place / "b.proxy", socket.SOCK_SEQPACKET, "nobody-has-this")
+
+
+async def test_a_chain_with_two_proxies(autojump_clock: MockClock) -> None:
+    """The first one's right half is the second one's left half."""
+    second = "10.0.0.6"
+    text = f"nf balance proxy port=80 {{ b1 = {second} }}\n" + POLICY.replace(
+        "-> ids", "-> balance"
+    )
+    async with proxying() as chain:
+        balancer = chain.host(second, Role.MIDDLEBOX)
+        for host in (*chain.all, balancer):
+            await host.sessions.load_policy(policy_set(text, 2))
+        there = Proxies(balancer.sessions)
+        came, outgoing = await chain.come(), chain.outgoing()
+        assert await chain.go_on(came, outgoing) == STEERED
+        await wait_all_tasks_blocked()
+        assert chain.opens(outgoing) == (balancer, came.supersession)
+        assert chain.halves(chain.server) == 0
+        middle = there.find_accepted(came.supersession)
+        assert middle is not None
+        last = outgoing._replace(src=balancer.address)
+        assert await there.connect_half(middle.id, last) == STEERED
+        await wait_all_tasks_blocked()
+        sent = balancer.datapath.packet(Hook.OUT, last, flags=Tcp.SYN)
+        assert chain.walk(sent) == (chain.server, came.supersession)
+        whole = await chain.client.paths.joined(came.id)
+        ends = [(half.hops[0].host, half.hops[-1].host) for half in (whole, *whole.behind)]
+        assert ends == [("10.0.0.1", PROXY), (PROXY, second), (second, "10.0.0.4")]
+        assert len({half.session for half in (whole, *whole.behind)}) == 3
