@@ -151,7 +151,8 @@ class Proxies:
         is being set up for it must not come to be."""
         await trio.lowlevel.wait_readable(process)  # it says nothing before it is answered
         if said.kind is Kind.CONNECTING and said.flow is not None:
-            await self.revoke_half(said.flow)
+            with trio.CancelScope(shield=True):  # it ends the waiting for the answer, and goes on
+                await self.revoke_half(said.flow)
 
     async def _answer(self, said: Message) -> Message:
         kind, number, session, flow, _ = said
