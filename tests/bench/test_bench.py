@@ -54,6 +54,17 @@ async def test_setup_compares_steered_with_plain_connects(tmp_path):
     assert median.ratio == pytest.approx(median.ours / median.peer)
 
 
+@pytest.mark.needs("root", "netns", "bpf", "bpffs", "nfqueue", "iptables", "nginx", "haproxy")
+async def test_proxy_tells_the_librarys_share_and_the_chains(tmp_path):
+    rows = await run(tmp_path, "proxy")
+    assert [row.name for row in rows] == [
+        f"a request through a proxy, {what}, {rank}"
+        for what in ("library, no agent", "library, in a chain")
+        for rank in ("p50", "p99")
+    ]
+    assert all(row.unit == "µs" and len(row.samples.ours) == 200 for row in rows)
+
+
 @pytest.mark.timeout(200)
 @pytest.mark.needs("root", "netns", "bpf", "bpffs", "nfqueue", "iptables", "iperf3", "ethtool")
 async def test_throughput_is_compared_turn_by_turn(tmp_path):

@@ -181,12 +181,15 @@ async def test_debians_proxies_are_told_apart_each_in_its_own_way(proxied: Proxi
             await keep(proxied)
             assert await visits(proxied, MANY) == MANY
             proxied.check(MANY + 1)
-    for running, tls in (
+    ways = [
         (proxy.squid(), None),
         (proxy.haproxy(), None),
         (proxy.socat(SERVER), None),
         (proxy.stunnel(SERVER), anybody),
-    ):
+    ]
+    if shutil.which("balance"):
+        ways.append((proxy.balance(SERVER), None))
+    for running, tls in ways:
         proxied.begin_anew()
         async with running:
             await visits(proxied, FEW, tls)

@@ -147,6 +147,13 @@ class Proxy:
             yield
 
     @asynccontextmanager
+    async def balance(self, server: tuple[str, int]) -> AsyncIterator[None]:
+        """Not Debian's; a process for each connection."""
+        command = ["balance", "-f", str(self.port), "{}:{}".format(*server)]
+        async with self._running(command):
+            yield
+
+    @asynccontextmanager
     async def stunnel(self, server: tuple[str, int]) -> AsyncIterator[None]:
         """Its clients speak TLS with it; any certificate."""
         await trio.run_process(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from m2m.lab.bench import capture, cost, handover, migrate, scale, setup, throughput
+from m2m.lab.bench import capture, cost, handover, migrate, proxy, scale, setup, throughput
 from m2m.lab.bench.report import Plan, Result, Say, show, write_json
 
 _BENCHES: dict[str, tuple[str, Callable[[Plan, Say], Awaitable[list[Result]]]]] = {
@@ -16,6 +16,7 @@ _BENCHES: dict[str, tuple[str, Callable[[Plan, Say], Awaitable[list[Result]]]]] 
     "cost": ("lookup, rewrite and insert in the kernel, in nanoseconds", cost.run),
     "capture": ("the patched libpcap, beside the system's", capture.run),
     "setup": ("time that a chain adds to connect()", setup.run),
+    "proxy": ("requests through a proxy whose connections are stitched", proxy.run),
     "migrate": ("changing the chain of a live session: time, and packets harmed", migrate.run),
     "handover": ("a UE moves between two cells: how long applications hear nothing", handover.run),
     "scale": ("sessions per second, memory of agents and tables", scale.run),
