@@ -163,7 +163,7 @@ async def proxied(netns: NamespaceFactory, tmp_path: Path) -> AsyncIterator[Prox
 
 async def test_many_at_once_are_all_told_apart(proxied: Proxied) -> None:
     """I3, I9: the server sees each client, so does what is behind the proxy; hits stay hits."""
-    chain, count = proxied.chain, 100 if SLOWNESS == 1 else 10
+    chain, count = proxied.chain, 50 if SLOWNESS == 1 else 10
     behind = chain.hosts["filter"]
     behind.namespace.run("sh", "-c", f"nft -f - <<'END'{COUNTERS}END")
     seen: dict[str, str] = {}
