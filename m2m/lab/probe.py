@@ -1,8 +1,8 @@
 """How long connect() takes: a program that a lab runs inside a host.
 
-``python -m m2m.lab.probe [--ask] ADDRESS COUNT PORT [PORT...]`` connects to the ports in turn,
+``python -m m2m.lab.probe [--ask] [--pause S] ADDRESS COUNT PORT [PORT...]`` connects in turn,
 COUNT times each, and prints a JSON object: port -> list of microseconds. With ``--ask`` it also
-asks for a page and reads it to its end.
+asks for a page and reads it to its end; with ``--pause`` it waits before each connection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ASKED = b"GET / HTTP/1.0\r\n\r\n"
 
 
 def connect_times(
-    address: str, count: int, ports: list[int], *, ask: bool = False
+    address: str, count: int, ports: list[int], *, ask: bool = False, pause: float = 0.0
 ) -> dict[int, list[float]]:
     """Microseconds of each of *count* connects per port, with *ask* of whole requests; the ports
     take turns.
@@ -26,6 +26,7 @@ def connect_times(
     times: dict[int, list[float]] = {port: [] for port in ports}
     for _ in range(count):
         for port in ports:
+            time.sleep(pause)
             with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
                 client.settimeout(10)
                 start = time.perf_counter()
@@ -49,11 +50,13 @@ def main() -> None:
     """Run as the module says."""
     parser = argparse.ArgumentParser(prog="m2m.lab.probe")
     parser.add_argument("--ask", action="store_true")
+    parser.add_argument("--pause", type=float, default=0.0, metavar="S")
     parser.add_argument("address")
     parser.add_argument("count", type=int)
     parser.add_argument("ports", type=int, nargs="+")
     args = parser.parse_args()
-    print(json.dumps(connect_times(args.address, args.count, args.ports, ask=args.ask)))
+    times = connect_times(args.address, args.count, args.ports, ask=args.ask, pause=args.pause)
+    print(json.dumps(times))
 
 
 if __name__ == "__main__":

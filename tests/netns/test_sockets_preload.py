@@ -70,10 +70,10 @@ async def test_tokens_tell_connections_apart(
         (tokens,) = await program.told()
         assert {address for address, _ in tokens} == {SERVER}
         assert len({port for _, port in tokens} - {PORT}) == 3
-        for number in (1, 2, 0):
+        for place_in_order, number in enumerate((1, 2, 0)):
             assert await program.told() == [[SERVER, PORT]]
             there, _ = server.accept()
-            said = peer.of(Kind.CONNECTING)[-1]
+            said = peer.of(Kind.CONNECTING)[place_in_order]
             assert said.flow == outgoing(there)
             assert said.session == peer.sessions[supersession(clients[number])]
             there.close()

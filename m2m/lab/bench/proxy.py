@@ -24,6 +24,7 @@ from nf_adapters.sockets.library import BUILT
 _PORT, _ALONE = 80, 81  # of the server: for all, and for the library without an agent
 _LISTENS = {_PORT: 3129, _ALONE: 3130}
 _PROXY = "mb1"
+_PAUSE = 0.02  # s between two requests: agents are busy for a while with the ends of the former
 
 _POLICY = """\
 nf cache proxy port=3129 { mb1 = 10.0.1.2 }
@@ -61,7 +62,7 @@ class _Labs(NamedTuple):
 
 async def run(plan: Plan, say: Say) -> list[Result]:
     """Microseconds of a request, the library's share, and what a chain adds."""
-    rounds, requests = plan.pick((20, 100), (4, 50))
+    rounds, requests = plan.pick((10, 50), (4, 50))
     through: list[float] = []
     direct: list[float] = []
     alone: list[float] = []
@@ -128,7 +129,7 @@ async def _start(lab: Lab, port: int, leading: list[str]) -> None:
 async def _ask(lab: Lab, count: int, *ports: int) -> dict[int, list[float]]:
     """Microseconds of each request, by the server's port; the ports take turns."""
     done = await lab.run(
-        "client", sys.executable, "-m", "m2m.lab.probe", "--ask",
+        "client", sys.executable, "-m", "m2m.lab.probe", "--ask", "--pause", str(_PAUSE),
         lab.address("server"), str(count), *map(str, ports),
     )  # fmt: skip
     return msgspec.json.decode(done.out, type=dict[int, list[float]])
