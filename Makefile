@@ -12,7 +12,7 @@ VM_KERNEL := linux-image-amd64
 VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain.py
 VM_KMOD_TESTS := tests/kmod tests/datapath tests/netns/test_kernel_datapath.py \
                  tests/netns/test_kernel_lan.py tests/netns/test_kernel_hold.py
-VM_SCENARIOS := demo replace
+VM_SCENARIOS := demo replace insert remove drain contend
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
     $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
@@ -37,7 +37,7 @@ test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in a virt
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
 	@tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
 	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_KMOD_TESTS) -k kmod
-	@tests/vm/boot.py --kernel $(VM_KERNEL) --time-limit 3600 -- tests/vm/with-module \
+	@tests/vm/boot.py --counted --kernel $(VM_KERNEL) --time-limit 3600 -- tests/vm/with-module \
 	    tests/vm/scenarios $(VM_SCENARIOS)
 	@built=$$(tests/vm/dkms $(VM_KERNEL:linux-image-%=linux-headers-%)) && \
 	    tests/vm/boot.py --kernel $(VM_KERNEL) -- env M2M_KMOD=$$built tests/vm/with-module true
