@@ -27,9 +27,8 @@ _SLOTS = 31
 _HEAD = struct.Struct("=I60x")
 _SLOT = struct.Struct("=QQQQQ24x")
 
-_HANDED_OVER = (
-    15_000_000  # ns after which every packet has been handed over, M2M_HEALTH_MS and more
-)
+# ns after which every packet has been handed over: M2M_HEALTH_MS, and more
+_HANDED_OVER = 15_000_000
 _LOOK = 0.004  # s between two looks at memory that tells of no change
 _LIMIT = 0.4  # s
 _ACCOUNT = 1.0  # s between two accounts
@@ -43,9 +42,16 @@ class _Slot(NamedTuple):
     restored: int
     next: int
 
-    def is_empty(self) -> bool:
-        """Whether the word in the program's memory says that nothing has come since."""
+    def is_empty(self, page: tuple[str, str]) -> bool:
+        """Whether the word in the program's memory says that nothing has come since.
+
+        The program says itself which process it is. It is looked at only if it has *page* (device
+        and inode) among its memory: what none but the programs of this page have.
+        """
         try:
+            with open(f"/proc/{self.process}/maps", encoding="utf-8") as maps:
+                if all(tuple(line.split(maxsplit=5)[3:5]) != page for line in maps):
+                    return False
             with open(f"/proc/{self.process}/mem", "rb", buffering=0) as memory:
                 return os.pread(memory.fileno(), 4, self.next) == bytes(4)
         except (OSError, OverflowError):
@@ -59,6 +65,9 @@ class Health:
         self._fd = os.memfd_create("m2m-health")
         os.ftruncate(self._fd, _PAGE)
         self._page = mmap(self._fd, _PAGE)
+        about = os.fstat(self._fd)
+        device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
+        self._memory = device, str(about.st_ino)  # as in /proc/PID/maps
 
     @property
     def path(self) -> str:
@@ -89,7 +98,7 @@ class Health:
         for number, slot in enumerate(self._slots()):
             if not slot.process or slot.empty_at > handed_over:
                 continue
-            if now <= handed_over or not slot.next or not slot.is_empty():
+            if now <= handed_over or not slot.next or not slot.is_empty(self._memory):
                 return False
             if self._slot(number).next != slot.next:  # it has begun to read meanwhile
                 return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -116,6 +118,32 @@ async def test_health_is_read_from_the_page() -> None:
         page.write(struct.pack("=QQ", 1, time.monotonic_ns() + 10**9))
         page.flush()
         assert await health.quiesce()
+    health.close()
+
+
+_HAS_A_WORD = """
+import ctypes, mmap, sys
+word = ctypes.c_uint32(0)
+file = open(sys.argv[1], "r+b") if len(sys.argv) > 1 else None
+page = mmap.mmap(file.fileno(), 2048) if file else None
+print(ctypes.addressof(word), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_memory_is_read_of_programs_that_have_the_page_alone(mapped: bool) -> None:
+    health = Health()
+    command = [sys.executable, "-c", _HAS_A_WORD, *([health.path] if mapped else [])]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as program:
+        assert program.stdout is not None
+        word = int(program.stdout.readline())
+        with open(health.path, "r+b") as page:
+            page.write(struct.pack("=I60x", 1))
+            page.write(struct.pack("=QQQQQ", program.pid, 0, 0, 0, word))
+        assert health.quiet_since(time.monotonic_ns() - 10**9) is mapped
+        program.communicate()
     health.close()
 
 
