@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -308,11 +308,10 @@ class Lab:
         items = await trio.to_thread.run_sync(lambda: list(ask(socket, AskSessions())))
         return [item.session for item in items if isinstance(item, SessionItem)]
 
-    async def end(self, host: str, sessions: Iterable[str]) -> None:
-        """Have *host* tear these sessions down, along their whole paths."""
+    async def end(self, host: str, session: str) -> None:
+        """Have *host* tear this session down, along its whole path."""
         socket = self.control_socket(host)
-        for session in sessions:
-            await trio.to_thread.run_sync(lambda asked: list(ask(socket, asked)), End(session))
+        await trio.to_thread.run_sync(lambda: list(ask(socket, End(session))))
 
     async def path(self, host: str, session: str) -> PathInfo:
         """The path of a session of *host*, as its agent can tell it now."""

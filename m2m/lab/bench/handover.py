@@ -17,11 +17,12 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import trio
 
+from m2m.errors import M2MError
 from m2m.lab.bench import handover_figure
 from m2m.lab.bench.report import Plan, Result, Samples, Say, percentile
 from m2m.lab.gaps import silence
@@ -143,7 +144,9 @@ async def _series(
 
 async def _forget(lab: Lab) -> None:
     """Sessions of an earlier series would move too, and UDP's live until they have been idle."""
-    await lab.end(UE, [session.id for session in await lab.sessions(UE)])
+    for session in await lab.sessions(UE):
+        with suppress(M2MError):  # it has ended by itself meanwhile
+            await lab.end(UE, session.id)
     with trio.fail_after(_FORGOTTEN):
         while await lab.sessions(UE):  # noqa: ASYNC110  (other processes tell of no event)
             await trio.sleep(_SETTLE)
