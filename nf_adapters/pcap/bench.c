@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * How long a libpcap takes for packets that lie in its ring:
+ * How long two libpcaps take for packets that lie in their rings, by turns:
  *
- *   bench LIBPCAP FLOWS PACKETS FILTER v3|v2
+ *   bench v3|v2 ROUNDS FLOWS PACKETS  LIBPCAP M2M_PCAP FILTER  LIBPCAP M2M_PCAP FILTER
  *
  * In a network namespace of its own, which ends with it, packets of so many flows, at random, are
  * sent from one end of a veth pair and captured at the other; then they are read, and copied as a
- * program does that keeps them. FILTER is set for both ends of a flow where it is not empty. v2 is
- * immediate mode: a ring of frames, where v3 has blocks.
- * Prints: captured, dropped, ns per packet for reading, ns of CPU per packet for sending too (the
- * kernel's filter and its copying into the ring are in that); both of the round that took least,
- * since all that disturbs a round makes it longer.
+ * program does that keeps them. Each libpcap has a pair and a ring of its own, and is given so many
+ * packets in each round; some before them, which do not count, have the processor's caches forget
+ * the other one. M2M_PCAP is the environment variable; FILTER is set where it is not empty, and
+ * lets all packets pass. v2 is immediate mode: a ring of frames, where v3 has blocks.
+ *
+ * Prints a line for each round: for the first and for the second libpcap, ns per packet for reading, and
+ * ns of CPU per packet for sending too (the kernel's filter and its copying into the ring are in that).
+ * Fails where a packet was lost.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -27,7 +30,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ROUNDS 12
 #define LENGTH 128 /* bytes of a frame */
 #define BATCH 64
 #define RING (64 << 20)
@@ -46,13 +48,22 @@ struct statistics {
 };
 typedef void (*handler)(unsigned char *, const struct header *, const unsigned char *);
 
-static void *library;
+struct capture {
+	void *library, *pcap;
+	int (*dispatch)(void *, int, handler, unsigned char *);
+	struct sockaddr_ll out; /* where packets for it are sent to */
+};
+
+struct cost {
+	double reading, busy; /* ns per packet */
+};
+
 static unsigned long captured, sink;
 static unsigned char kept[1 << 16];
 
-static void *function(const char *name)
+static void *function(const struct capture *capture, const char *name)
 {
-	void *found = dlsym(library, name);
+	void *found = dlsym(capture->library, name);
 
 	if (!found) {
 		fprintf(stderr, "%s\n", dlerror());
@@ -103,9 +114,10 @@ static void make(unsigned char *frame, unsigned int number)
 	be16(frame + 40, 0);
 }
 
-static void send_all(int out, unsigned int flows, unsigned int packets, unsigned int *random)
+static void send_all(int out, struct sockaddr_ll *to, unsigned int flows, unsigned int packets)
 {
 	static unsigned char frames[BATCH][LENGTH];
+	static unsigned int random = 1;
 	struct mmsghdr messages[BATCH];
 	struct iovec parts[BATCH];
 	unsigned int sent = 0, i;
@@ -113,13 +125,15 @@ static void send_all(int out, unsigned int flows, unsigned int packets, unsigned
 	memset(messages, 0, sizeof(messages));
 	for (i = 0; i < BATCH; i++) {
 		parts[i] = (struct iovec){frames[i], LENGTH};
+		messages[i].msg_hdr.msg_name = to;
+		messages[i].msg_hdr.msg_namelen = sizeof(*to);
 		messages[i].msg_hdr.msg_iov = &parts[i];
 		messages[i].msg_hdr.msg_iovlen = 1;
 	}
 	while (sent < packets) {
 		for (i = 0; i < BATCH; i++) {
-			*random = *random * 1664525u + 1013904223u;
-			make(frames[i], (*random >> 8) % flows);
+			random = random * 1664525u + 1013904223u;
+			make(frames[i], (random >> 8) % flows);
 		}
 		if (sendmmsg(out, messages, BATCH, 0) != BATCH) {
 			perror("sendmmsg");
@@ -129,81 +143,120 @@ static void send_all(int out, unsigned int flows, unsigned int packets, unsigned
 	}
 }
 
+static void fail(const struct capture *capture)
+{
+	char *(*told)(void *) = function(capture, "pcap_geterr");
+
+	fprintf(stderr, "%s\n", told(capture->pcap));
+	exit(1);
+}
+
+static void set_filter(const struct capture *capture, const char *text)
+{
+	int (*compile)(void *, struct program *, const char *, int, uint32_t) =
+		function(capture, "pcap_compile");
+	int (*set)(void *, struct program *) = function(capture, "pcap_setfilter");
+	struct program program;
+
+	if (compile(capture->pcap, &program, text, 1, 0xffffffff) || set(capture->pcap, &program))
+		fail(capture);
+}
+
+/* Capture at y, to which x sends, by a library with this environment. */
+static void open_capture(struct capture *capture, char *const words[3], const char *x,
+			 const char *y, int immediate)
+{
+	void *(*create)(const char *, char *);
+	int (*set)(void *, int);
+	char errors[256];
+
+	capture->library = dlopen(words[0], RTLD_NOW | RTLD_LOCAL);
+	if (!capture->library) {
+		fprintf(stderr, "%s\n", dlerror());
+		exit(1);
+	}
+	setenv("M2M_PCAP", words[1], 1);
+	create = function(capture, "pcap_create");
+	capture->pcap = create(y, errors);
+	/* so large is each frame of the ring in immediate mode */
+	set = function(capture, "pcap_set_snaplen");
+	set(capture->pcap, immediate ? 256 : 65535);
+	set = function(capture, "pcap_set_immediate_mode");
+	set(capture->pcap, immediate);
+	set = function(capture, "pcap_set_buffer_size");
+	set(capture->pcap, RING);
+	set = function(capture, "pcap_set_timeout");
+	set(capture->pcap, 10);
+	if (((int (*)(void *))function(capture, "pcap_activate"))(capture->pcap) < 0)
+		fail(capture);
+	if (*words[2])
+		set_filter(capture, words[2]);
+	capture->dispatch = function(capture, "pcap_dispatch");
+	capture->out = (struct sockaddr_ll){.sll_family = AF_PACKET, .sll_halen = 6,
+					    .sll_ifindex = (int)if_nametoindex(x)};
+}
+
+static struct cost round_of(struct capture *capture, int out, unsigned int flows,
+			    unsigned int packets)
+{
+	double began = seconds(CLOCK_PROCESS_CPUTIME_ID), read_began, ended;
+	unsigned long before = captured;
+
+	packets = packets / BATCH * BATCH;
+	send_all(out, &capture->out, flows, packets);
+	usleep(30000); /* the last block is handed over */
+	read_began = seconds(CLOCK_PROCESS_CPUTIME_ID);
+	while (captured - before < packets && capture->dispatch(capture->pcap, -1, keep, NULL) > 0)
+		;
+	ended = seconds(CLOCK_PROCESS_CPUTIME_ID);
+	if (captured - before != packets) {
+		fprintf(stderr, "%lu of %u packets were captured\n", captured - before, packets);
+		exit(1);
+	}
+	return (struct cost){(ended - read_began) * 1e9 / packets, (ended - began) * 1e9 / packets};
+}
+
 int main(int argc, char **argv)
 {
-	unsigned int flows, packets, random = 1, round;
-	struct sockaddr_ll at = {.sll_family = AF_PACKET};
-	double reading = 1e9, busy = 1e9;
-	int immediate, out;
+	unsigned int rounds, flows, packets, round, i;
+	struct capture captures[2];
 	cpu_set_t here = {0};
-	char errors[256];
-	void *pcap;
+	int immediate, out;
 
-	if (argc != 6)
+	if (argc != 11)
 		return 2;
-	immediate = !strcmp(argv[5], "v2");
+	immediate = !strcmp(argv[1], "v2");
+	rounds = (unsigned int)atoi(argv[2]);
+	flows = (unsigned int)atoi(argv[3]);
+	packets = (unsigned int)atoi(argv[4]);
 	/* the kernel's work, and all its caches, on the processor of the program */
 	CPU_SET(sched_getcpu(), &here);
 	sched_setaffinity(0, sizeof(here), &here);
-	flows = (unsigned int)atoi(argv[2]);
-	packets = (unsigned int)atoi(argv[3]);
-	library = dlopen(argv[1], RTLD_NOW | RTLD_LOCAL);
-	if (!library || unshare(CLONE_NEWNET) ||
+	if (unshare(CLONE_NEWNET) ||
 	    system("sysctl -qw net.ipv6.conf.default.disable_ipv6=1 &&"
-		   " ip link add x type veth peer name y && ip link set x up && ip link set y up")) {
-		fprintf(stderr, "%s\n", library ? "no namespace with a veth pair" : dlerror());
+		   " for i in 0 1; do ip link add x$i type veth peer name y$i &&"
+		   " ip link set x$i up && ip link set y$i up || exit 1; done")) {
+		fprintf(stderr, "no namespace with veth pairs\n");
 		return 1;
 	}
-	pcap = ((void *(*)(const char *, char *))function("pcap_create"))("y", errors);
-	/* so large is each frame of the ring in immediate mode */
-	((int (*)(void *, int))function("pcap_set_snaplen"))(pcap, immediate ? 256 : 65535);
-	((int (*)(void *, int))function("pcap_set_immediate_mode"))(pcap, immediate);
-	((int (*)(void *, int))function("pcap_set_buffer_size"))(pcap, RING);
-	((int (*)(void *, int))function("pcap_set_timeout"))(pcap, 10);
-	if (((int (*)(void *))function("pcap_activate"))(pcap) < 0) {
-		fprintf(stderr, "%s\n", ((char *(*)(void *))function("pcap_geterr"))(pcap));
-		return 1;
-	}
-	if (*argv[4]) {
-		struct program program;
-
-		if (((int (*)(void *, struct program *, const char *, int, uint32_t))function(
-			    "pcap_compile"))(pcap, &program, argv[4], 1, 0xffffffff) ||
-		    ((int (*)(void *, struct program *))function("pcap_setfilter"))(pcap, &program)) {
-			fprintf(stderr, "%s\n", ((char *(*)(void *))function("pcap_geterr"))(pcap));
-			return 1;
-		}
-	}
+	open_capture(&captures[0], argv + 5, "x0", "y0", immediate);
+	open_capture(&captures[1], argv + 8, "x1", "y1", immediate);
 	out = socket(AF_PACKET, SOCK_RAW, 0);
-	at.sll_ifindex = (int)if_nametoindex("x");
-	if (bind(out, (struct sockaddr *)&at, sizeof(at))) {
-		perror("bind");
+	if (out < 0) {
+		perror("socket");
 		return 1;
 	}
-	for (round = 0; round < ROUNDS; round++) {
-		double began = seconds(CLOCK_PROCESS_CPUTIME_ID), read_began, ended;
-		unsigned long before = captured;
+	for (round = 0; round < rounds; round++) {
+		struct cost costs[2];
 
-		send_all(out, flows, packets, &random);
-		usleep(50000); /* the last block is handed over */
-		read_began = seconds(CLOCK_PROCESS_CPUTIME_ID);
-		while (captured - before < packets / BATCH * BATCH &&
-		       ((int (*)(void *, int, handler, unsigned char *))function("pcap_dispatch"))(
-			       pcap, -1, keep, NULL) > 0)
-			;
-		ended = seconds(CLOCK_PROCESS_CPUTIME_ID);
-		if (ended - read_began < reading)
-			reading = ended - read_began;
-		if (ended - began < busy)
-			busy = ended - began;
-	}
-	{
-		struct statistics told;
+		for (i = 0; i < 2; i++) {
+			unsigned int turn = i ^ (round & 1);
 
-		((int (*)(void *, struct statistics *))function("pcap_stats"))(pcap, &told);
-		printf("%lu %u %.2f %.2f\n", captured, told.drop,
-		       reading * 1e9 / (packets / BATCH * BATCH),
-		       busy * 1e9 / (packets / BATCH * BATCH));
+			round_of(&captures[turn], out, flows, packets / 8);
+			costs[turn] = round_of(&captures[turn], out, flows, packets);
+		}
+		printf("%.2f %.2f %.2f %.2f\n", costs[0].reading, costs[0].busy, costs[1].reading,
+		       costs[1].busy);
 	}
 	return sink == 1;
 }

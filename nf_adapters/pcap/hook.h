@@ -20,7 +20,9 @@
 #include "restore.h"
 
 #define M2M_AHEAD 8 /* packets: about as long as memory takes */
+#define M2M_LINE 64 /* bytes that the processor fetches at once */
 #define M2M_NEAR (1u << 14) /* cells: a table that the processor's caches hold is not waited for */
+#define M2M_HEADERS 256 /* bytes of a frame: the kernel's header, and those of the packet */
 #define M2M_LONGEST_CUT 65535u /* bytes: no packet is cut by that */
 #define M2M_SHORTEST_CUT 256 /* bytes: every header that is restored, VLAN tags and options too */
 
@@ -177,6 +179,18 @@ m2m_inline int m2m_pcap_steps(struct m2m_pcap *m2m, const u8 *packet, u8 *follow
 }
 
 /*
+ * Have a frame's headers fetched, twice as far ahead as its name: they are read to know that.
+ * The kernel has written so much since that no cache near the processor has them any more.
+ */
+m2m_inline void m2m_pcap_far_ahead(const u8 *frame)
+{
+	unsigned int at;
+
+	for (at = 0; at < M2M_HEADERS; at += M2M_LINE)
+		__builtin_prefetch(frame + at);
+}
+
+/*
  * Before a packet of a block is handled, of which so many are left: have the names of those behind
  * it fetched. ring: bytes of the block.
  */
@@ -189,6 +203,8 @@ m2m_inline void m2m_pcap_ahead_v3(struct m2m_pcap *m2m, u8 *packet, int left, un
 		return;
 	if (!m2m->distance)
 		m2m->cursor = packet;
+	/* as if all packets were as long as this one: that is where, or not far from it */
+	m2m_pcap_far_ahead(packet + 2 * M2M_AHEAD * ((struct tpacket3_hdr *)packet)->tp_next_offset);
 	while (m2m->distance < M2M_AHEAD && (int)m2m->distance + 1 < left) {
 		struct tpacket3_hdr *next;
 
@@ -208,8 +224,12 @@ m2m_inline void m2m_pcap_ahead_v3(struct m2m_pcap *m2m, u8 *packet, int left, un
 m2m_inline void m2m_pcap_ahead_v2(struct m2m_pcap *m2m, u8 *const *frames, unsigned int at,
 				  unsigned int count, unsigned int size, int link)
 {
+	unsigned int far = at + 2 * M2M_AHEAD;
+
 	if (!m2m_pcap_steps(m2m, frames[at], frames[at + 1 < count ? at + 1 : 0]))
 		return;
+	if (far < count)
+		m2m_pcap_far_ahead(frames[far]);
 	while (m2m->distance < M2M_AHEAD && m2m->distance + 1 < count) {
 		unsigned int ahead = at + m2m->distance + 1;
 		struct tpacket2_hdr *next;

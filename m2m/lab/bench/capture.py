@@ -1,16 +1,16 @@
 """What restoring costs a program that captures: the patched libpcap beside the system's own.
 
-Both read the same packets, from a ring of the same size, by turns; ``nf_adapters/pcap/bench.c``
-does it. Packets are of as many flows as there are names, each at random: nothing is in a cache
-that would not be there among so many sessions. Nothing is compared where packets were lost.
+Both read such packets, from rings of the same size, by turns within one process, which is
+``nf_adapters/pcap/bench.c``. Packets are of as many flows as there are names, each at random:
+nothing is in a cache that would not be there among so many sessions. Nothing is compared where
+packets were lost.
 """
 
 from __future__ import annotations
 
 import ctypes.util
-import os
+import itertools
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +28,6 @@ _MEMORY = "/dev/shm"  # the mapping lies in memory, as in /run
 _SIZES = (0, 1_000, 100_000)
 _WIRE = Flow.of(17, "10.0.2.1", 40000, "10.0.3.1", 61000)
 _NAME = Flow.of(17, "10.0.1.1", 40000, "10.0.9.1", 61000)
-
-
-class _Cost(NamedTuple):
-    reading: float  # ns per packet, in libpcap and the program
-    all: float  # ns of CPU per packet, from the sender to the program
 
 
 class _Case(NamedTuple):
@@ -100,40 +95,30 @@ async def _measure(program: Path, mapping: Path, case: _Case, plan: Plan) -> lis
     if stock is None:
         raise M2MError("the system has no libpcap to compare with: apt-get install libpcap0.8")
     patched = library_directory() / NAMES[0]
-    flows, packets = str(max(case.names, 1_000)), str(plan.pick(25_000, 10_000))
-    mode = "v2" if case.immediate else "v3"
-    address = "10.0.1.1" if case.names else "10.0.2.1"
-    ours: list[_Cost] = []
-    peer: list[_Cost] = []
-    sides = [
-        (ours, patched, f"host {address}", {"M2M_PCAP": str(mapping)}),
-        (peer, Path(stock), "host 10.0.2.1", {"M2M_PCAP": "off"}),
+    flows, packets = max(case.names, 1_000), plan.pick(25_000, 10_000)
+    text = "host 10.0.1.1" if case.names else "host 10.0.2.1"
+    libraries = [
+        (patched, mapping, text if case.filtered else ""),
+        (stock, "off", "host 10.0.2.1" if case.filtered else ""),
     ]
-    for number in range(plan.pick(7, 2)):
-        for costs, library, text, environment in sides if number % 2 == 0 else reversed(sides):
-            filtering = text if case.filtered else ""
-            costs.append(
-                await _once([program, library, flows, packets, filtering, mode], environment)
-            )
+    numbers = plan.pick(60, 4), flows, packets
+    words = [program, "v2" if case.immediate else "v3", *numbers, *itertools.chain(*libraries)]
+    done = await trio.run_process(
+        [str(word) for word in words], capture_stdout=True, check=False, capture_stderr=True
+    )
+    if done.returncode:
+        raise M2MError(f"{case}: not compared: {done.stderr.decode().strip()}")
+    rounds = [tuple(map(float, line.split())) for line in done.stdout.splitlines()]
+    reading, all_, peer_reading, peer_all = zip(*rounds, strict=True)
     return [
         Result.of(
             f"captured per second of CPU, {case}", "1/s",
-            Samples(tuple(1e9 / cost.all for cost in ours), tuple(1e9 / cost.all for cost in peer)),
+            Samples(tuple(1e9 / one for one in all_), tuple(1e9 / one for one in peer_all)),
             "the system's libpcap",
         ),
         Result.of(
             f"reading a packet, {case}", "ns",
-            Samples(tuple(cost.reading for cost in ours), tuple(cost.reading for cost in peer)),
+            Samples(reading, peer_reading),
             "the system's libpcap",
         ),
     ]  # fmt: skip
-
-
-async def _once(command: list[str | Path], environment: Mapping[str, str]) -> _Cost:
-    done = await trio.run_process(
-        [str(word) for word in command], capture_stdout=True, env={**os.environ, **environment}
-    )
-    captured, dropped, reading, cpu = done.stdout.split()
-    if int(dropped) or not int(captured):
-        raise M2MError(f"{int(dropped)} packets were lost, {int(captured)} captured: not compared")
-    return _Cost(float(reading), float(cpu))
