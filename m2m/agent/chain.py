@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container
 from itertools import pairwise
 
 import trio
 from msgspec import structs
 
 from m2m.agent.journal import Journal
+from m2m.agent.loads import Loads
 from m2m.datapath._core import RuleTable
 from m2m.policy.choose import ChainError, resolve
 from m2m.policy.gateways import between, gateway_of
@@ -19,7 +19,6 @@ from m2m.protocol.devices import has_moved
 from m2m.protocol.flow import Address, Flow, format_address
 from m2m.protocol.session import Session
 from m2m.protocol.translation import Position, SessionView
-from m2m.protocol.update import Step
 from m2m.protocol.wire import Hop
 
 __all__ = ["Chains"]
@@ -34,8 +33,8 @@ _POSITIONS = {
 
 
 class Chains:
-    """The policy in force, and what else decides over chains: which hosts have been given
-    sessions since their loads were reported, and which have not answered lately."""
+    """The policy in force, and what else decides over chains: how loaded hosts are, and which have
+    not answered lately."""
 
     def __init__(
         self,
@@ -47,8 +46,7 @@ class Chains:
         sessions begin here wherever this host is."""
         self.policy = EMPTY
         self.gateway = gateway
-        # Sessions that hosts have been given since the loads in force were reported.
-        self.placed: Counter[Address] = Counter()
+        self.loads = Loads()
         # Network functions that are not declared any more, but may still have sessions.
         self.former_nfs: dict[tuple[Address, Kind], str] = {}
         self._counts = journal.counts
@@ -61,7 +59,7 @@ class Chains:
     def load(self, policy: PolicySet, rules: RuleTable) -> None:
         """From now on choose by *policy*, which has these *rules*."""
         if policy.nfs != self.policy.nfs:
-            self.placed.clear()
+            self.loads.reported(policy.nfs)
         for nf in self.policy.nfs:
             for one in nf.instances:
                 self.former_nfs[one.address, nf.kind] = f"{nf.name}/{one.name}"
@@ -116,7 +114,9 @@ class Chains:
         """
         part, gateway = self._part(policy, behind), self.gateway()
         wanted = structs.replace(policy, chain=part.types)
-        chosen = resolve(self.policy, wanted, flow, self.unanswering(), self.placed, part.taken)
+        chosen = resolve(
+            self.policy, wanted, flow, self.unanswering(), self.loads.placed, part.taken
+        )
         proxies = tuple(one for one in chosen if one.kind is Kind.PROXY)
         end = proxies[0].address if proxies else self._end_of(flow)
         chain = between(chosen[: len(chosen) - len(proxies)], gateway, end)
@@ -192,17 +192,6 @@ class Chains:
         return flow.dst if gateway is None else gateway.address
 
     # -- what is known of hosts ---------------------------------------------------------
-
-    def place(self, come: Iterable[Hop], go: Iterable[Step] = ()) -> None:
-        """These hosts have been chosen for one more session, and others for one less.
-
-        A thousand sessions that begin, or are moved, between two reports of loads would else all
-        go to the host that had the fewest.
-        """
-        for hop in come:
-            self.placed[hop.address] += 1
-        for step in go:
-            self.placed[step.address] -= 1
 
     def unanswering(self) -> Container[Address]:
         """Hosts that lately did not answer."""

@@ -78,11 +78,11 @@ class Following:
         def planner(hops: Sequence[HopReport], here: str, flow: Flow) -> Plan:
             chain = chains.types_to_pass(policy, flow, _proxy(hops[0]), _proxy(hops[-1]))
             plan = plan_to_follow(
-                chain, hops, here, flow, chains.policy, chains.unanswering(), chains.placed
+                chain, hops, here, flow, chains.policy, chains.unanswering(), chains.loads.placed
             )
             if plan is None:
                 raise _Follows
-            chains.place(plan.hops, plan.steps)
+            chains.loads.moves(plan.hops, plan.steps)
             return plan
 
         while changed is not False:

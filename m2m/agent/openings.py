@@ -112,7 +112,7 @@ class Openings:
             async with self._turn:
                 await self.refuse(Refuse(flow, fail_open, str(error), None))
             return
-        chains.place(hops[:-1])
+        chains.loads.begins(flow, hops[:-1])
         await self._feed(Opened(flow, hops, fail_open, policy.id, chains.policy.generation, route))
 
     async def go_on(self, came: Session, outgoing: Flow) -> Outcome:
@@ -141,15 +141,18 @@ class Openings:
         if route is None:
             del self._halves[outgoing], self._since[outgoing]
             return Outcome(Fate.PASSED, "it ends here")
-        chains.place(hops[:-1])
         local: Flow | None = outgoing
         if await self._is_in_use(name, outgoing):
             self._journal.counts["named after the proxy"] += 1
             name, local = outgoing, None
+        chains.loads.begins(name, hops[:-1])
         await self._feed(
             Opened(name, hops, fail_open, policy.id, chains.policy.generation, route, local)
         )
-        return await waiting.outcome()
+        outcome = await waiting.outcome()
+        if outcome.fate is not Fate.STEERED:
+            chains.loads.ends(name)
+        return outcome
 
     async def _is_in_use(self, name: Flow, outgoing: Flow) -> bool:
         """Whether another connection of a proxy here goes on by this name, and has not ended: the
@@ -185,6 +188,7 @@ class Openings:
         else:
             waiting.decide(Outcome(Fate.PASSED if fail_open else Fate.REFUSED, why))
         self._since.pop(flow, None)
+        self._chains.loads.ends(flow)
         if blame is not None and silent:
             self._chains.is_silent(blame, flow)
         self._tell_refused(flow, fail_open, why, blame)

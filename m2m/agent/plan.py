@@ -82,8 +82,8 @@ def plan(
     """How to carry *wish* out on the path *hops* of the session *flow*.
 
     *here* is the address of the host that is asked, *avoid* holds hosts that lately did not answer,
-    *placed* how many sessions hosts have been given since their loads were reported. The wish has
-    passed :func:`check`. Raises :exc:`Unfit`, and :exc:`M2MError` for what no chain could ever fit.
+    *placed* how many sessions hosts have beyond the loads that they reported. The wish has passed
+    :func:`check`. Raises :exc:`Unfit`, and :exc:`M2MError` for what no chain could ever fit.
     """
     names = _Names(policy, here)
     first, last = _run(names, wish, hops)

@@ -391,6 +391,7 @@ class Sessions:
     async def _closed(self, command: Closed) -> None:
         view, why = command
         self.handing.settled(view.session, why)
+        self.chains.loads.ends(view.supersession)
         await self.datapath.forget([view.session])
         self._keeping.may_be_over()
         self._tell(EventKind.CLOSED, view, why)

@@ -43,9 +43,9 @@ async def carry_out(
         if order.nf is not None and not _is_of_type(order.nf, hops, here):
             raise Unfit(f"this host is not {order.nf} to the session")
         made = plan(
-            order.wish, hops, here, flow, chains.policy, chains.unanswering(), chains.placed
+            order.wish, hops, here, flow, chains.policy, chains.unanswering(), chains.loads.placed
         )
-        chains.place(made.hops, made.steps)
+        chains.loads.moves(made.hops, made.steps)
         return made
 
     wanted = Wanted(planner, order.asker, order.mode, progress, named=bool(order.sessions))

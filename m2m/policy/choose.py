@@ -45,7 +45,7 @@ def resolve(
 
     Every NF type chooses in its own way (:class:`Choose`); *avoid* holds hosts that lately did
     not answer, which ``choose=agent`` takes only when nothing else is left; *placed* says how many
-    sessions hosts have been given since their loads were reported. No host comes twice, none is
+    sessions hosts have beyond the loads that they reported. No host comes twice, none is
     *taken*, or the session's own client or server (which may be a proxy, and then is the one), and
     all are of the session's address family: a later choice gives way to an earlier one, and an
     earlier one to the chain standing at all.

@@ -55,7 +55,7 @@ async def test_the_host_that_leads_reports_all_of_it(autojump_clock: MockClock) 
         assert (report.error, report.by, report.cause, report.held) == (None, None, None, 0)
         assert stages == ["asked", "switched"]
         assert chain.carries(FIREWALL, OTHER)
-        placed = chain.firewall.sessions.chains.placed
+        placed = chain.firewall.sessions.chains.loads.placed
         assert placed == {parse_address(OTHER): 1, parse_address(IDS): -1}, "for those to come"
 
 

@@ -176,11 +176,28 @@ async def test_the_least_loaded_are_not_given_all_until_the_next_report(
         firsts = Counter(message.subsession.dst for _, _, message in await syns(chain))
         assert firsts == {chain.ids.address: 10, chain.firewall.address: 10}
         await sessions.load_policy(with_loads(policy_set(text, 2), 10, 30))
-        assert not sessions.chains.placed, "they are in the report"
+        assert not sessions.chains.loads.placed, "they are in the report"
         for sport in range(21, 31):
             chain.client.open(80, sport)
         firsts = Counter(message.subsession.dst for _, _, message in await syns(chain))
         assert firsts == {chain.ids.address: 20, chain.firewall.address: 10}
+
+
+async def test_a_session_that_ended_or_was_refused_loads_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    async with running() as chain:
+        loads = chain.client.sessions.chains.loads
+        await established(chain)
+        assert loads.placed == {parse_address(FIREWALL): 1, parse_address(IDS): 1}
+        chain.client.datapath.packet(Hook.OUT, chain.client.flow(CLOSED), flags=Tcp.RST)
+        await pass_time(6)  # the last retransmissions
+        assert chain.left_over() == {}
+        assert not any(loads.placed.values())
+        chain.client.routes.cut.add(parse_address(FIREWALL))
+        chain.client.open(CLOSED, 40001)
+        await wait_all_tasks_blocked()
+        assert not any(loads.placed.values())
 
 
 def with_loads(policy: PolicySet, *loads: float) -> PolicySet:
