@@ -28,7 +28,7 @@ def _played() -> list[str]:
 
 
 def test_every_scenario_is_told_of() -> None:
-    known = {"demo", *lab._SCENARIOS, *lab._MOBILITY, lab._PROCESS, lab._GATEWAY}
+    known = {"demo", *lab._SCENARIOS, *lab._MOBILITY, lab._PROCESS, lab._GATEWAY, lab._BALANCE}
     assert _table().keys() == known
 
 
