@@ -27,11 +27,16 @@ def opening(console: Console, draws: int, flows: int) -> None:
     console.print(_DRAWING)
     console.print(f"  Clients are in {PREFIXES} prefixes of {NETWORK}. Prefixes have weights, by")
     console.print(
-        f"  which {flows} TCP connections are drawn that fetch {least} to {most} kB each."
+        f"  which {flows} TCP connections are drawn. They fetch {least} to {most} kB each,"
     )
-    console.print("  The same ones are made four times: without M2M, edge and far split clients")
-    console.print("  by one bit of their prefix, the most significant one, or the one that is best")
-    console.print("  for the weights; then the agent at edge, a gateway, chooses for each flow.")
+    console.print(
+        "  and are open at once. The same ones are made four times: without M2M, edge and"
+    )
+    console.print(
+        "  far split clients by one bit of their prefix, the most significant one, or the"
+    )
+    console.print("  one that is best for the weights; then the agent at edge, a gateway, chooses")
+    console.print("  for each flow.")
     console.print(f"  Draws: {draws} of each kind of weights. nf1 and nf2 count bytes and flows.")
 
 
