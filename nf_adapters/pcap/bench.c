@@ -204,7 +204,7 @@ static struct cost round_of(struct capture *capture, int out, unsigned int flows
 
 	packets = packets / BATCH * BATCH;
 	send_all(out, &capture->out, flows, packets);
-	usleep(30000); /* the last block is handed over */
+	usleep(15000); /* the last block is handed over */
 	read_began = seconds(CLOCK_PROCESS_CPUTIME_ID);
 	while (captured - before < packets && capture->dispatch(capture->pcap, -1, keep, NULL) > 0)
 		;
@@ -252,7 +252,7 @@ int main(int argc, char **argv)
 		for (i = 0; i < 2; i++) {
 			unsigned int turn = i ^ (round & 1);
 
-			round_of(&captures[turn], out, flows, packets / 8);
+			round_of(&captures[turn], out, flows, packets / 4);
 			costs[turn] = round_of(&captures[turn], out, flows, packets);
 		}
 		printf("%.2f %.2f %.2f %.2f\n", costs[0].reading, costs[0].busy, costs[1].reading,

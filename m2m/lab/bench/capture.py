@@ -95,13 +95,13 @@ async def _measure(program: Path, mapping: Path, case: _Case, plan: Plan) -> lis
     if stock is None:
         raise M2MError("the system has no libpcap to compare with: apt-get install libpcap0.8")
     patched = library_directory() / NAMES[0]
-    flows, packets = max(case.names, 1_000), plan.pick(25_000, 10_000)
+    flows, packets = max(case.names, 1_000), 8_000
     text = "host 10.0.1.1" if case.names else "host 10.0.2.1"
     libraries = [
         (patched, mapping, text if case.filtered else ""),
         (stock, "off", "host 10.0.2.1" if case.filtered else ""),
     ]
-    numbers = plan.pick(60, 4), flows, packets
+    numbers = plan.pick(250, 8), flows, packets
     words = [program, "v2" if case.immediate else "v3", *numbers, *itertools.chain(*libraries)]
     done = await trio.run_process(
         [str(word) for word in words], capture_stdout=True, check=False, capture_stderr=True
