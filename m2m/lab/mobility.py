@@ -28,7 +28,8 @@ from m2m.lab.probing import probing
 from m2m.lab.ssh import ssh_session
 from m2m.lab.topology import Topology
 
-_RATE = f"{1000 / SLOWNESS:g}mbit"  # of every link
+_RATE = f"{1000 / SLOWNESS**2:g}mbit"  # of every link; all of them share a slow processor
+_AGENT = ("--linger", "1", "--udp-idle", "10", "--setup-timeout", f"{SLOWNESS:g}")
 _PAUSE = 0.4  # s between two moves: the loads go on as if nothing had been
 _HASTE = 0.01  # s between two moves of which the second meets the first under way
 _ECHO = 0.05 * SLOWNESS  # s between two lines of the SSH session
@@ -255,7 +256,7 @@ class Scenario(NamedTuple):
     topology: Callable[[], Topology]
 
 
-_lab = partial(handover, rate=_RATE)
+_lab = partial(handover, rate=_RATE, agent=_AGENT)
 SCENARIOS = {
     "handover": Scenario("a UE goes from cell to cell, in every way", _handover, _lab),
     "ping-pong": Scenario("a UE that moves again before it has moved", _ping_pong, _lab),

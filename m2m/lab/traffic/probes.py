@@ -23,6 +23,7 @@ from time import monotonic
 
 import msgspec
 
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.traffic.ending import asked_to_end
 from m2m.lab.traffic.numbered import Account, Ledger, Number, burst, header_of, stamp
 
@@ -33,7 +34,7 @@ _MPTCP = 262  # IPPROTO_MPTCP
 _PROBE = 0x8000  # in a flow's number: the server is to send at its own pace
 _IDLE_RATE = 40.0  # records per second in all sessions that are no probes
 _WINDOW = 32  # sessions being opened at a time
-_AGAIN, _PATIENCE = 1.0, 30.0  # s until an opening record is sent again; until giving up
+_AGAIN, _PATIENCE = 1.0, 30.0 * SLOWNESS  # s until an opening record is sent again; until giving up
 _CONTROL_BUFFER = 1 << 20
 
 
