@@ -97,10 +97,10 @@ def summary(console: Console, report: Report) -> None:
         "ms beyond the link's own outage", ">moves", ">outage", ">UDP", ">worst", ">lost",
         ">TCP", ">worst", ">MB", ">echoes",
     )  # fmt: skip
+    table.columns[0].no_wrap = False  # what a narrow terminal has no room for goes into more lines
     for row in report.trials:
-        what = row.what.partition(":")[0]
         table.add_row(
-            what if len(what) <= 32 else what[:31] + "…", f"{row.moves}", f"{row.outage:.1f}",
+            row.what.partition(":")[0], f"{row.moves}", f"{row.outage:.1f}",
             f"{row.udp_p50:.1f}", f"{row.udp_worst:.1f}", f"{row.udp_lost}",
             f"{row.tcp_p50:.1f}", f"{row.tcp_worst:.1f}", f"{row.bytes / 1e6:,.0f}",
             f"{row.lines}",
