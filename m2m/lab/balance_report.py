@@ -59,8 +59,7 @@ def table(console: Console, report: Report) -> None:
             rows.add_row("" if n else weights, way, *shown, f"{rules}")
     console.print(Padding(rows, _INDENT))
     console.print(
-        "  [dim]Shares: mean of the draws, and the worst draw. Rules: in the two routers, to choose"
-        "\n  an instance.[/]"
+        "  [dim]Shares: mean of the draws, and the worst draw. Rules: those of both routers.[/]"
     )
 
 

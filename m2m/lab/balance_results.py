@@ -85,7 +85,7 @@ class Report(msgspec.Struct):
 _COMPARED: tuple[tuple[str, str, Callable[[Round], float], Callable[[list[float]], float]], ...] = (
     ("bytes", "on average", attrgetter("byte_share"), statistics.fmean),
     ("flows", "on average", attrgetter("flow_share"), statistics.fmean),
-    ("flows", "in the worst draw", attrgetter("flow_share"), max),
+    ("flows", "at worst", attrgetter("flow_share"), max),
 )
 
 
