@@ -29,6 +29,7 @@ class Packet(NamedTuple):
     length: int  # IP total length in bytes
     payload: int  # bytes behind the transport header
     opens: bool  # a TCP SYN without ACK
+    seq: int = 0  # TCP's sequence number
 
     @property
     def ends(self) -> frozenset[str]:
@@ -41,12 +42,17 @@ class Way:
     """What went one way in a connection."""
 
     sizes: Counter[int] = field(default_factory=Counter)  # IP total length -> packets
-    payload: int = 0  # bytes
+    payload: int = 0  # bytes; what TCP has sent again, for whatever reason, counts once
+    _end: int | None = None  # the sequence number behind the last new byte
 
     def add(self, packet: Packet) -> None:
         """Count *packet* in."""
         self.sizes[packet.length] += 1
-        self.payload += packet.payload
+        end = packet.seq + packet.payload
+        ahead = packet.payload if self._end is None else (end - self._end + 2**31) % 2**32 - 2**31
+        if self._end is None or ahead > 0:
+            self.payload += min(packet.payload, ahead)
+            self._end = end % 2**32
 
     @property
     def packets(self) -> int:
@@ -107,7 +113,8 @@ def _packet(data: bytes) -> Packet | None:
     if len(ip) < start + 20:
         return None
     payload = length - start - (ip[start + 12] >> 4) * 4
-    return Packet(flow, length, payload, opens=ip[start + 13] & (_SYN | _ACK) == _SYN)
+    opens = ip[start + 13] & (_SYN | _ACK) == _SYN
+    return Packet(flow, length, payload, opens, int.from_bytes(ip[start + 4 : start + 8], "big"))
 
 
 def connections(packets: Iterable[Packet]) -> list[Connection]:

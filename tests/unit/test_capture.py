@@ -82,17 +82,18 @@ def test_connections_are_told_by_their_syn_and_counted_both_ways() -> None:
     packets = [
         Packet(other, 52, 0, opens=False),  # opened before the capture began
         Packet(FLOW, 60, 0, opens=True),
-        Packet(FLOW.reverse(), 60, 0, opens=False),
-        Packet(FLOW, 152, 100, opens=False),
-        Packet(FLOW.reverse(), 1052, 1000, opens=False),
-        Packet(FLOW.reverse(), 1052, 1000, opens=False),
+        Packet(FLOW.reverse(), 60, 0, opens=False, seq=2**32 - 2),
+        Packet(FLOW, 152, 100, opens=False, seq=1),
+        Packet(FLOW.reverse(), 1052, 1000, opens=False, seq=2**32 - 1),
+        Packet(FLOW.reverse(), 1052, 1000, opens=False, seq=999),
+        Packet(FLOW.reverse(), 1052, 1000, opens=False, seq=2**32 - 1),  # sent again
     ]
     (connection,) = connections(packets)
     assert connection.flow == FLOW
     assert connection.to_server.sizes == {60: 1, 152: 1}
-    assert connection.to_client.sizes == {60: 1, 1052: 2}
+    assert connection.to_client.sizes == {60: 1, 1052: 3}
     assert (connection.to_server.payload, connection.to_client.payload) == (100, 2000)
-    assert (connection.to_client.packets, connection.to_client.bytes) == (3, 2164)
+    assert (connection.to_client.packets, connection.to_client.bytes) == (4, 3216)
 
 
 def test_a_repeated_syn_opens_no_second_connection() -> None:
