@@ -48,11 +48,14 @@ class Way:
     def add(self, packet: Packet) -> None:
         """Count *packet* in."""
         self.sizes[packet.length] += 1
-        end = packet.seq + packet.payload
-        ahead = packet.payload if self._end is None else (end - self._end + 2**31) % 2**32 - 2**31
-        if self._end is None or ahead > 0:
-            self.payload += min(packet.payload, ahead)
-            self._end = end % 2**32
+        if self._end is None:
+            self._end = packet.seq + 1  # a SYN takes one
+        elif packet.payload:
+            end = packet.seq + packet.payload
+            ahead = (end - self._end + 2**31) % 2**32 - 2**31
+            if ahead > 0:
+                self.payload += ahead
+                self._end = end
 
     @property
     def packets(self) -> int:

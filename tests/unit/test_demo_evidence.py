@@ -35,8 +35,8 @@ def conversation(flow: Flow) -> list[Packet]:
     return [
         Packet(flow, 60, 0, opens=True),
         Packet(flow.reverse(), 60, 0, opens=False),
-        Packet(flow, 152, 100, opens=False),
-        Packet(flow.reverse(), 60052, 60000, opens=False),
+        Packet(flow, 152, 100, opens=False, seq=1),
+        Packet(flow.reverse(), 60052, 60000, opens=False, seq=1),
     ]
 
 
