@@ -11,8 +11,9 @@
  * the other one. M2M_PCAP is the environment variable; FILTER is set where it is not empty, and
  * lets all packets pass. v2 is immediate mode: a ring of frames, where v3 has blocks.
  *
- * Prints a line for each round: for the first and for the second libpcap, ns per packet for reading, and
- * ns of CPU per packet for sending too (the kernel's filter and its copying into the ring are in that).
+ * Prints a line for each round: for the first and for the second libpcap, ns per packet for
+ * reading, and ns of CPU per packet for sending too (the kernel's filter and its copying into the
+ * ring are in that).
  * Fails where a packet was lost.
  */
 #define _GNU_SOURCE
@@ -42,9 +43,6 @@ struct header {
 struct program {
 	unsigned int length;
 	void *instructions;
-};
-struct statistics {
-	unsigned int recv, drop, ifdrop;
 };
 typedef void (*handler)(unsigned char *, const struct header *, const unsigned char *);
 
