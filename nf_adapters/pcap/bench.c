@@ -160,6 +160,20 @@ static void set_filter(const struct capture *capture, const char *text)
 		fail(capture);
 }
 
+/*
+ * One that is asked for by its name alone must come before all others: where one that goes by this
+ * name is loaded, no matter from where, the loader takes that.
+ */
+static void load(struct capture *capture, const char *library)
+{
+	capture->library = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+	if (!capture->library) {
+		fprintf(stderr, "%s\n", dlerror());
+		exit(1);
+	}
+	capture->dispatch = function(capture, "pcap_dispatch");
+}
+
 /* Capture at y, to which x sends, by a library with this environment. */
 static void open_capture(struct capture *capture, char *const words[3], const char *x,
 			 const char *y, int immediate)
@@ -168,11 +182,6 @@ static void open_capture(struct capture *capture, char *const words[3], const ch
 	int (*set)(void *, int);
 	char errors[256];
 
-	capture->library = dlopen(words[0], RTLD_NOW | RTLD_LOCAL);
-	if (!capture->library) {
-		fprintf(stderr, "%s\n", dlerror());
-		exit(1);
-	}
 	setenv("M2M_PCAP", words[1], 1);
 	create = function(capture, "pcap_create");
 	capture->pcap = create(y, errors);
@@ -189,7 +198,6 @@ static void open_capture(struct capture *capture, char *const words[3], const ch
 		fail(capture);
 	if (*words[2])
 		set_filter(capture, words[2]);
-	capture->dispatch = function(capture, "pcap_dispatch");
 	capture->out = (struct sockaddr_ll){.sll_family = AF_PACKET, .sll_halen = 6,
 					    .sll_ifindex = (int)if_nametoindex(x)};
 }
@@ -235,6 +243,12 @@ int main(int argc, char **argv)
 		   " for i in 0 1; do ip link add x$i type veth peer name y$i &&"
 		   " ip link set x$i up && ip link set y$i up || exit 1; done")) {
 		fprintf(stderr, "no namespace with veth pairs\n");
+		return 1;
+	}
+	load(&captures[1], argv[8]);
+	load(&captures[0], argv[5]);
+	if (captures[0].dispatch == captures[1].dispatch) {
+		fprintf(stderr, "%s and %s are the same library\n", argv[5], argv[8]);
 		return 1;
 	}
 	open_capture(&captures[0], argv + 5, "x0", "y0", immediate);

@@ -54,6 +54,20 @@ static void make(u8 *frame, u32 number)
 	memcpy(frame + 36, &key.dport, 2);
 }
 
+/* As it is done for a ring of frames (m2m_pcap_ahead_v2). */
+static void look_ahead(unsigned int at)
+{
+	unsigned int before;
+
+	if (!m2m_pcap_steps(&pcap, ring[at], ring[at + 1]) || !m2m_pcap_due(&pcap))
+		return;
+	before = pcap.distance;
+	while (pcap.distance < M2M_AHEAD)
+		m2m_pcap_know(&pcap, M2M_LINK_ETHERNET, ring[at + pcap.distance + 1],
+			      sizeof(ring[0]));
+	m2m_pcap_fetch(&pcap, before);
+}
+
 int main(int argc, char **argv)
 {
 	u32 names = argc > 1 ? (u32)atoi(argv[1]) : 0, cells = M2M_MAP_MIN_CELLS, number;
@@ -86,9 +100,7 @@ int main(int argc, char **argv)
 			u64 began = m2m_monotonic();
 
 			for (i = at; i < at + BATCH; i++) {
-				if (pcap.restorer.map.mask >= M2M_NEAR)
-					m2m_restore_ahead(&pcap.restorer, M2M_LINK_ETHERNET,
-							  ring[i + M2M_AHEAD], sizeof(ring[0]));
+				look_ahead(i);
 				restored += m2m_restore(&pcap.restorer, M2M_LINK_ETHERNET, ring[i],
 							sizeof(ring[0]), 1, 0) == M2M_RESTORED;
 			}

@@ -19,7 +19,9 @@
 #include "reach.h"
 #include "restore.h"
 
-#define M2M_AHEAD 8 /* packets: about as long as memory takes */
+#define M2M_AHEAD 12 /* packets: more than memory takes */
+#define M2M_BATCH 8  /* names at once: the pages of many are then looked up at the same time */
+#define M2M_SOON 16  /* a power of two, more than are ahead */
 #define M2M_LINE 64 /* bytes that the processor fetches at once */
 #define M2M_NEAR (1u << 14) /* cells: a table that the processor's caches hold is not waited for */
 #define M2M_HEADERS 256 /* bytes of a frame: the kernel's header, and those of the packet */
@@ -35,8 +37,10 @@ struct m2m_pcap {
 	u64 refused;  /* packets that the program's filter has refused, here instead of in the kernel */
 	u64 received; /* the largest count that the program has been told */
 	u8 *follows;  /* which packet comes next, if it is there already */
-	u8 *cursor;   /* TPACKET_V3: the last one whose name has been fetched ahead */
-	unsigned int distance; /* how many packets ahead names have been fetched */
+	u8 *cursor;   /* TPACKET_V3: the last one that is known ahead */
+	unsigned int number;   /* of the packet that is handled now */
+	unsigned int distance; /* how many packets behind it are known */
+	struct m2m_soon soon[M2M_SOON]; /* those, by their numbers */
 	struct m2m_health_slot *health; /* NULL: nobody wants to know */
 };
 
@@ -140,8 +144,12 @@ static void m2m_pcap_reopen(struct m2m_pcap *m2m, u32 when)
 	if (when - m2m->looked < 1000)
 		return;
 	m2m->looked = when;
-	if (m2m_map_open(&m2m->file) == NULL)
-		m2m->restorer.map = m2m->file.map;
+	if (m2m_map_open(&m2m->file) != NULL)
+		return;
+	m2m->restorer.map = m2m->file.map;
+	/* what has been looked up ahead was so in the former one */
+	m2m->restorer.next.bytes = NULL;
+	m2m->distance = 0;
 }
 
 /* Restore one frame; whether the program is to see it. */
@@ -165,21 +173,47 @@ m2m_inline int m2m_pcap_restore(struct m2m_pcap *m2m, int link, u8 *bytes, size_
 	return 1;
 }
 
-/* Whether names are to be fetched before packet, which is handled now; behind it follows comes. */
+/* Packet is handled now, and behind it follows comes. Whether names are fetched ahead. */
 m2m_inline int m2m_pcap_steps(struct m2m_pcap *m2m, const u8 *packet, u8 *follows)
 {
 	if (m2m->restorer.map.mask < M2M_NEAR)
 		return 0;
-	if (packet == m2m->follows && m2m->distance)
+	m2m->number++;
+	if (packet == m2m->follows && m2m->distance) {
 		m2m->distance--;
-	else
+		m2m->restorer.next = m2m->soon[m2m->number % M2M_SOON];
+	} else {
 		m2m->distance = 0;
+		m2m->restorer.next.bytes = NULL;
+	}
 	m2m->follows = follows;
 	return 1;
 }
 
+/* So few are left of those fetched ahead that the next ones are due. */
+m2m_inline int m2m_pcap_due(const struct m2m_pcap *m2m)
+{
+	return m2m->distance <= M2M_AHEAD - M2M_BATCH;
+}
+
+/* One packet more is known; captured 0: it has none that could be looked for. */
+m2m_inline void m2m_pcap_know(struct m2m_pcap *m2m, int link, const u8 *bytes, size_t captured)
+{
+	m2m->distance++;
+	m2m_restore_ahead(&m2m->restorer, &m2m->soon[(m2m->number + m2m->distance) % M2M_SOON],
+			  (unsigned int)link, bytes, captured);
+}
+
+/* Have the names fetched of all that are known but the first so many. */
+m2m_inline void m2m_pcap_fetch(const struct m2m_pcap *m2m, unsigned int distance)
+{
+	while (distance < m2m->distance)
+		m2m_restore_fetch(&m2m->restorer,
+				  &m2m->soon[(m2m->number + ++distance) % M2M_SOON]);
+}
+
 /*
- * Have a frame's headers fetched, twice as far ahead as its name: they are read to know that.
+ * Have a frame's headers fetched, further ahead than its name: they are read to know that.
  * The kernel has written so much since that no cache near the processor has them any more.
  */
 m2m_inline void m2m_pcap_far_ahead(const u8 *frame)
@@ -197,24 +231,27 @@ m2m_inline void m2m_pcap_far_ahead(const u8 *frame)
 m2m_inline void m2m_pcap_ahead_v3(struct m2m_pcap *m2m, u8 *packet, int left, unsigned int ring,
 				  int link)
 {
-	u8 *follows = packet + ((struct tpacket3_hdr *)packet)->tp_next_offset;
+	unsigned int step = ((struct tpacket3_hdr *)packet)->tp_next_offset, before;
+	u8 *follows = packet + step;
 
 	if (!m2m_pcap_steps(m2m, packet, follows))
 		return;
 	if (!m2m->distance)
 		m2m->cursor = packet;
 	/* as if all packets were as long as this one: that is where, or not far from it */
-	m2m_pcap_far_ahead(packet + 2 * M2M_AHEAD * ((struct tpacket3_hdr *)packet)->tp_next_offset);
+	m2m_pcap_far_ahead(packet + (M2M_AHEAD + M2M_BATCH) * step);
+	if (!m2m_pcap_due(m2m))
+		return;
+	before = m2m->distance;
 	while (m2m->distance < M2M_AHEAD && (int)m2m->distance + 1 < left) {
 		struct tpacket3_hdr *next;
 
 		m2m->cursor += ((struct tpacket3_hdr *)m2m->cursor)->tp_next_offset;
-		m2m->distance++;
 		next = (struct tpacket3_hdr *)m2m->cursor;
-		if (next->tp_mac + next->tp_snaplen <= ring)
-			m2m_restore_ahead(&m2m->restorer, (unsigned int)link,
-					  m2m->cursor + next->tp_mac, next->tp_snaplen);
+		m2m_pcap_know(m2m, link, m2m->cursor + next->tp_mac,
+			      next->tp_mac + next->tp_snaplen <= ring ? next->tp_snaplen : 0);
 	}
+	m2m_pcap_fetch(m2m, before);
 }
 
 /*
@@ -224,24 +261,26 @@ m2m_inline void m2m_pcap_ahead_v3(struct m2m_pcap *m2m, u8 *packet, int left, un
 m2m_inline void m2m_pcap_ahead_v2(struct m2m_pcap *m2m, u8 *const *frames, unsigned int at,
 				  unsigned int count, unsigned int size, int link)
 {
-	unsigned int far = at + 2 * M2M_AHEAD;
+	unsigned int far = at + M2M_AHEAD + M2M_BATCH, before;
 
 	if (!m2m_pcap_steps(m2m, frames[at], frames[at + 1 < count ? at + 1 : 0]))
 		return;
 	if (far < count)
 		m2m_pcap_far_ahead(frames[far]);
+	if (!m2m_pcap_due(m2m))
+		return;
+	before = m2m->distance;
 	while (m2m->distance < M2M_AHEAD && m2m->distance + 1 < count) {
 		unsigned int ahead = at + m2m->distance + 1;
 		struct tpacket2_hdr *next;
 
 		next = (struct tpacket2_hdr *)frames[ahead < count ? ahead : ahead - count];
 		if (__atomic_load_n(&next->tp_status, __ATOMIC_ACQUIRE) == TP_STATUS_KERNEL)
-			return;
-		m2m->distance++;
-		if (next->tp_mac + next->tp_snaplen <= size)
-			m2m_restore_ahead(&m2m->restorer, (unsigned int)link,
-					  (u8 *)next + next->tp_mac, next->tp_snaplen);
+			break;
+		m2m_pcap_know(m2m, link, (u8 *)next + next->tp_mac,
+			      next->tp_mac + next->tp_snaplen <= size ? next->tp_snaplen : 0);
 	}
+	m2m_pcap_fetch(m2m, before);
 }
 
 /*

@@ -230,7 +230,7 @@ static inline int m2m_map_find_among(const struct m2m_map *map, const struct m2m
 
 /*
  * The supersession's name for a packet with this wire tuple, captured at when (ms of
- * CLOCK_REALTIME, wraps). Whether there is one.
+ * CLOCK_REALTIME, wraps). Whether there is one. at: the tuple's home.
  *
  * Tuples of subsessions are used for nothing else, so the last session that had one has its
  * packets, whatever the clocks say; only where another had it before, the time decides.
@@ -238,15 +238,12 @@ static inline int m2m_map_find_among(const struct m2m_map *map, const struct m2m
  * Whoever wants to ask the kernel about tuples of which the agent does not know, does so where
  * this returns 0.
  */
-m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *key, u32 when,
-			    int timed, struct m2m_name *name)
+m2m_inline int m2m_map_find_from(const struct m2m_map *map, const struct m2m_key4 *key, u32 at,
+				 u32 when, int timed, struct m2m_name *name)
 {
 	struct m2m_name other; /* name itself is then not in memory, but for this one */
-	u32 at, probe;
+	u32 probe;
 
-	if (!m2m_map_may_have(map, key->sport, key->dport))
-		return 0;
-	at = m2m_map_home(map, key);
 	for (probe = 0; probe < M2M_MAP_PROBES; probe++, at = (at + 1) & map->mask) {
 		struct m2m_cell cell;
 		u32 head = m2m_cell_copy(&cell, &map->cells[at]);
@@ -266,6 +263,13 @@ m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *ke
 		return 1;
 	}
 	return 0;
+}
+
+m2m_inline int m2m_map_find(const struct m2m_map *map, const struct m2m_key4 *key, u32 when,
+			    int timed, struct m2m_name *name)
+{
+	return m2m_map_may_have(map, key->sport, key->dport) &&
+	       m2m_map_find_from(map, key, m2m_map_home(map, key), when, timed, name);
 }
 
 #endif /* M2M_PCAP_MAPPING_H */

@@ -53,8 +53,17 @@ struct m2m_datagram {
 	struct m2m_name name;
 };
 
+/* A frame to be restored soon, and the first cell that its tuple can lie in. */
+struct m2m_soon {
+	const u8 *bytes; /* NULL: there is none, or its tuple is no subsession's */
+	u32 home;
+};
+
+#define M2M_HOME_UNKNOWN (~0u)
+
 struct m2m_restorer {
 	struct m2m_map map;
+	struct m2m_soon next; /* as m2m_restore_ahead has found it */
 	u64 restored;
 	u64 fragments; /* later ones whose first was not seen */
 	struct m2m_datagram datagrams[M2M_DATAGRAMS];
@@ -204,8 +213,9 @@ m2m_inline void m2m_put_ports(const struct m2m_edit *edit, u8 proto, u8 *l4, siz
 }
 
 m2m_inline int m2m_find_ports(const struct m2m_restorer *restorer, const u8 *ip, const u8 *l4,
-			      u32 when, unsigned int flags, struct m2m_name *name)
+			      u32 home, u32 when, unsigned int flags, struct m2m_name *name)
 {
+	int timed = !(flags & M2M_UNTIMED);
 	struct m2m_key4 key = {
 		.src = m2m_load32(ip + M2M_IP_SRC),
 		.dst = m2m_load32(ip + M2M_IP_DST),
@@ -214,7 +224,9 @@ m2m_inline int m2m_find_ports(const struct m2m_restorer *restorer, const u8 *ip,
 		.proto = ip[M2M_IP_PROTO],
 	};
 
-	return m2m_map_find(&restorer->map, &key, when, !(flags & M2M_UNTIMED), name);
+	if (home != M2M_HOME_UNKNOWN)
+		return m2m_map_find_from(&restorer->map, &key, home, when, timed, name);
+	return m2m_map_find(&restorer->map, &key, when, timed, name);
 }
 
 /* The length of an IPv4 header that has been captured whole; 0 when it has not. */
@@ -270,7 +282,8 @@ static inline enum m2m_restored m2m_restore_error(struct m2m_restorer *restorer,
 			return M2M_AS_IT_WAS;
 		m2m_edit_by(&edit, &name, quoted, 0, 0);
 	} else {
-		if (left < 4 || !m2m_find_ports(restorer, quoted, l4, when, flags, &name))
+		if (left < 4 || !m2m_find_ports(restorer, quoted, l4, M2M_HOME_UNKNOWN, when, flags,
+						&name))
 			return M2M_AS_IT_WAS;
 		m2m_edit_by(&edit, &name, quoted, m2m_load16(l4), m2m_load16(l4 + 2));
 		m2m_put_ports(&edit, proto, l4, left, 0, &diff);
@@ -300,7 +313,7 @@ static inline enum m2m_restored m2m_restore_fragment(struct m2m_restorer *restor
 }
 
 static inline enum m2m_restored m2m_restore_ip(struct m2m_restorer *restorer, u8 *ip, size_t room,
-					       u32 when, unsigned int flags)
+					       u32 home, u32 when, unsigned int flags)
 {
 	size_t header = m2m_ip_header(ip, room);
 	struct m2m_name name = {0};
@@ -321,7 +334,7 @@ static inline enum m2m_restored m2m_restore_ip(struct m2m_restorer *restorer, u8
 	if (fragment & M2M_IP_OFFSET)
 		return m2m_restore_fragment(restorer, ip, when);
 	l4 = ip + header;
-	found = room >= header + 4 && m2m_find_ports(restorer, ip, l4, when, flags, &name);
+	found = room >= header + 4 && m2m_find_ports(restorer, ip, l4, home, when, flags, &name);
 	if (fragment & M2M_IP_MORE) {
 		struct m2m_name noted = name; /* so that name itself need not be in memory */
 
@@ -344,23 +357,25 @@ static inline enum m2m_restored m2m_restore(struct m2m_restorer *restorer, unsig
 					    u8 *bytes, size_t captured, u32 when,
 					    unsigned int flags)
 {
+	u32 home = restorer->next.bytes == bytes ? restorer->next.home : M2M_HOME_UNKNOWN;
 	size_t room = captured;
 	u8 *ip = m2m_network(link, bytes, &room);
 
-	return room ? m2m_restore_ip(restorer, ip, room, when, flags) : M2M_AS_IT_WAS;
+	return room ? m2m_restore_ip(restorer, ip, room, home, when, flags) : M2M_AS_IT_WAS;
 }
 
 /*
- * Have the cell that a frame's name lies in fetched from memory: with many sessions waiting for
- * that is what a look-up costs. To be called while there is something else to do.
+ * Find out where the name of a frame will be looked for. soon is given to the restorer, as its
+ * next, when that frame is the next one; until then nothing may change the frame.
  */
-m2m_inline void m2m_restore_ahead(const struct m2m_restorer *restorer, unsigned int link,
-				  const u8 *bytes, size_t captured)
+m2m_inline void m2m_restore_ahead(const struct m2m_restorer *restorer, struct m2m_soon *soon,
+				  unsigned int link, const u8 *bytes, size_t captured)
 {
 	size_t room = captured, header;
 	const u8 *ip = m2m_network(link, (u8 *)bytes, &room);
 	struct m2m_key4 key;
 
+	soon->bytes = NULL;
 	header = m2m_ip_header(ip, room);
 	if (!header || room < header + 4)
 		return;
@@ -369,8 +384,20 @@ m2m_inline void m2m_restore_ahead(const struct m2m_restorer *restorer, unsigned 
 	key.sport = m2m_load16(ip + header);
 	key.dport = m2m_load16(ip + header + 2);
 	key.proto = ip[M2M_IP_PROTO];
-	if (m2m_map_may_have(&restorer->map, key.sport, key.dport))
-		__builtin_prefetch(&restorer->map.cells[m2m_map_home(&restorer->map, &key)]);
+	if (!m2m_map_may_have(&restorer->map, key.sport, key.dport))
+		return;
+	soon->bytes = bytes;
+	soon->home = m2m_map_home(&restorer->map, &key);
+}
+
+/*
+ * Have that place fetched from memory: with many sessions waiting for it is what a look-up costs.
+ * To be called while there is something else to do.
+ */
+m2m_inline void m2m_restore_fetch(const struct m2m_restorer *restorer, const struct m2m_soon *soon)
+{
+	if (soon->bytes)
+		__builtin_prefetch(&restorer->map.cells[soon->home]);
 }
 
 #endif /* M2M_PCAP_RESTORE_H */

@@ -73,7 +73,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 					     M2M_LINK_IPV4, M2M_LINK_SLL2, 105};
 	enum m2m_restored done, undone;
 	unsigned int link, flags;
-	u8 *frame;
+	u8 *frame, *known;
 
 	/* an ICMP error can come from an address that is a supersession's already: no way back */
 	if (size < 2 || memmem(data, size, "\xac\x10\x01\x05", 4) ||
@@ -86,9 +86,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	data += 2;
 	size -= 2;
 	frame = malloc(size ? size : 1);
+	known = malloc(size ? size : 1);
 	memcpy(frame, data, size);
-	m2m_restore_ahead(&there, link, frame, size);
+	memcpy(known, data, size);
 	done = m2m_restore(&there, link, frame, size, 7, flags);
+	m2m_restore_ahead(&there, &there.next, link, known, size);
+	m2m_restore_fetch(&there, &there.next);
+	assert(m2m_restore(&there, link, known, size, 7, flags) == done);
+	assert(!memcmp(known, frame, size));
+	there.next.bytes = NULL;
 	if (done == M2M_AS_IT_WAS) {
 		assert(!memcmp(frame, data, size));
 	} else {
@@ -96,6 +102,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		assert(undone != M2M_AS_IT_WAS);
 		assert(same(frame, data, size));
 	}
+	free(known);
 	free(frame);
 	return 0;
 }

@@ -452,3 +452,38 @@ def test_a_mapping_of_another_size_is_taken_up(pair: Pair, tmp_path: Path) -> No
     table.publish(WIRE, other, False, now())
     side.send(frames(WIRE)[:1])
     assert seen(handle)[0].data[34:36] == struct.pack("!H", other.sport)
+
+
+@pytest.mark.parametrize("immediate", [False, True], ids=["v3", "v2"])
+def test_names_looked_up_ahead_are_the_packets_own(
+    pair: Pair, tmp_path: Path, immediate: bool
+) -> None:
+    """With a mapping that is too large for the processor's caches, and another one that comes
+    while packets wait in the ring."""
+    side, sessions, read = pair.patched, range(200), 30
+    ether = frames(WIRE)[0].data[:14]
+    sent = []
+    for number in sessions:
+        wire = WIRE._replace(dport=61000 + number)
+        sent.append(frames(wire)[number % 12])
+        sent.append(Frame(ether + packets.tcp(wire, payload=b"%d" % number)))
+
+    def publish(size: int, first: int) -> None:
+        with side.namespace.entered():
+            table = Mapping(tmp_path / "test.map", size).table
+        for number in sessions:
+            wire = WIRE._replace(dport=61000 + number)
+            assert table.publish(wire, NAME._replace(sport=first + number), False, now()) == 1
+
+    publish(10_000, 20000)
+    handle = side.open("tcp and greater 55 and less 57", immediate=immediate, snaplen=256)
+    side.send(sent)
+    found = []
+    for packet in _until_mark(handle):
+        if len(found) == read:
+            publish(20_000, 30000)
+        found.append((int(packet.data[54:]), int.from_bytes(packet.data[34:36], "big")))
+    handle.close()
+    expected = [(number, 20000 + number) for number in [*sessions, *sessions]]
+    assert found[: read + 1] == expected[: read + 1]
+    assert found[read + 1 :] == [(number, port + 10000) for number, port in expected[read + 1 :]]
