@@ -75,7 +75,7 @@ class _Stage:
         fetched = msgspec.json.decode(done.out, type=list[Fetched])
         await self._quiet()
         if not way.routed:
-            await self.sessions()  # the next round's loads begin at nothing
+            await self._lab.sessions_left(_PATIENCE)  # the next round's loads begin at nothing
         seen = {nf: await two_instances.counted(lab, nf) for nf in INSTANCES}
         whole = 0
         for flow in drawn.flows:
@@ -99,18 +99,6 @@ class _Stage:
                     return
                 await trio.sleep(_LOOK)
 
-    async def sessions(self) -> int:
-        """Wait until no host has a session any more; how many are left if that takes too long."""
-        left = -1
-        with trio.move_on_after(_PATIENCE):
-            while left:
-                left = 0
-                for host, _ in self._lab.topology.with_role():
-                    left += len(await self._lab.sessions(host))
-                if left:
-                    await trio.sleep(_LOOK)
-        return left
-
     async def judge(self) -> None:
         """Look for what must be true of all rounds."""
         rounds = self._report.rounds
@@ -119,7 +107,7 @@ class _Stage:
         whole = sum(one.whole for one in rounds)
         routed = {one.rules for one in rounds if one.way.routed}
         chosen = {one.rules for one in rounds if not one.way.routed}
-        left = await self.sessions()
+        left = await self._lab.sessions_left(_PATIENCE)
         demo_report.heading(self._console, "What must hold")
         self.check(
             Check("Every flow gets all its bytes", complete == sent, f"{complete:,} of {sent:,}"),

@@ -65,11 +65,5 @@ def table(console: Console, report: Report) -> None:
 
 def summary(console: Console, report: Report, figures: Path) -> None:
     """Whether everything held, and where the picture is."""
-    failed = [check for check in report.checks if not check.held]
-    console.print()
-    if failed:
-        console.print(f"[bold red]{len(failed)} of {len(report.checks)} checks failed:[/]")
-        demo_report.checks(console, failed)
-    else:
-        console.print(f"[bold green]All {len(report.checks)} checks held.[/]")
+    demo_report.verdict(console, report.checks)
     console.print(f"In {figures}: balance.png shows it, balance.csv has every round.")

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 import msgspec
 
-from m2m.lab.demo_results import Check
+from m2m.lab.demo_results import Check, Judged
 from m2m.lab.prefix_flows import Weights
 
 __all__ = ["Load", "Report", "Round", "Way", "evenness"]
@@ -64,17 +64,12 @@ def _busier(loads: Sequence[int]) -> float:
     return max(loads) / sum(loads) if any(loads) else 1.0
 
 
-class Report(msgspec.Struct):
+class Report(Judged, msgspec.Struct):
     """What ``m2m-lab run balance --json`` prints."""
 
     scenario: str = "balance"
     rounds: list[Round] = []
     checks: list[Check] = []
-
-    @property
-    def held(self) -> bool:
-        """Whether there are checks, and all of them held."""
-        return bool(self.checks) and all(check.held for check in self.checks)
 
     def of(self, weights: Weights, way: Way) -> list[Round]:
         """The rounds of all draws."""

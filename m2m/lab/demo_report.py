@@ -58,6 +58,18 @@ def checks(console: Console, found: Sequence[Check]) -> None:
             console.print(Text(f"      {check.seen}", style=style))
 
 
+def verdict(console: Console, found: Sequence[Check]) -> bool:
+    """Whether all held, in one look; the failed ones once more."""
+    failed = [check for check in found if not check.held]
+    console.print()
+    if failed:
+        console.print(f"[bold red]{len(failed)} of {len(found)} checks failed:[/]")
+        checks(console, failed)
+    else:
+        console.print(f"[bold green]All {len(found)} checks held.[/]")
+    return not failed
+
+
 def policy(console: Console, report: Report) -> None:
     """What the client's agent has been told."""
     if report.policy is None:
@@ -149,13 +161,7 @@ def _compared(console: Console, both: Compared, number: str) -> None:
 
 def summary(console: Console, report: Report, *, kept: str | None) -> None:
     """The last lines: whether it works, in one look."""
-    console.print()
-    failed = [check for check in report.checks if not check.held]
-    if failed:
-        console.print(f"[bold red]{len(failed)} of {len(report.checks)} checks failed:[/]")
-        checks(console, failed)
-    else:
-        console.print(f"[bold green]All {len(report.checks)} checks held.[/]")
+    if verdict(console, report.checks):
         console.print("curl and iperf3 went through firewall and IDS hop by hop: no tunnel, not a")
         console.print("byte added, and neither applications nor router nor firewall noticed.")
     if kept is not None:

@@ -18,6 +18,18 @@ class Check(msgspec.Struct, frozen=True):
     promise: str = ""
 
 
+class Judged:
+    """What has been found out, with checks of it."""
+
+    __slots__ = ()
+    checks: list[Check]
+
+    @property
+    def held(self) -> bool:
+        """Whether there are checks, and all of them held."""
+        return bool(self.checks) and all(check.held for check in self.checks)
+
+
 class LegSeen(msgspec.Struct, frozen=True):
     """One leg of the chain on one link: TCP packets towards the server and back."""
 
@@ -60,7 +72,7 @@ class Compared(msgspec.Struct, frozen=True):
         return statistics.median(self.ours), statistics.median(self.plain)
 
 
-class Report(msgspec.Struct):
+class Report(Judged, msgspec.Struct):
     """All that the demo found."""
 
     checks: list[Check] = []
@@ -71,8 +83,3 @@ class Report(msgspec.Struct):
     nfs: list[NfSeen] = []
     throughput: Compared | None = None
     setup: Compared | None = None
-
-    @property
-    def held(self) -> bool:
-        """Whether there are checks, and all of them held."""
-        return bool(self.checks) and all(check.held for check in self.checks)

@@ -15,7 +15,7 @@ from rich.text import Text
 from m2m.agent.api import HopReport, PathInfo
 from m2m.agent.plan import describe
 from m2m.lab import demo_report, mobility_report, state
-from m2m.lab.demo_results import Check
+from m2m.lab.demo_results import Check, Judged
 from m2m.lab.gateways import (
     CHAIN,
     CORE,
@@ -58,17 +58,12 @@ class Fetch(msgspec.Struct, frozen=True):
     bytes: int
 
 
-class Report(msgspec.Struct):
+class Report(Judged, msgspec.Struct):
     """What ``m2m-lab run gateway --json`` prints."""
 
     scenario: str = "gateway"
     fetches: list[Fetch] = []
     checks: list[Check] = []
-
-    @property
-    def held(self) -> bool:
-        """Whether there are checks, and all of them held."""
-        return bool(self.checks) and all(check.held for check in self.checks)
 
 
 _Look = Callable[[], Awaitable[str]]
@@ -151,13 +146,7 @@ class _Stage:
 
     async def nothing_left(self) -> None:
         """All sessions end, and nobody keeps anything of them."""
-        left = -1
-        with trio.move_on_after(_PATIENCE):
-            while left:
-                left = 0
-                for host, _ in self._lab.topology.with_role():
-                    left += len(await self._lab.sessions(host))
-                await trio.sleep(_LOOK)
+        left = await self._lab.sessions_left(_PATIENCE)
         demo_report.heading(self._console, "Afterwards")
         self.check(Check("No host keeps a session", left == 0, f"{left} sessions"))
 

@@ -40,6 +40,7 @@ from m2m.lab.process import Notifications, Started
 from m2m.lab.topology import Nft, Ready, Topology
 
 _CLEANUP_LIMIT = 20.0  # s
+_LOOK = 0.02  # s between two looks for what tells of no event
 
 _Answer = TypeVar("_Answer")
 
@@ -307,6 +308,20 @@ class Lab:
         socket = self.control_socket(host)
         items = await trio.to_thread.run_sync(lambda: list(ask(socket, AskSessions())))
         return [item.session for item in items if isinstance(item, SessionItem)]
+
+    async def sessions_left(self, patience: float) -> int:
+        """How many sessions hosts have still, after at most so many s of waiting for none; -1: they
+        could not be asked in that time."""
+        left = -1
+        with trio.move_on_after(patience):
+            while left:
+                found = 0
+                for host, _ in self.topology.with_role():
+                    found += len(await self.sessions(host))
+                left = found
+                if left:
+                    await trio.sleep(_LOOK)
+        return left
 
     async def end(self, host: str, session: str) -> None:
         """Have *host* tear this session down, along its whole path."""

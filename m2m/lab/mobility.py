@@ -16,7 +16,7 @@ from rich.console import Console
 from m2m.agent.api import PathInfo
 from m2m.errors import M2MError
 from m2m.lab import demo_report, mobile_trial, mobile_witness, mobility_report, state
-from m2m.lab.demo_results import Check
+from m2m.lab.demo_results import Check, Judged
 from m2m.lab.handover import BULK, CONTROL, OTHER_UE, SERVER, UE, handover
 from m2m.lab.lab import Lab, open_lab
 from m2m.lab.mobile_loads import transfer
@@ -39,17 +39,12 @@ _RECOVERY = 15.0 * SLOWNESS  # s for TCP to find out that its peer is back
 _LINGER = 0.25  # s between two looks at what other processes tell no event of
 
 
-class Report(msgspec.Struct):
+class Report(Judged, msgspec.Struct):
     """What ``m2m-lab run --json`` prints."""
 
     scenario: str
     trials: list[Row] = []
     checks: list[Check] = []
-
-    @property
-    def held(self) -> bool:
-        """Whether there are checks, and all of them held."""
-        return bool(self.checks) and all(check.held for check in self.checks)
 
 
 Play = Callable[["Making"], Awaitable[None]]

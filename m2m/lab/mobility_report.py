@@ -107,10 +107,4 @@ def summary(console: Console, report: Report) -> None:
         )  # fmt: skip
     console.print(Padding(table, _INDENT))
     console.print("  [dim]Medians. Lost are datagrams, those of the link's own outage included.[/]")
-    failed = [check for check in report.checks if not check.held]
-    console.print()
-    if failed:
-        console.print(f"[bold red]{len(failed)} of {len(report.checks)} checks failed:[/]")
-        demo_report.checks(console, failed)
-    else:
-        console.print(f"[bold green]All {len(report.checks)} checks held.[/]")
+    demo_report.verdict(console, report.checks)

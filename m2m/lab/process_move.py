@@ -16,7 +16,7 @@ from m2m.agent.api import PathInfo
 from m2m.agent.dialogue import HandOver, LeadHere, TakenItem, TakeOver
 from m2m.cli.query import ask
 from m2m.lab import demo_report, mobile_witness, mobility_report, state
-from m2m.lab.demo_results import Check
+from m2m.lab.demo_results import Check, Judged
 from m2m.lab.hosts_of_process import (
     CORE,
     HERE,
@@ -56,18 +56,13 @@ class Moved(msgspec.Struct, frozen=True):
     steps: dict[str, float]
 
 
-class Report(msgspec.Struct):
+class Report(Judged, msgspec.Struct):
     """What ``m2m-lab run process-move --json`` prints."""
 
     scenario: str = "process-move"
     moves: list[Moved] = []
     transfers: dict[str, bulk.Report] = {}
     checks: list[Check] = []
-
-    @property
-    def held(self) -> bool:
-        """Whether there are checks, and all of them held."""
-        return bool(self.checks) and all(check.held for check in self.checks)
 
 
 class _Process:

@@ -62,10 +62,4 @@ def summary(console: Console, trials: Sequence[Trial], checks: Sequence[Check]) 
         "  [dim]Packets: held by agents; lost, come twice and late by the wire. TCP segments:"
         "\n  sent again by the kernels at both ends.[/]"
     )
-    failed = [check for check in checks if not check.held]
-    console.print()
-    if failed:
-        console.print(f"[bold red]{len(failed)} of {len(checks)} checks failed:[/]")
-        demo_report.checks(console, failed)
-    else:
-        console.print(f"[bold green]All {len(checks)} checks held.[/]")
+    demo_report.verdict(console, checks)

@@ -16,7 +16,7 @@ from m2m.agent.dialogue import Change
 from m2m.agent.order import Do
 from m2m.lab import demo_report, scenario_report, state, trial
 from m2m.lab.changing import Swinging, chain_of, change, gather, instance, other
-from m2m.lab.demo_results import Check
+from m2m.lab.demo_results import Check, Judged
 from m2m.lab.lab import Lab, open_lab
 from m2m.lab.load import with_services
 from m2m.lab.pace import SLOWNESS
@@ -33,17 +33,12 @@ _FLOWS = 20
 _PATIENCE = 10.0 * SLOWNESS  # s until an emptied host has forgotten its sessions
 
 
-class Report(msgspec.Struct):
+class Report(Judged, msgspec.Struct):
     """What ``m2m-lab run --json`` prints."""
 
     scenario: str
     trials: list[Trial] = []
     checks: list[Check] = []
-
-    @property
-    def held(self) -> bool:
-        """Whether there are checks, and all of them held."""
-        return bool(self.checks) and all(check.held for check in self.checks)
 
 
 class Stage:
