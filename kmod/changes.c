@@ -276,7 +276,7 @@ static int unsteer(struct m2m_state *state, const struct m2m_key4 *key, u8 actio
 	if (row->kind == M2M_ROW_UNDECIDED)
 		atomic_dec(&state->undecided);
 	old = row->hop;
-	m2m_row_fill(row, &entry, NULL);
+	m2m_row_fill(row, &entry, NULL, m2m_now(state));
 	stays = row->counted || room;
 	if (row->counted)
 		m2m_table_return(&state->table, room);

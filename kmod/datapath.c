@@ -69,11 +69,11 @@ static unsigned int open_flow(struct m2m_state *state, struct sk_buff *skb,
 		else
 			kfree(fresh);
 	}
-	spin_lock_bh(&row->lock);
-	if (row->dead || (row->kind == M2M_ROW_DECIDED && !is_past(row, m2m_now()))) {
+	spin_lock(&row->lock);
+	if (row->dead || (row->kind == M2M_ROW_DECIDED && !is_past(row, m2m_now(state)))) {
 		bool dead = row->dead;
 
-		spin_unlock_bh(&row->lock);
+		spin_unlock(&row->lock);
 		if (dead) /* taken out just now */
 			return drop(state, M2M_HOLD_OVERFLOW, 1);
 		return m2m_meet(state, row, skb, at, headers, M2M_HOOK_OUT, false);
@@ -83,7 +83,7 @@ static unsigned int open_flow(struct m2m_state *state, struct sk_buff *skb,
 		atomic_inc(&state->undecided);
 	}
 	error = m2m_wait_first(state, row, skb, at, &tell);
-	spin_unlock_bh(&row->lock);
+	spin_unlock(&row->lock);
 	if (error)
 		return NF_DROP; /* counted */
 	if (tell)
@@ -104,7 +104,7 @@ static unsigned int unknown(struct m2m_state *state, struct sk_buff *skb,
 		 * Without ports nobody can tell whose it is. Between hosts whose subsessions are
 		 * being fragmented it is most likely one of those, whose first was lost.
 		 */
-		if (m2m_fragments_pass(state->fragments, key, m2m_now()) &&
+		if (m2m_fragments_pass(state->fragments, key, m2m_now(state)) &&
 		    is_own(state, skb, key->dst))
 			return drop(state, M2M_FRAGMENT_UNKNOWN, 1);
 		return NF_ACCEPT;
@@ -203,6 +203,40 @@ static unsigned int carry_out(struct m2m_state *state, struct sk_buff *skb,
 	return NF_STOLEN;
 }
 
+/*
+ * A row for which something waits or is watched decides whether a packet does; its lock is held, and
+ * only is when this returns GO_ON. Else a netfilter verdict.
+ */
+#define GO_ON (-1)
+static noinline int ask_to_wait(struct m2m_state *state, struct m2m_row *row, struct sk_buff *skb,
+				const struct nf_hook_state *at, struct m2m_headers *headers,
+				u8 hook, u32 *tell)
+{
+	struct nf_hook_state again = *at;
+	struct sk_buff *extra = NULL;
+	unsigned int done = NF_DROP;
+
+	switch (m2m_wait_meet(state, row, skb, at, headers, hook, &extra, tell)) {
+	case M2M_MET_GO_ON:
+		return GO_ON;
+	case M2M_MET_TAKEN:
+		break;
+	case M2M_MET_DROP: /* counted */
+		spin_unlock(&row->lock);
+		kfree_skb(extra);
+		return NF_DROP;
+	}
+	spin_unlock(&row->lock);
+	if (*tell)
+		m2m_tell_row(state, row, *tell);
+	if (extra) { /* an acknowledgement that does not wait */
+		if (m2m_parse(extra, headers))
+			done = m2m_meet(state, row, extra, at, headers, hook, false);
+		m2m_go_on(state, extra, &again, done);
+	}
+	return NF_STOLEN;
+}
+
 /**
  * m2m_meet - a packet meets a row
  * @state: the namespace's
@@ -213,14 +247,13 @@ static unsigned int carry_out(struct m2m_state *state, struct sk_buff *skb,
  * @hook: M2M_HOOK_IN or _OUT
  * @released: it has waited, and does not again
  *
- * A netfilter verdict.
+ * A netfilter verdict. Bottom halves are off.
  */
 unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_buff *skb,
 		      const struct nf_hook_state *at, struct m2m_headers *headers, u8 hook,
 		      bool released)
 {
-	struct sk_buff *extra = NULL;
-	struct m2m_key4 key = row->key;
+	const struct m2m_key4 *key = &row->key;
 	enum m2m_verdict verdict;
 	enum m2m_reason reason;
 	struct m2m_packet packet;
@@ -228,52 +261,34 @@ unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_bu
 	struct m2m_edit edit;
 	struct m2m_wire wire;
 	struct m2m_key wide;
-	unsigned int done;
-	u32 now = m2m_now(), tell = 0;
+	u32 now = m2m_now(state), tell = 0;
+	int done;
 
-	if (headers->truncated)
+	if (unlikely(headers->truncated))
 		return drop(state, M2M_TRUNCATED, 1);
 	if (!released && unlikely(READ_ONCE(row->closing)))
 		m2m_see_them_off(row);
-	spin_lock_bh(&row->lock);
-	if (row->dead) {
-		spin_unlock_bh(&row->lock);
+	spin_lock(&row->lock);
+	if (unlikely(row->dead)) {
+		spin_unlock(&row->lock);
 		if (released)
 			return hook == M2M_HOOK_OUT ? NF_ACCEPT : drop(state, M2M_NO_ENTRY, 1);
-		return unknown(state, skb, at, headers, &key, NULL);
+		return unknown(state, skb, at, headers, key, NULL);
 	}
 	if (unlikely(row->wait) && !released) {
-		switch (m2m_wait_meet(state, row, skb, at, headers, hook, &extra, &tell)) {
-		case M2M_MET_GO_ON:
-			break;
-		case M2M_MET_TAKEN:
-			spin_unlock_bh(&row->lock);
-			if (tell)
-				m2m_tell_row(state, row, tell);
-			if (extra) { /* an acknowledgement that does not wait */
-				struct nf_hook_state again = *at;
-
-				done = NF_DROP;
-				if (m2m_parse(extra, headers))
-					done = m2m_meet(state, row, extra, at, headers, hook,
-							false);
-				m2m_go_on(state, extra, &again, done);
-			}
-			return NF_STOLEN;
-		case M2M_MET_DROP: /* counted */
-			spin_unlock_bh(&row->lock);
-			kfree_skb(extra);
-			return NF_DROP;
-		}
+		done = ask_to_wait(state, row, skb, at, headers, hook, &tell);
+		if (done != GO_ON)
+			return done;
 	}
-	if (row->kind == M2M_ROW_UNDECIDED || is_past(row, now)) {
-		spin_unlock_bh(&row->lock);
+	if (unlikely(row->kind == M2M_ROW_UNDECIDED || is_past(row, now))) {
+		spin_unlock(&row->lock);
 		if (released)
-			return let_go(state, &key);
-		return unknown(state, skb, at, headers, &key, row);
+			return let_go(state, key);
+		return unknown(state, skb, at, headers, key, row);
 	}
-	m2m_key_widen(&wide, &key);
+	m2m_key_widen(&wide, key);
 	m2m_edit_of(&edit, &wide, &row->entry);
+	edit.port_diff = row->port_diff; /* the same, once for all */
 	m2m_measure(skb, headers, hook, edit.mtu, &wire);
 	packet.hook = hook;
 	packet.ttl = headers->ttl;
@@ -292,7 +307,7 @@ unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_bu
 		if (unlikely(row->wait))
 			tell |= watched(row, headers);
 	}
-	spin_unlock_bh(&row->lock);
+	spin_unlock(&row->lock);
 
 	if (reason < M2M_REASONS)
 		m2m_count(state, reason, wire.packets);
@@ -300,29 +315,38 @@ unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_bu
 		return NF_DROP;
 	if (verdict == M2M_VERDICT_PASS)
 		return NF_ACCEPT;
-	if (headers->first_fragment)
-		m2m_fragments_note(state->fragments, &key, headers->id, now);
+	if (unlikely(headers->first_fragment))
+		m2m_fragments_note(state->fragments, key, headers->id, now);
 	done = carry_out(state, skb, headers, &edit, verdict, rt, hook);
 	if (unlikely(tell))
 		m2m_tell_row(state, row, tell);
 	return done;
 }
 
-/**
- * m2m_process - a packet meets a hook
- * @state: the namespace's
- * @skb: an IPv4 packet, its data beginning at the IP header
- * @at: where
- * @hook: M2M_HOOK_IN or _OUT
- *
- * A netfilter verdict. Under RCU.
- */
-unsigned int m2m_process(struct m2m_state *state, struct sk_buff *skb,
-			 const struct nf_hook_state *at, u8 hook)
+/* A packet whose headers have been read, and the row that has been found for it, if there is one. */
+static unsigned int decide(struct m2m_state *state, struct sk_buff *skb,
+			   const struct nf_hook_state *at, struct m2m_headers *headers,
+			   const struct m2m_key4 *key, struct m2m_row *row)
+{
+	unsigned int done;
+
+	if (key->hook == M2M_HOOK_OUT) /* on the way in they are off already */
+		local_bh_disable();
+	if (row)
+		done = m2m_meet(state, row, skb, at, headers, key->hook, false);
+	else
+		done = unknown(state, skb, at, headers, key, NULL);
+	if (key->hook == M2M_HOOK_OUT)
+		local_bh_enable();
+	return done;
+}
+
+static noinline unsigned int process_closely(struct m2m_state *state, struct sk_buff *skb,
+					     const struct nf_hook_state *at, u8 hook)
 {
 	struct m2m_headers headers;
+	struct m2m_row *row = NULL;
 	struct m2m_key4 key;
-	struct m2m_row *row;
 
 	if (ip_hdr(skb)->protocol == IPPROTO_ICMP)
 		return m2m_process_icmp(state, skb, at, hook);
@@ -333,11 +357,54 @@ unsigned int m2m_process(struct m2m_state *state, struct sk_buff *skb,
 	      m2m_may_come_in(&state->config, headers.dport)))
 		return NF_ACCEPT;
 	m2m_key4_of(&key, hook, &headers);
-	if (headers.later_fragment &&
-	    !m2m_fragments_find(state->fragments, &key, headers.id, m2m_now()))
-		return unknown(state, skb, at, &headers, &key, NULL);
+	if (!headers.later_fragment ||
+	    m2m_fragments_find(state->fragments, &key, headers.id, m2m_now(state)))
+		row = m2m_table_find(&state->table, &key);
+	return decide(state, skb, at, &headers, &key, row);
+}
+
+static noinline unsigned int process_found(struct m2m_state *state, struct sk_buff *skb,
+					   const struct nf_hook_state *at,
+					   const struct m2m_key4 *key, struct m2m_row *row)
+{
+	struct m2m_headers headers;
+
+	if (!m2m_parse(skb, &headers))
+		return NF_ACCEPT;
+	return decide(state, skb, at, &headers, key, row);
+}
+
+/**
+ * m2m_process - a packet meets a hook
+ * @state: the namespace's
+ * @skb: an IPv4 packet, its data beginning at the IP header
+ * @at: where
+ * @ports: m2m_ports_of() it; on the way in they may be those of a session
+ * @hook: M2M_HOOK_IN or _OUT
+ *
+ * A netfilter verdict. Under RCU. All but the packets of sessions shall notice it as little as can
+ * be: what has no row, and cannot begin anything, goes on after one look into the table.
+ */
+unsigned int m2m_process(struct m2m_state *state, struct sk_buff *skb,
+			 const struct nf_hook_state *at, const __be16 *ports, u8 hook)
+{
+	const struct iphdr *ip = ip_hdr(skb);
+	struct m2m_row *row;
+	struct m2m_key4 key;
+
+	if (unlikely(!ports))
+		return process_closely(state, skb, at, hook);
+	key = (struct m2m_key4){
+		.src = ip->saddr,
+		.dst = ip->daddr,
+		.sport = ports[0],
+		.dport = ports[1],
+		.proto = ip->protocol,
+		.hook = hook,
+	};
 	row = m2m_table_find(&state->table, &key);
-	if (!row)
-		return unknown(state, skb, at, &headers, &key, NULL);
-	return m2m_meet(state, row, skb, at, &headers, hook, false);
+	if (!row && hook == M2M_HOOK_OUT && key.proto == M2M_PROTO_TCP &&
+	    !m2m_is_syn(((const u8 *)ports)[13]))
+		return NF_ACCEPT;
+	return process_found(state, skb, at, &key, row);
 }

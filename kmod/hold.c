@@ -68,20 +68,18 @@ void m2m_hold_kick(struct m2m_state *state, unsigned long delay)
 /* What could not be told finds room in the agent's socket now, perhaps. */
 static void tell_again(struct m2m_state *state)
 {
-	struct m2m_row *row;
-	u32 bucket, untold;
+	struct m2m_row *row = NULL;
+	u32 untold;
 
-	for (bucket = 0; bucket <= state->table.mask; bucket++) {
-		hlist_for_each_entry_rcu(row, &state->table.buckets[bucket], node, true) {
-			if (!READ_ONCE(row->wait))
-				continue;
-			spin_lock_bh(&row->lock);
-			untold = row->wait ? row->wait->state & M2M_UNTOLD : 0;
-			spin_unlock_bh(&row->lock);
-			if (untold)
-				m2m_tell_row(state, row, untold);
-		}
+	while ((row = m2m_table_after(&state->table, row))) {
 		cond_resched();
+		if (!READ_ONCE(row->wait))
+			continue;
+		spin_lock_bh(&row->lock);
+		untold = row->wait ? row->wait->state & M2M_UNTOLD : 0;
+		spin_unlock_bh(&row->lock);
+		if (untold)
+			m2m_tell_row(state, row, untold);
 	}
 }
 
@@ -124,29 +122,26 @@ void m2m_hold_work(struct work_struct *work)
  */
 void m2m_release_all(struct m2m_state *state)
 {
+	struct m2m_row *row, *next;
 	struct m2m_wait *wait;
-	struct hlist_node *next;
-	struct m2m_row *row;
-	u32 bucket;
 
 	while ((wait = list_first_entry_or_null(&state->held, struct m2m_wait, node)))
 		m2m_drain(state, wait->row);
-	for (bucket = 0; bucket <= state->table.mask; bucket++) {
-		hlist_for_each_entry_safe(row, next, &state->table.buckets[bucket], node) {
-			bool first;
+	for (row = m2m_table_after(&state->table, NULL); row; row = next) {
+		bool first;
 
-			spin_lock_bh(&row->lock);
-			first = row->wait && row->wait->state & M2M_WAIT_FIRST;
-			if (row->wait) { /* whoever wanted to be told has gone */
-				row->wait->state &= ~(M2M_UNTOLD | M2M_WAIT_ACK | M2M_WAIT_COUNT);
-				m2m_wait_done(row);
-			}
-			spin_unlock_bh(&row->lock);
-			if (row->kind == M2M_ROW_UNDECIDED)
-				m2m_discard(state, row);
-			else if (first)
-				m2m_drain(state, row);
+		next = m2m_table_after(&state->table, row);
+		spin_lock_bh(&row->lock);
+		first = row->wait && row->wait->state & M2M_WAIT_FIRST;
+		if (row->wait) { /* whoever wanted to be told has gone */
+			row->wait->state &= ~(M2M_UNTOLD | M2M_WAIT_ACK | M2M_WAIT_COUNT);
+			m2m_wait_done(row);
 		}
+		spin_unlock_bh(&row->lock);
+		if (row->kind == M2M_ROW_UNDECIDED)
+			m2m_discard(state, row);
+		else if (first)
+			m2m_drain(state, row);
 		cond_resched();
 	}
 }

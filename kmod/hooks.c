@@ -51,10 +51,15 @@ static bool is_bridged(const struct sk_buff *skb)
 static unsigned int m2m_in(void *priv, struct sk_buff *skb, const struct nf_hook_state *at)
 {
 	struct m2m_state *state = priv;
+	const __be16 *ports = m2m_ports_of(skb);
 
+	/* Most of what comes is of no session. */
+	if (ports && !(m2m_may_come_in(&state->config, ports[0]) &&
+		       m2m_may_come_in(&state->config, ports[1])))
+		return NF_ACCEPT;
 	if (skb->pkt_type != PACKET_HOST || !is_attached(state, at->in) || is_bridged(skb))
 		return NF_ACCEPT;
-	return m2m_process(state, skb, at, M2M_HOOK_IN);
+	return m2m_process(state, skb, at, ports, M2M_HOOK_IN);
 }
 
 static unsigned int m2m_out(void *priv, struct sk_buff *skb, const struct nf_hook_state *at)
@@ -66,7 +71,7 @@ static unsigned int m2m_out(void *priv, struct sk_buff *skb, const struct nf_hoo
 	/* What is yet to be encrypted leaves the host as something else. */
 	if (skb_dst(skb) && dst_xfrm(skb_dst(skb)))
 		return NF_ACCEPT;
-	return m2m_process(state, skb, at, M2M_HOOK_OUT);
+	return m2m_process(state, skb, at, m2m_ports_of(skb), M2M_HOOK_OUT);
 }
 
 static const struct nf_hook_ops hooks[] = {

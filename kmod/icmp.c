@@ -85,7 +85,7 @@ unsigned int m2m_process_icmp(struct m2m_state *state, struct sk_buff *skb,
 	packet.hook = hook;
 	packet.ttl = ip_hdr(skb)->ttl;
 	packet.wire_len = skb->len;
-	verdict = m2m_judge(&edit, &packet, m2m_now(), &reason);
+	verdict = m2m_judge(&edit, &packet, m2m_now(state), &reason);
 	sends = verdict == M2M_VERDICT_SEND;
 	if (sends && !rt) {
 		verdict = M2M_VERDICT_DROP;

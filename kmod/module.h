@@ -25,106 +25,8 @@
 #include <net/route.h>
 
 #include "core/core.h"
+#include "packet.h"
 #include "uapi/m2m.h"
-
-/* -- packets (packet.c) ------------------------------------------------------------------- */
-
-/**
- * struct m2m_headers - a TCP or UDP packet taken apart
- * @saddr: source address
- * @daddr: destination address
- * @sport: zero in later fragments
- * @dport: zero in later fragments
- * @l4: offset of the transport header behind the beginning of the IP header
- * @l4_len: length of the transport header with its options
- * @len: IP total length
- * @seq: TCP, host order
- * @ack: TCP, host order
- * @id: of the IP header
- * @ttl: of the IP header
- * @proto: TCP or UDP
- * @tcp_flags: the header's octet of that name
- * @fragmentable: routers and the stack may cut it up
- * @first_fragment: of several
- * @later_fragment: carries no ports
- * @truncated: ports are there, the rest of the transport header is not
- */
-struct m2m_headers {
-	__be32 saddr;
-	__be32 daddr;
-	__be16 sport;
-	__be16 dport;
-	u32 l4;
-	u32 l4_len;
-	u32 len;
-	u32 seq;
-	u32 ack;
-	__be16 id;
-	u8 ttl;
-	u8 proto;
-	u8 tcp_flags;
-	bool fragmentable;
-	bool first_fragment;
-	bool later_fragment;
-	bool truncated;
-};
-
-#define M2M_TCP_FIN 0x01
-#define M2M_TCP_SYN 0x02
-#define M2M_TCP_RST 0x04
-#define M2M_TCP_ACK 0x10
-#define M2M_TCP_ECE 0x40
-#define M2M_TCP_CWR 0x80
-
-/**
- * struct m2m_wire - what a packet is on the wire, once a device or the stack has cut it up
- * @packets: how many
- * @bytes: the sum of their IP total lengths
- * @longest: IP total length of the largest
- */
-struct m2m_wire {
-	u32 packets;
-	u32 bytes;
-	u32 longest;
-};
-
-bool m2m_parse(struct sk_buff *skb, struct m2m_headers *headers);
-void m2m_measure(const struct sk_buff *skb, const struct m2m_headers *headers, u8 hook, u32 mtu,
-		 struct m2m_wire *wire);
-
-/* TCP: octets behind the headers. */
-static inline u32 m2m_payload(const struct m2m_headers *headers)
-{
-	return headers->len - headers->l4 - headers->l4_len;
-}
-
-/* TCP: one past the last sequence number the packet takes. */
-static inline u32 m2m_end_of(const struct m2m_headers *headers)
-{
-	return m2m_seq_end(headers->seq, m2m_payload(headers), headers->tcp_flags & M2M_TCP_SYN,
-			   headers->tcp_flags & M2M_TCP_FIN);
-}
-
-/* Whether a session can begin with it. */
-static inline bool m2m_opens(const struct m2m_headers *headers)
-{
-	if (headers->later_fragment || headers->truncated)
-		return false;
-	return headers->proto == M2M_PROTO_UDP ||
-	       (headers->tcp_flags & (M2M_TCP_SYN | M2M_TCP_ACK)) == M2M_TCP_SYN;
-}
-
-static inline void m2m_key4_of(struct m2m_key4 *key, u8 hook, const struct m2m_headers *headers)
-{
-	*key = (struct m2m_key4){
-		.src = headers->saddr,
-		.dst = headers->daddr,
-		.sport = headers->sport,
-		.dport = headers->dport,
-		.proto = headers->proto,
-		.hook = hook,
-	};
-}
 
 /* -- where packets go (hop.c, send.c) ----------------------------------------------------- */
 
@@ -169,12 +71,14 @@ struct m2m_wait;
 /**
  * struct m2m_row - one row of the translation table
  * @node: in a bucket
+ * @all: among all rows, in the order in which they have come
  * @key: never changes
  * @kind: M2M_ROW_DECIDED or M2M_ROW_UNDECIDED
  * @dead: taken out of the table: whoever still finds it has found nothing
  * @closing: its last waiting packets are just leaving; see m2m_see_them_off()
  * @reported: the agent has been told that its session is over
  * @counted: it takes one of the table's places
+ * @port_diff: m2m_entry_port_diff() of its entry
  * @lock: of all that follows and can change
  * @entry: as the other datapaths have it
  * @hop: where M2M_SEND leads; changed under &m2m_net.lock as well
@@ -183,12 +87,14 @@ struct m2m_wait;
  */
 struct m2m_row {
 	struct hlist_node node;
+	struct list_head all;
 	struct m2m_key4 key;
 	u8 kind;
 	bool dead;
 	bool closing;
 	bool reported;
 	bool counted;
+	u16 port_diff;
 	spinlock_t lock; /* see above */
 	struct m2m_entry entry;
 	struct m2m_hop *hop;
@@ -197,23 +103,28 @@ struct m2m_row {
 };
 
 struct m2m_table {
-	spinlock_t lock; /* of the chains, and of count */
-	u32 seed;
+	spinlock_t lock; /* of the chains, of all, and of count */
+	u32 seed[4];
+	u64 factor;
+	u32 shift;
 	u32 mask;
 	u32 room;  /* rows that may be counted */
 	u32 count; /* of these, how many are */
 	struct hlist_head *buckets;
+	struct list_head all;
+	struct m2m_row *coming; /* the sweeper's next; under &m2m_net.lock */
 };
 
 int m2m_table_init(struct m2m_table *table, u32 room);
 void m2m_table_free(struct m2m_table *table);
+struct m2m_row *m2m_table_after(const struct m2m_table *table, const struct m2m_row *row);
 struct m2m_row *m2m_table_find(const struct m2m_table *table, const struct m2m_key4 *key);
 struct m2m_row *m2m_row_new(const struct m2m_key4 *key, gfp_t gfp);
 struct m2m_row *m2m_table_add(struct m2m_table *table, struct m2m_row *row);
 void m2m_table_remove(struct m2m_table *table, struct m2m_row *row);
 bool m2m_table_reserve(struct m2m_table *table, u32 rows);
 void m2m_table_return(struct m2m_table *table, u32 rows);
-void m2m_row_fill(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop);
+void m2m_row_fill(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop, u32 now);
 void m2m_row_redirect(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop);
 void m2m_row_read(struct m2m_row *row, struct m2m_entry *entry);
 bool m2m_row_is_session(struct m2m_row *row);
@@ -343,10 +254,12 @@ struct m2m_state *m2m_state_new(struct net *net, u32 sessions);
 void m2m_state_unhook(struct m2m_state *state);
 void m2m_state_free(struct m2m_state *state);
 void m2m_state_leave(struct m2m_state *state);
+void m2m_state_set_clock(struct m2m_state *state);
 
-static inline u32 m2m_now(void)
+/* Ticks; a call into the clock would cost as much as the look-up. */
+static inline u32 m2m_now(const struct m2m_state *state)
 {
-	return (u32)(ktime_get_coarse_ns() >> M2M_TICK_SHIFT);
+	return m2m_ticks_at(&state->config, get_jiffies_64());
 }
 
 static inline bool m2m_is_away(const struct m2m_state *state)
@@ -367,7 +280,7 @@ int m2m_hooks_register(struct m2m_state *state);
 void m2m_hooks_unregister(struct m2m_state *state);
 
 unsigned int m2m_process(struct m2m_state *state, struct sk_buff *skb,
-			 const struct nf_hook_state *at, u8 hook);
+			 const struct nf_hook_state *at, const __be16 *ports, u8 hook);
 unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_buff *skb,
 		      const struct nf_hook_state *at, struct m2m_headers *headers, u8 hook,
 		      bool released);

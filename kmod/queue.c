@@ -89,16 +89,15 @@ void m2m_wait_purge(struct m2m_state *state)
 {
 	struct m2m_parcel *parcel, *next;
 	struct m2m_row *row;
-	u32 bucket;
 
-	for (bucket = 0; state->table.buckets && bucket <= state->table.mask; bucket++) {
-		hlist_for_each_entry(row, &state->table.buckets[bucket], node) {
-			if (!row->wait)
-				continue;
-			list_for_each_entry_safe(parcel, next, &row->wait->queue, node) {
-				kfree_skb(parcel->skb);
-				m2m_parcel_free(state, parcel);
-			}
+	if (!state->table.buckets) /* it has not been made */
+		return;
+	list_for_each_entry(row, &state->table.all, all) {
+		if (!row->wait)
+			continue;
+		list_for_each_entry_safe(parcel, next, &row->wait->queue, node) {
+			kfree_skb(parcel->skb);
+			m2m_parcel_free(state, parcel);
 		}
 	}
 }

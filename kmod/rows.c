@@ -105,7 +105,7 @@ static void replace(struct m2m_state *state, struct m2m_row *row, const struct m
 		(*places)--;
 	row->counted = true;
 	old = row->hop;
-	m2m_row_fill(row, &flat->entry, hop);
+	m2m_row_fill(row, &flat->entry, hop, m2m_now(state));
 	spin_unlock_bh(&row->lock);
 	m2m_hop_put(old);
 }
@@ -119,7 +119,7 @@ static void install(struct m2m_state *state, const struct m2m_flat_row *flat, st
 	there = m2m_table_find(&state->table, &flat->key);
 	if (!there) {
 		row->counted = true;
-		m2m_row_fill(row, &flat->entry, fresh->hop);
+		m2m_row_fill(row, &flat->entry, fresh->hop, m2m_now(state));
 		there = m2m_table_add(&state->table, row);
 		if (there == row) {
 			(*places)--;

@@ -12,14 +12,13 @@
  * @skb: translated; consumed
  * @rt: of the next hop
  *
- * The routing table would refuse it: its source is an address of this host. Under RCU.
+ * The routing table would refuse it: its source is an address of this host. Under RCU, bottom halves off.
  */
 int m2m_transmit(struct sk_buff *skb, struct rtable *rt)
 {
 	struct net_device *device = rt->dst.dev;
 	unsigned int room = LL_RESERVED_SPACE(device);
 	struct neighbour *neighbour;
-	int error = 0;
 
 	if (skb_warn_if_lro(skb)) {
 		kfree_skb(skb);
@@ -34,16 +33,13 @@ int m2m_transmit(struct sk_buff *skb, struct rtable *rt)
 		if (!skb)
 			return -ENOMEM;
 	}
-	rcu_read_lock_bh();
 	neighbour = ip_neigh_gw4(device, rt->rt_gw4);
 	if (IS_ERR(neighbour)) {
 		kfree_skb(skb);
-		error = PTR_ERR(neighbour);
-	} else {
-		neigh_output(neighbour, skb, false);
+		return PTR_ERR(neighbour);
 	}
-	rcu_read_unlock_bh();
-	return error;
+	neigh_output(neighbour, skb, false);
+	return 0;
 }
 
 /**

@@ -21,6 +21,7 @@ struct m2m_state *m2m_state_new(struct net *net, u32 sessions)
 	if (!state)
 		return NULL;
 	state->net = net;
+	m2m_state_set_clock(state);
 	INIT_LIST_HEAD(&state->held);
 	INIT_DELAYED_WORK(&state->hold_work, m2m_hold_work);
 	INIT_DELAYED_WORK(&state->sweep_work, m2m_sweep_work);
@@ -62,6 +63,19 @@ void m2m_state_free(struct m2m_state *state)
 	m2m_fragments_free(state->fragments);
 	free_percpu(state->reasons);
 	kfree(state);
+}
+
+/*
+ * To be done again and again, as CLOCK_MONOTONIC is slewed and jiffies are not. These count the
+ * beginnings of periods, this clock what has passed since: one period less, and packets are never
+ * stamped ahead of the time.
+ */
+void m2m_state_set_clock(struct m2m_state *state)
+{
+	struct m2m_config *config = &state->config;
+
+	config->jiffy = TICK_NSEC;
+	WRITE_ONCE(config->clock, ktime_get_ns() - (get_jiffies_64() + 1) * config->jiffy);
 }
 
 /**

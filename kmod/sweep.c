@@ -9,7 +9,7 @@
 #include "module.h"
 
 #define M2M_INTERVAL HZ
-#define M2M_BUCKETS_AT_ONCE 256 /* then commands of the agent have their turn */
+#define M2M_ROWS_AT_ONCE 256 /* then commands of the agent have their turn */
 
 static bool find(const struct m2m_state *state, const struct m2m_key *key, u64 session,
 		 struct m2m_entry *entry)
@@ -164,20 +164,18 @@ void m2m_sweep_work(struct work_struct *work)
 {
 	struct m2m_state *state = container_of(to_delayed_work(work), struct m2m_state, sweep_work);
 	struct mutex *lock = &state->here->lock;
-	struct hlist_node *next;
 	struct m2m_row *row;
-	u32 bucket;
+	u32 seen = 0;
 
 	mutex_lock(lock);
+	m2m_state_set_clock(state);
 	if (m2m_is_away(state) &&
 	    (atomic_read(&state->first_waiting) || atomic_read(&state->live_waiting)))
 		m2m_release_all(state);
-	for (bucket = 0; bucket <= state->table.mask; bucket++) {
-		u32 now = m2m_now();
-
-		hlist_for_each_entry_safe(row, next, &state->table.buckets[bucket], node)
-			sweep_row(state, row, now);
-		if (!((bucket + 1) % M2M_BUCKETS_AT_ONCE)) {
+	for (row = m2m_table_after(&state->table, NULL); row; row = state->table.coming) {
+		state->table.coming = m2m_table_after(&state->table, row);
+		sweep_row(state, row, m2m_now(state));
+		if (!(++seen % M2M_ROWS_AT_ONCE)) {
 			mutex_unlock(lock);
 			cond_resched();
 			mutex_lock(lock);

@@ -87,7 +87,7 @@ static enum m2m_met wait_live(struct m2m_state *state, struct m2m_wait *wait, st
 		return M2M_MET_DROP;
 	}
 	if (headers->first_fragment)
-		m2m_fragments_note(state->fragments, key, headers->id, m2m_now());
+		m2m_fragments_note(state->fragments, key, headers->id, m2m_now(state));
 	if (m2m_enqueue(state, wait, skb, at, false))
 		return M2M_MET_DROP;
 	check_bounds(state, wait);

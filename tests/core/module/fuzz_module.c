@@ -200,6 +200,7 @@ static void quoted(const struct sk_buff *about, const struct m2m_headers *header
 int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 {
 	struct m2m_headers headers;
+	const __be16 *ports;
 	struct m2m_wire wire;
 	struct sk_buff *skb;
 	const u8 *draw = data;
@@ -210,7 +211,13 @@ int LLVMFuzzerTestOneInput(const u8 *data, size_t size)
 		return 0;
 	kind = draw[14] % 4;
 	skb = packet_of(data + 20, size - 20, draw[15]);
+	ports = m2m_ports_of(skb);
 	if (m2m_parse(skb, &headers)) {
+		/* What a glance tells is what reading it all does. */
+		CHECK(!ports || (!headers.later_fragment && ports[0] == headers.sport &&
+				 ports[1] == headers.dport));
+		CHECK(!ports || headers.proto != M2M_PROTO_TCP || headers.truncated ||
+		      m2m_opens(&headers) == m2m_is_syn(((const u8 *)ports)[13]));
 		CHECK(headers.truncated || headers.later_fragment ||
 		      headers.l4 + headers.l4_len <= skb->len);
 		if (!headers.truncated)

@@ -67,7 +67,7 @@ struct netlink_callback;
 
 #define this_cpu_add(where, what) ((void)((where) + (what)))
 static inline u64 ktime_get_ns(void) { return 0; }
-static inline u64 ktime_get_coarse_ns(void) { return 0; }
+static inline u64 get_jiffies_64(void) { return 0; }
 
 /* -- packets --------------------------------------------------------------------------------- */
 
