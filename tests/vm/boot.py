@@ -14,6 +14,7 @@ of one run compare as the work does, whatever else this machine is doing meanwhi
 from __future__ import annotations
 
 import argparse
+import fcntl
 import lzma
 import os
 import shlex
@@ -41,9 +42,12 @@ TOOLS = {
 # What the first script needs to reach the host's files; the rest is loaded from there.
 MODULES = ("virtio_pci", "virtiofs", "overlay")
 BOOT = (
-    "console=ttyS0 panic=-1 reboot=t mitigations=off nokaslr random.trust_cpu=on"
-    " rcupdate.rcu_expedited=1 cryptomgr.notests log_buf_len=4M"
+    "console=ttyS0 panic=-1 reboot=t mitigations=off nokaslr random.trust_cpu=on apparmor=0"
+    " init_on_alloc=0 tsc=reliable rcupdate.rcu_expedited=1 cryptomgr.notests log_buf_len=4M"
 )
+# tsc: emulated processors count alike, and are found not to where the host is busy.
+# An emulated processor moves octets one at a time where it says that it does so fast.
+PROCESSOR = "max,-erms,-fsrm"
 KERNEL = "linux-image-amd64"
 CACHE = Path.home() / ".cache/m2m/kernels"
 TIME_IS_UP = 124  # as timeout(1) has it
@@ -118,24 +122,30 @@ def unpacked(package: str, cache: Path) -> tuple[Path, Path]:
         raise Impossible(f"no kernel package {package}: {found.stderr.strip()}")
     name = found.stdout.split()[1].removesuffix(".deb")
     place = cache / name
-    if not place.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            try:
-                subprocess.run(
-                    ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package],
-                    cwd=folder, check=True,
-                )  # fmt: skip
-            except subprocess.CalledProcessError as error:
-                raise Impossible(f"{package} is not to be had; run: apt-get update") from error
-            (deb,) = Path(folder).glob("*.deb")
-            root = Path(folder) / "root"
-            subprocess.run(["dpkg", "-x", deb, root], check=True)
-            (version,) = (root / "lib/modules").iterdir()
-            subprocess.run(["depmod", "-b", root, version.name], check=True)
-            root.rename(place)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several machines may start at once
+        if not place.exists():
+            fetch(package, place)
     (modules,) = (place / "lib/modules").iterdir()
     return modules, place / f"boot/vmlinuz-{modules.name}"
+
+
+def fetch(package: str, place: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+        try:
+            subprocess.run(
+                ["apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", package],
+                cwd=folder, check=True,
+            )  # fmt: skip
+        except subprocess.CalledProcessError as error:
+            raise Impossible(f"{package} is not to be had; run: apt-get update") from error
+        (deb,) = Path(folder).glob("*.deb")
+        root = Path(folder) / "root"
+        subprocess.run(["dpkg", "-x", deb, root], check=True)
+        (version,) = (root / "lib/modules").iterdir()
+        subprocess.run(["depmod", "-b", root, version.name], check=True)
+        root.rename(place)
 
 
 def needed(modules: Path, names: tuple[str, ...]) -> list[Path]:
@@ -183,7 +193,7 @@ def machine(run: Path, kernel: Path, processors: list[str], time_limit: float) -
             stdout=log, stderr=log, pass_fds=[listener.fileno()],
         ))  # fmt: skip
         qemu = ended.enter_context(child(
-            ["qemu-system-x86_64", *processors, "-cpu", "max", "-m", str(memory),
+            ["qemu-system-x86_64", *processors, "-cpu", PROCESSOR, "-m", str(memory),
              "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on",
              "-machine", "q35,memory-backend=mem", "-nodefaults", "-display", "none", "-no-reboot",
              "-chardev", f"socket,id=files,path={shared}",
