@@ -328,17 +328,9 @@ static unsigned int decide(struct m2m_state *state, struct sk_buff *skb,
 			   const struct nf_hook_state *at, struct m2m_headers *headers,
 			   const struct m2m_key4 *key, struct m2m_row *row)
 {
-	unsigned int done;
-
-	if (key->hook == M2M_HOOK_OUT) /* on the way in they are off already */
-		local_bh_disable();
 	if (row)
-		done = m2m_meet(state, row, skb, at, headers, key->hook, false);
-	else
-		done = unknown(state, skb, at, headers, key, NULL);
-	if (key->hook == M2M_HOOK_OUT)
-		local_bh_enable();
-	return done;
+		return m2m_meet(state, row, skb, at, headers, key->hook, false);
+	return unknown(state, skb, at, headers, key, NULL);
 }
 
 static noinline unsigned int process_closely(struct m2m_state *state, struct sk_buff *skb,
@@ -389,22 +381,30 @@ unsigned int m2m_process(struct m2m_state *state, struct sk_buff *skb,
 			 const struct nf_hook_state *at, const __be16 *ports, u8 hook)
 {
 	const struct iphdr *ip = ip_hdr(skb);
-	struct m2m_row *row;
+	bool bottom_halves = !in_softirq(); /* most often they are off already */
+	struct m2m_row *row = NULL;
 	struct m2m_key4 key;
+	unsigned int done;
 
-	if (unlikely(!ports))
-		return process_closely(state, skb, at, hook);
-	key = (struct m2m_key4){
-		.src = ip->saddr,
-		.dst = ip->daddr,
-		.sport = ports[0],
-		.dport = ports[1],
-		.proto = ip->protocol,
-		.hook = hook,
-	};
-	row = m2m_table_find(&state->table, &key);
-	if (!row && hook == M2M_HOOK_OUT && key.proto == M2M_PROTO_TCP &&
-	    !m2m_is_syn(((const u8 *)ports)[13]))
-		return NF_ACCEPT;
-	return process_found(state, skb, at, &key, row);
+	if (likely(ports)) {
+		key = (struct m2m_key4){
+			.src = ip->saddr,
+			.dst = ip->daddr,
+			.sport = ports[0],
+			.dport = ports[1],
+			.proto = ip->protocol,
+			.hook = hook,
+		};
+		row = m2m_table_find(&state->table, &key);
+		if (!row && hook == M2M_HOOK_OUT && key.proto == M2M_PROTO_TCP &&
+		    !m2m_is_syn(((const u8 *)ports)[13]))
+			return NF_ACCEPT;
+	}
+	if (bottom_halves)
+		local_bh_disable();
+	done = likely(ports) ? process_found(state, skb, at, &key, row) :
+			       process_closely(state, skb, at, hook);
+	if (bottom_halves)
+		local_bh_enable();
+	return done;
 }

@@ -70,9 +70,9 @@ unsigned int m2m_process_icmp(struct m2m_state *state, struct sk_buff *skb,
 	row = m2m_table_find(&state->table, &key);
 	if (!row)
 		return NF_ACCEPT;
-	spin_lock_bh(&row->lock);
+	spin_lock(&row->lock);
 	if (!m2m_row_is_session(row)) {
-		spin_unlock_bh(&row->lock);
+		spin_unlock(&row->lock);
 		return NF_ACCEPT;
 	}
 	m2m_key_widen(&wide, &key);
@@ -80,7 +80,7 @@ unsigned int m2m_process_icmp(struct m2m_state *state, struct sk_buff *skb,
 	hop = row->hop;
 	if (hop)
 		rt = rcu_dereference(hop->rt);
-	spin_unlock_bh(&row->lock);
+	spin_unlock(&row->lock);
 
 	packet.hook = hook;
 	packet.ttl = ip_hdr(skb)->ttl;
