@@ -1,7 +1,8 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test kmod test-vm test-vm-debug model soak faults handovers proxies bench bench-vm lint fuzz \
-        clean libpcap install-libpcap uninstall-libpcap refresh-libpcap install-sockets uninstall-sockets
+VM_PARTS := vm-scenarios vm-traffic vm-ebpf vm-module vm-dkms
+.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-debug model soak faults handovers proxies bench bench-vm \
+        lint fuzz clean libpcap install-libpcap uninstall-libpcap refresh-libpcap install-sockets uninstall-sockets
 .DELETE_ON_ERROR:
 
 # ip, tc, nft, bpftool and nginx are there, whatever PATH the caller came with.
@@ -13,6 +14,7 @@ VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain
 VM_KMOD_TESTS := tests/kmod tests/datapath tests/netns/test_kernel_datapath.py \
                  tests/netns/test_kernel_lan.py tests/netns/test_kernel_hold.py
 VM_SCENARIOS := demo replace insert remove drain contend
+VM := tests/vm/boot.py --kernel $(VM_KERNEL)
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
     $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
@@ -33,22 +35,36 @@ test: setup ## run every test; those that cannot run say why
 kmod: ## build kmod/m2m.ko for Debian's kernels (in ~/.cache/m2m, nothing is installed)
 	@kmod/build
 
-test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in a virtual machine (root)
+# As many machines as there are processors, each with one part; what it says comes when it is through.
+test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in virtual machines (root)
+	@echo "$(words $(VM_PARTS)) machines, $$(nproc) at once: $(VM_PARTS)"
+	@$(MAKE) --no-print-directory --keep-going --output-sync --jobs $$(nproc) $(VM_PARTS)
+
+$(VM_PARTS): vm-build
+vm-build: setup
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
-	@tests/vm/boot.py --kernel $(VM_KERNEL) -- tests/vm/with-module \
-	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_KMOD_TESTS) -k kmod
-	@tests/vm/boot.py --counted --kernel $(VM_KERNEL) --time-limit 3600 -- tests/vm/with-module \
-	    tests/vm/scenarios $(VM_SCENARIOS)
+
+vm-scenarios:
+	@$(VM) --counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_SCENARIOS)
+
+vm-traffic: TESTS = $(filter tests/netns/%,$(VM_KMOD_TESTS))
+vm-module: TESTS = $(filter-out tests/netns/%,$(VM_KMOD_TESTS))
+vm-traffic vm-module:
+	@$(VM) -- tests/vm/with-module $(VENV)/bin/python -m pytest --timeout 600 $(TESTS) -k kmod
+
+# What runs in no kernel is the same on each.
+vm-ebpf:
+	@$(VM) -- $(VENV)/bin/python -m pytest --timeout 600 $(VM_TESTS) -k "not fake and not naming"
+
+vm-dkms:
 	@built=$$(tests/vm/dkms $(VM_KERNEL:linux-image-%=linux-headers-%)) && \
-	    tests/vm/boot.py --kernel $(VM_KERNEL) -- env M2M_KMOD=$$built tests/vm/with-module true
-	@tests/vm/boot.py --kernel $(VM_KERNEL) -- \
-	    $(VENV)/bin/python -m pytest --timeout 600 $(VM_TESTS)
+	    $(VM) -- env M2M_KMOD=$$built tests/vm/with-module true
 
 # Which datapath is taken (test_choose) needs a kernel that has both.
 test-vm-debug: setup ## the same for the module alone, on a kernel of its own that finds mistakes (root)
 	@kernel=$$(tests/vm/debug-kernel) && \
 	for tests in $(VM_KMOD_TESTS); do \
-	    tests/vm/boot.py --kernel $$kernel -- tests/vm/with-module \
+	    tests/vm/boot.py --time-limit 3600 --kernel $$kernel -- tests/vm/with-module \
 	        $(VENV)/bin/python -m pytest --timeout 1200 $$tests -k "kmod and not choose" || exit 1; \
 	done
 
