@@ -180,7 +180,7 @@ async def test_debians_proxies_are_told_apart_each_in_its_own_way(proxied: Proxi
     with library_installed():
         async with proxy.squid(workers=2):
             await keep(proxied)
-            assert MANY - MISSES <= await visits(proxied, MANY) <= MANY
+            assert await visits(proxied, MANY) >= MANY - MISSES
             proxied.check(MANY + 1)
     ways = [
         (proxy.squid(), None),
