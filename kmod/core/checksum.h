@@ -25,6 +25,11 @@ m2m_inline u16 m2m_csum_diff16(__be16 from, __be16 to)
 	return m2m_csum_fold((u64)(u16)~(u16)from + (u16)to);
 }
 
+m2m_inline u16 m2m_csum_diff32(__be32 from, __be32 to)
+{
+	return m2m_csum_fold((u64)(u32)~(u32)from + (u32)to);
+}
+
 m2m_inline u16 m2m_csum_diff_ports(__be16 old_sport, __be16 new_sport, __be16 old_dport,
 				   __be16 new_dport)
 {

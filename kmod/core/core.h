@@ -10,6 +10,7 @@
 #include "lifetime.h"
 #include "rule.h"
 #include "sequence.h"
+#include "splice.h"
 #include "tuple.h"
 #include "verdict.h"
 

@@ -62,6 +62,18 @@ def partner_key(key: bytes, entry: bytes) -> bytes:
 def pair_end(config: bytes, proto: int, entry: bytes, partner: bytes | None, now: int) -> int:
     """Whether two entries of a session are over (``enum m2m_end``) at *now*, in ticks."""
 
+def shift_window(window: int, bits: int) -> int:
+    """A window field in units that are 2**bits times smaller: at most what there is."""
+
+def add_splice(splice: bytes, right: bytes) -> bytes:
+    """``struct m2m_splice`` of a hop that takes over that of its right neighbour, too."""
+
+def apply_splice(splice: bytes, toward: int, packet: bytes) -> bytes:
+    """The IPv4 TCP packet, travelling *toward* one side, on the other side of the splice.
+
+    Raises :class:`ValueError` for other packets, those with SYN, and headers that are cut short.
+    """
+
 @final
 class Translation:
     """One entry under its key, ready to judge and to rewrite packets."""

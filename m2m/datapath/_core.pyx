@@ -45,6 +45,8 @@ cdef extern from *:
         FIELD(m2m_config, udp_idle), FIELD(m2m_config, port_lo), FIELD(m2m_config, port_hi),
         FIELD(m2m_config, in_port_lo), FIELD(m2m_config, in_port_hi),
         FIELD(m2m_config, version),
+        FIELD(m2m_splice, seq), FIELD(m2m_splice, stamp), FIELD(m2m_splice, window),
+        FIELD(m2m_splice, zero),
     };
     enum { M2M_FIELD_COUNT = sizeof(m2m_fields) / sizeof(m2m_fields[0]) };
 
@@ -125,6 +127,9 @@ cdef extern from *:
     struct m2m_config:
         pass
 
+    struct m2m_splice:
+        pass
+
     enum m2m_reason:
         M2M_REASONS
 
@@ -157,6 +162,9 @@ cdef extern from *:
     m2m_end m2m_pair_end(
         const m2m_config *, uint8_t, const m2m_entry *, const m2m_entry *, uint32_t) nogil
     m2m_applied m2m_apply(const m2m_edit *, uint8_t, uint8_t *, size_t) nogil
+    m2m_applied m2m_apply_splice(const m2m_splice *, uint8_t, uint8_t *, size_t) nogil
+    void m2m_splice_add(m2m_splice *, const m2m_splice *) nogil
+    uint16_t m2m_shift_window(uint16_t, int) nogil
 
 
 REASONS = <int>M2M_REASONS
@@ -338,6 +346,34 @@ def pair_end(bytes config, uint8_t proto, bytes entry, partner, uint32_t now):
         return <int>m2m_pair_end(&c, proto, &e, NULL, now)
     fill(&p, sizeof(p), partner, "an entry")
     return <int>m2m_pair_end(&c, proto, &e, &p, now)
+
+
+def shift_window(uint16_t window, int bits):
+    return m2m_shift_window(window, bits)
+
+
+def add_splice(bytes splice, bytes right):
+    cdef m2m_splice total, more
+    fill(&total, sizeof(total), splice, "a splice")
+    fill(&more, sizeof(more), right, "a splice")
+    m2m_splice_add(&total, &more)
+    return PyBytes_FromStringAndSize(<char *>&total, sizeof(total))
+
+
+def apply_splice(bytes splice, uint8_t toward, bytes packet):
+    cdef m2m_splice s
+    cdef bytearray copy = bytearray(packet)
+    cdef uint8_t[::1] view = copy
+    cdef m2m_applied done
+    fill(&s, sizeof(s), splice, "a splice")
+    if not copy:
+        raise ValueError("an empty packet")
+    done = m2m_apply_splice(&s, toward, &view[0], len(copy))
+    if done == M2M_NOT_OURS:
+        raise ValueError("not an IPv4 packet of a TCP connection that stands")
+    if done == M2M_CUT_SHORT:
+        raise ValueError("headers reach past the end of the packet")
+    return bytes(copy)
 
 
 cdef class Translation:

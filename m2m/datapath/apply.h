@@ -25,14 +25,15 @@ enum m2m_applied {
 #define M2M_IP_SRC 12
 #define M2M_IP_DST 16
 #define M2M_IP_MIN 20
+#define M2M_TCP_SEQ 4
 #define M2M_TCP_FLAGS 13
+#define M2M_TCP_WINDOW 14
 #define M2M_TCP_CHECK 16
 #define M2M_TCP_MIN 20
 #define M2M_TCP_SYN 0x02
+#define M2M_TCP_ACK 0x10
 #define M2M_UDP_CHECK 6
 #define M2M_UDP_MIN 8
-#define M2M_OPTION_END 0
-#define M2M_OPTION_NOP 1
 #define M2M_OPTION_MSS 2
 
 static inline u16 m2m_load16(const u8 *at)
@@ -62,7 +63,7 @@ static inline void m2m_clamp_mss(u8 *tcp, size_t header, u16 limit)
 {
 	size_t at = M2M_TCP_MIN;
 
-	while (at < header && tcp[at] != M2M_OPTION_END) {
+	while (at < header && tcp[at] != M2M_OPTION_EOL) {
 		u16 from, to = m2m_swap16(limit);
 
 		if (tcp[at] == M2M_OPTION_NOP) {
@@ -148,6 +149,55 @@ static inline enum m2m_applied m2m_apply(const struct m2m_edit *edit, u8 hook, u
 	m2m_store16(packet + M2M_IP_CHECK,
 		    m2m_edit_ip_check(edit, m2m_load16(packet + M2M_IP_CHECK), hop));
 	packet[M2M_IP_TTL] -= hop;
+	return M2M_APPLIED;
+}
+
+/*
+ * Carry an IPv4 TCP packet through a splice, in place; unchanged when the answer is not
+ * M2M_APPLIED. A later fragment has no numbers, and stays as it is.
+ */
+static inline enum m2m_applied m2m_apply_splice(const struct m2m_splice *splice, u8 toward,
+						u8 *packet, size_t length)
+{
+	struct m2m_option_walk walk = {};
+	struct m2m_numbers numbers;
+	struct m2m_shift shift;
+	size_t ip, header;
+	u8 *tcp;
+	int acks, i;
+
+	if (length < M2M_IP_MIN)
+		return M2M_CUT_SHORT;
+	ip = (size_t)(packet[0] & 15) * 4;
+	if (packet[0] >> 4 != 4 || packet[M2M_IP_PROTO] != M2M_PROTO_TCP)
+		return M2M_NOT_OURS;
+	if (ip < M2M_IP_MIN || ip > length)
+		return M2M_CUT_SHORT;
+	if (m2m_swap16(m2m_load16(packet + M2M_IP_FRAGMENT)) & 0x1fff)
+		return M2M_APPLIED;
+	if (length - ip < M2M_TCP_MIN)
+		return M2M_CUT_SHORT;
+	tcp = packet + ip;
+	header = (size_t)(tcp[12] >> 4) * 4;
+	if (header < M2M_TCP_MIN || header > length - ip)
+		return M2M_CUT_SHORT;
+	if (tcp[M2M_TCP_FLAGS] & M2M_TCP_SYN)
+		return M2M_NOT_OURS;
+	acks = tcp[M2M_TCP_FLAGS] & M2M_TCP_ACK;
+	m2m_shift_of(&shift, splice, toward);
+	memcpy(&numbers.seq, tcp + M2M_TCP_SEQ, 4);
+	memcpy(&numbers.ack, tcp + M2M_TCP_SEQ + 4, 4);
+	numbers.window = m2m_load16(tcp + M2M_TCP_WINDOW);
+	m2m_fix_check(tcp + M2M_TCP_CHECK, m2m_shift_numbers(&shift, acks, &numbers));
+	memcpy(tcp + M2M_TCP_SEQ, &numbers.seq, 4);
+	memcpy(tcp + M2M_TCP_SEQ + 4, &numbers.ack, 4);
+	m2m_store16(tcp + M2M_TCP_WINDOW, numbers.window);
+	walk.end = (u32)(header - M2M_TCP_MIN);
+	memcpy(walk.octets, tcp + M2M_TCP_MIN, walk.end);
+	for (i = 0; i < M2M_OPTIONS_MAX && !m2m_option_step(&shift, acks, &walk); i++)
+		;
+	memcpy(tcp + M2M_TCP_MIN, walk.octets, walk.end);
+	m2m_fix_check(tcp + M2M_TCP_CHECK, (u16)walk.diff);
 	return M2M_APPLIED;
 }
 

@@ -62,6 +62,21 @@ def test_fuzz_translation(tmp_path: Path) -> None:
     fuzz(tmp_path, seeds(), "fuzz_translation.c", "-Wextra")
 
 
+def splice_seeds() -> list[bytes]:
+    """Whole inputs to begin with: a splice, a direction, a packet."""
+    splice = bytes(range(1, 17)) + b"\3\xfd\0\0"
+    stamp = b"\1\1\x08\x0a" + bytes(range(8))
+    options = [b"", stamp, stamp + b"\1\1\5\x12" + bytes(16), b"\1\5\x0a" + bytes(8) + b"\x13\2\0"]
+    made = [packets.tcp(TCP, payload=b"odd", options=each) for each in options]
+    return [splice + way + packet for way in (b"\0", b"\1") for packet in made]
+
+
+@pytest.mark.needs("fuzzer")
+@pytest.mark.timeout(int(os.environ.get("FUZZ_SECONDS", "0")) + 120)
+def test_fuzz_splice(tmp_path: Path) -> None:
+    fuzz(tmp_path, splice_seeds(), "fuzz_splice.c", "-Wextra")
+
+
 @pytest.mark.needs("fuzzer")
 @pytest.mark.timeout(int(os.environ.get("FUZZ_SECONDS", "0")) + 120)
 def test_fuzz_module(tmp_path: Path) -> None:

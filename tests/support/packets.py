@@ -24,13 +24,13 @@ def checksum(data: bytes) -> int:
 
 def tcp(
     flow: Flow, *, payload: bytes = b"", seq: int = 0, ack: int = 0, flags: int = ACK,
-    options: bytes = b"", ttl: int = 64, ident: int = 0,
+    options: bytes = b"", ttl: int = 64, ident: int = 0, window: int = 65535,
 ) -> bytes:  # fmt: skip
     """A TCP segment in its IPv4 header; *options* is padded to whole words."""
     options += b"\0" * (-len(options) % 4)
     offset = (20 + len(options)) // 4 << 4
     header = struct.pack(
-        "!HHIIBBHHH", flow.sport, flow.dport, seq, ack, offset, flags, 65535, 0, 0
+        "!HHIIBBHHH", flow.sport, flow.dport, seq, ack, offset, flags, window, 0, 0
     )  # fmt: skip
     segment = header + options + payload
     check = checksum(_pseudo(flow, len(segment)) + segment)

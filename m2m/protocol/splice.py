@@ -1,0 +1,98 @@
+"""Two TCP connections read as one (``docs/splicing.md``): what is added between them.
+
+:func:`splice_of` makes a splice of two sockets at rest, :meth:`Splice.and_then` one of two hops'
+splices. The packed form, and what becomes of packets, is the core's (``kmod/core/splice.h``).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from m2m.errors import M2MError
+
+__all__ = ["NotSpliceable", "Socket", "Splice", "splice_of"]
+
+_PACKED = struct.Struct("=4I2b2x")
+_MOST_SCALE = 14  # RFC 7323, 2.3
+_LEAST_UNITS = 4  # of windows, in the largest that an end has had
+
+
+class NotSpliceable(M2MError):
+    """The two connections cannot become one; the message says why."""
+
+
+class Splice(NamedTuple):
+    """What is added to numbers of packets, each to the right and to the left
+    (:class:`~m2m.protocol.translation.Toward`), modulo 2**32."""
+
+    seq: tuple[int, int]
+    stamp: tuple[int, int]  # to TSval
+    window: tuple[int, int]  # bits that windows are shifted left by; negative: right
+
+    def and_then(self, right: Splice) -> Splice:
+        """This hop's splice when it has taken over that of its right neighbour, too."""
+        return Splice(
+            _sums(self.seq, right.seq), _sums(self.stamp, right.stamp),
+            (self.window[0] + right.window[0], self.window[1] + right.window[1]),
+        )  # fmt: skip
+
+    def pack(self) -> bytes:
+        """``struct m2m_splice``, 20 octets."""
+        return _PACKED.pack(*self.seq, *self.stamp, *self.window)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Splice:
+        """Raises :exc:`ValueError` for windows that no two scales can be apart."""
+        right, left, stamp_right, stamp_left, *window = _PACKED.unpack(packed)
+        if any(abs(bits) > _MOST_SCALE for bits in window):
+            raise ValueError(f"windows cannot be shifted by {window} bits")
+        return cls((right, left), (stamp_right, stamp_left), (window[0], window[1]))
+
+
+class Socket(NamedTuple):
+    """One of a proxy's two connections when everything has been read, sent and acknowledged."""
+
+    sends: int  # the next sequence number that it would send
+    receives: int  # and the next that it would get
+    clock: int | None  # TSval of whatever it would send now; None: no timestamps were agreed
+    peer_clock: int | None  # TSval of what its peer sends next, at least
+    scale: int  # by which its peer reads its windows
+    peer_scale: int  # by which it reads its peer's
+    peer_window: int  # octets: the largest that its peer has announced
+    sack: bool
+    ecn: bool
+
+
+def splice_of(left: Socket, right: Socket) -> Splice:
+    """The splice by which the peers of a proxy's two sockets talk to each other: *left* is that
+    towards the client. Raises :exc:`NotSpliceable`."""
+    for what, ours, other in (
+        ("timestamps", left.clock is not None, right.clock is not None),
+        ("SACK", left.sack, right.sack),
+        ("ECN", left.ecn, right.ecn),
+    ):
+        if ours != other:
+            end = "client" if ours else "server"
+            raise NotSpliceable(f"{what}: agreed with the {end} only")
+    for reader, announcer in ((left, right), (right, left)):
+        # The peer of one reads windows that the peer of the other announces, in these units.
+        unit = 1 << reader.scale
+        if unit > 1 and unit * _LEAST_UNITS > announcer.peer_window:
+            raise NotSpliceable(
+                f"windows would be read in units of {unit} octets, and have had"
+                f" {announcer.peer_window} at most"
+            )
+    return Splice(
+        (_less(right.sends, left.receives), _less(left.sends, right.receives)),
+        (_less(right.clock, left.peer_clock), _less(left.clock, right.peer_clock)),
+        (left.peer_scale - right.scale, right.peer_scale - left.scale),
+    )  # fmt: skip
+
+
+def _less(a: int | None, b: int | None) -> int:
+    return 0 if a is None or b is None else (a - b) & 0xFFFFFFFF
+
+
+def _sums(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+    return (a[0] + b[0]) & 0xFFFFFFFF, (a[1] + b[1]) & 0xFFFFFFFF

@@ -1,0 +1,72 @@
+"""TCP segments as values, and what a splice makes of them, in whole numbers: none of M2M's own
+arithmetic is used here. Packets are built from scratch (:mod:`tests.support.packets`)."""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from m2m.protocol.flow import Flow
+from tests.support import packets
+
+STAMP, SACK = 8, 5
+
+
+class Option(NamedTuple):
+    """An option, or with kind 1 a NOP: of numbers of 32 bits, or of octets that are none."""
+
+    kind: int
+    fields: tuple[int, ...] = ()
+    rest: bytes = b""
+
+    def wire(self) -> bytes:
+        if self.kind == 1:
+            return b"\1"
+        data = b"".join(struct.pack("!I", field % 2**32) for field in self.fields) + self.rest
+        return bytes((self.kind, 2 + len(data))) + data
+
+
+class Segment(NamedTuple):
+    seq: int
+    ack: int
+    window: int
+    flags: int = packets.ACK
+    options: tuple[Option, ...] = ()
+    tail: bytes = b""  # behind the options: the end of them, or what none can be
+    payload: bytes = b""
+
+    def wire(self, flow: Flow) -> bytes:
+        return packets.tcp(
+            flow, seq=self.seq % 2**32, ack=self.ack % 2**32, window=self.window, flags=self.flags,
+            options=b"".join(option.wire() for option in self.options) + self.tail,
+            payload=self.payload,
+        )  # fmt: skip
+
+
+class Added(NamedTuple):
+    """A splice: seq, stamp and window, each to the right and to the left."""
+
+    seq: tuple[int, int]
+    stamp: tuple[int, int]
+    window: tuple[int, int]
+
+    def carry(self, segment: Segment, toward: int) -> Segment:
+        """The segment on the other side."""
+        back = 1 - toward
+        acks = bool(segment.flags & packets.ACK)
+        options = []
+        for option in segment.options:
+            fields = option.fields
+            if option.kind == STAMP and fields:
+                value, echo = fields
+                fields = value + self.stamp[toward], echo - self.stamp[back] * acks
+            elif option.kind == SACK:
+                fields = tuple(edge - self.seq[back] for edge in fields)
+            options.append(option._replace(fields=fields))
+        scaled = segment.window * 2 ** self.window[toward]
+        return segment._replace(
+            seq=segment.seq + self.seq[toward],
+            ack=segment.ack - self.seq[back] * acks,
+            window=min(int(scaled), 65535),
+            options=tuple(options),
+        )
