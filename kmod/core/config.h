@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* Any change of a layout in kmod/core that user space or a pinned map sees raises this. */
-#define M2M_LAYOUT_VERSION 7
+#define M2M_LAYOUT_VERSION 8
 
 /* Rows in one policy set; the rule table holds two sets, of which one is active. */
 #define M2M_MAX_RULES 4096

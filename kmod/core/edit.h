@@ -30,6 +30,8 @@ struct m2m_edit {
 	u32 ifindex;
 	u32 last_seen;
 	u8 role;
+	u8 spliced; /* whether there is a splice, which is not in the entry */
+	struct m2m_splice splice;
 };
 
 /*
@@ -51,6 +53,7 @@ m2m_inline int m2m_edit_of(struct m2m_edit *edit, const struct m2m_key *key,
 	edit->ifindex = entry->ifindex;
 	edit->last_seen = entry->last_seen;
 	edit->role = entry->role;
+	edit->spliced = entry->flags & M2M_SPLICED;
 	return *(const volatile u16 *)&entry->tag == m2m_key_tag(key);
 }
 

@@ -12,6 +12,7 @@
 
 #include "checksum.h"
 #include "sequence.h"
+#include "splice.h"
 #include "tuple.h"
 
 enum m2m_action {
@@ -45,6 +46,9 @@ enum m2m_position {
 #define M2M_SEEN_RST 0x02
 #define M2M_SEEN_SEQ 0x04 /* max_seq holds a number */
 #define M2M_SEEN_ACK 0x08 /* max_ack holds one */
+#define M2M_SEEN 0x0f
+/* ... and, written by the agent: there is a splice beside the entry (docs/splicing.md) */
+#define M2M_SPLICED 0x10
 
 /*
  * entry->role: action, toward, position; and marks that the sweeper and the agent set while packets
@@ -97,8 +101,8 @@ struct m2m_entry {
 	__be16 dport;
 	__be32 next_hop;
 	u32 last_seen; /* ticks; of the last packet, or of the installation */
-	u32 max_seq; /* m2m_seq_end(), the largest; its first value is the ISN + 1 */
-	u32 max_ack; /* the largest acknowledgement number */
+	u32 max_seq; /* m2m_seq_end(), the largest, left of a splice; its first value is the ISN + 1 */
+	u32 max_ack; /* the largest acknowledgement number, likewise */
 	u32 generation;
 	u64 packets; /* a GSO packet counts as its segments */
 	u64 bytes;   /* IP total length of those */
@@ -119,6 +123,18 @@ m2m_inline void m2m_entry_seal(const struct m2m_key *key, struct m2m_entry *entr
 	entry->tag = m2m_key_tag(key);
 	entry->addr_diff = m2m_csum_diff_addrs(key->tuple.src.word[3], entry->src,
 					       key->tuple.dst.word[3], entry->dst);
+}
+
+/*
+ * What counts of a packet's numbers, which is what they are to the left of the splice: of what
+ * travels to the left, those by which it leaves.
+ */
+m2m_inline void m2m_left_numbers(const struct m2m_splice *splice, u8 role, u32 *seq, u32 *ack)
+{
+	if (M2M_ROLE_TOWARD(role) == M2M_LEFT) {
+		*seq += splice->seq[M2M_LEFT];
+		*ack -= splice->seq[M2M_RIGHT];
+	}
 }
 
 m2m_inline u16 m2m_entry_port_diff(const struct m2m_key *key, const struct m2m_entry *entry)

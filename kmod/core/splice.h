@@ -99,14 +99,16 @@ m2m_inline u16 m2m_shift_numbers(const struct m2m_shift *shift, int acks,
 #define M2M_OPTION_STAMP 8
 
 /*
- * A walk over options, by steps without loops of their own: the verifier takes them one by one
- * (bpf_loop), and does not have to know how long an option is.
+ * A walk over options, by steps without loops of their own (for bpf_loop). Where it is stands in
+ * single octets, none at the beginning of a word of eight: of these the verifier keeps no track, and so
+ * sees that one step is like the other, instead of going all ways there are.
  */
 struct m2m_option_walk {
 	u8 octets[M2M_OPTION_ROOM]; /* the options; zero, which is their end, behind them */
-	u32 end;  /* how many octets they have */
-	u32 at;	  /* which is next */
-	u32 left; /* fields of the present option that are still to be changed */
+	u8 at;	  /* which is next */
+	u8 end;	  /* how many there are */
+	u8 left;  /* fields of the present option that are still to be changed */
+	u8 zero;
 	u32 add;  /* to the next of these, */
 	u32 then; /* and to all after it */
 	u32 diff; /* of the checksum so far */
@@ -139,7 +141,7 @@ m2m_inline int m2m_option_step(const struct m2m_shift *shift, int acks,
 
 	if (walk->left) {
 		m2m_change_field(walk, at);
-		walk->at = at + 4;
+		walk->at = (u8)(at + 4);
 		walk->left--;
 		walk->add = walk->then;
 		return 0;
@@ -147,7 +149,7 @@ m2m_inline int m2m_option_step(const struct m2m_shift *shift, int acks,
 	kind = walk->octets[at];
 	size = walk->octets[at + 1];
 	if (kind == M2M_OPTION_NOP) {
-		walk->at = at + 1;
+		walk->at = (u8)(at + 1);
 		return 0;
 	}
 	if (kind == M2M_OPTION_EOL || size < 2 || at + size > walk->end)
@@ -163,7 +165,7 @@ m2m_inline int m2m_option_step(const struct m2m_shift *shift, int acks,
 		walk->then = shift->ack;
 		size = 2;
 	}
-	walk->at = at + size;
+	walk->at = (u8)(at + size);
 	return 0;
 }
 

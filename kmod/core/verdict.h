@@ -17,7 +17,8 @@ enum m2m_reason {
 	M2M_HOLD_OVERFLOW = 9,	  /* too many packets waiting: dropped */
 	M2M_AGENT_AWAY_OPEN = 10,   /* no agent, policy fails open: sent on unsteered */
 	M2M_AGENT_AWAY_CLOSED = 11, /* no agent, policy fails closed: dropped */
-	M2M_REASONS = 12,
+	M2M_NOT_SPLICED = 12,	    /* a SYN cannot go through a splice: dropped */
+	M2M_REASONS = 13,
 };
 
 /* What a datapath does with the packet after m2m_judge(). */

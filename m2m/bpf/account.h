@@ -3,6 +3,7 @@
 #ifndef M2M_BPF_ACCOUNT_H
 #define M2M_BPF_ACCOUNT_H
 
+#include "maps.h"
 #include "packet.h"
 
 /*
@@ -21,7 +22,7 @@ static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2
 	if (entry->last_seen != now)
 		entry->last_seen = now;
 	if (key->tuple.proto == M2M_PROTO_TCP && !headers->later_fragment) {
-		u8 tcp = headers->tcp_flags, marks = M2M_SEEN_SEQ, flags = entry->flags;
+		u8 tcp = headers->tcp_flags, marks = M2M_SEEN_SEQ, flags = entry->flags, gone;
 		u32 end = m2m_end_of(headers);
 		u32 seen = entry->max_seq;
 		u8 reused;
@@ -33,7 +34,8 @@ static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2
 		 * branches, of which every one doubles the verifier's work.)
 		 */
 		reused = (tcp / M2M_TCP_SYN) & (flags / M2M_SEEN_FIN | flags / M2M_SEEN_RST) & 1;
-		flags &= (u8)(reused - 1);
+		gone = (u8)(0 - reused) & M2M_SEEN;
+		flags &= (u8)~gone;
 		if (tcp & M2M_TCP_FIN)
 			marks |= M2M_SEEN_FIN;
 		if (tcp & M2M_TCP_RST)
@@ -54,8 +56,11 @@ static __always_inline void m2m_account(struct m2m_entry *entry, const struct m2
 			    m2m_seq_after(headers->ack, entry->max_ack))
 				entry->max_ack = headers->ack;
 		}
-		if (entry->flags != (flags | marks))
-			entry->flags = flags | marks;
+		/* Atomic: what the agent marks at the same moment must stay. */
+		if (entry->flags != (flags | marks)) {
+			__sync_fetch_and_and(M2M_ROLE_WORD(entry), ~M2M_FLAG_BITS(gone));
+			__sync_fetch_and_or(M2M_ROLE_WORD(entry), M2M_FLAG_BITS(marks));
+		}
 	}
 }
 

@@ -44,8 +44,11 @@ struct m2m_change_request {
 
 _Static_assert(sizeof(struct m2m_change_request) == 144, "packed in Python");
 
-static __always_inline void m2m_fold(struct m2m_entry *entry, const struct m2m_redirect *to)
+static __always_inline void m2m_fold(const struct m2m_key *key, struct m2m_entry *entry,
+				     const struct m2m_redirect *to)
 {
+	if (to->spliced)
+		bpf_map_update_elem(&splices, key, &to->splice, BPF_ANY);
 	entry->ifindex = to->ifindex;
 	entry->mss = to->mss;
 	entry->mtu = to->mtu;
@@ -57,6 +60,10 @@ static __always_inline void m2m_fold(struct m2m_entry *entry, const struct m2m_r
 	entry->src = to->src;
 	entry->dst = to->dst;
 	entry->next_hop = to->next_hop;
+	if (to->spliced)
+		__sync_fetch_and_or(M2M_ROLE_WORD(entry), M2M_FLAG_BITS(M2M_SPLICED));
+	else
+		__sync_fetch_and_and(M2M_ROLE_WORD(entry), ~M2M_FLAG_BITS(M2M_SPLICED));
 }
 
 SEC("syscall")
@@ -117,7 +124,7 @@ int m2m_change(struct m2m_change_request *request)
 		change->drainer = 0; /* packets must not wait for it for nothing */
 	}
 	if (entry && to && steps & M2M_STEP_FOLD && change->state & M2M_CHANGE_REDIRECT)
-		m2m_fold(entry, to);
+		m2m_fold(&key, entry, to);
 	if (entry && steps & M2M_STEP_UNMARK)
 		m2m_unmark(entry, M2M_ROLE_CHANGING);
 	request->known = 1;
@@ -162,8 +169,7 @@ static __always_inline void m2m_raise(u32 *number, u32 at_least, int is_there)
 }
 
 /*
- * A leg takes another's place: what has passed on the old one counts as seen on the new one. A
- * mark that a packet sets at the same moment may be lost; the next packet sets it again.
+ * A leg takes another's place: what has passed on the old one counts as seen on the new one.
  */
 SEC("syscall")
 int m2m_inherit(struct m2m_inheritance *request)
@@ -178,7 +184,8 @@ int m2m_inherit(struct m2m_inheritance *request)
 		m2m_raise(&to->max_seq, from->max_seq, to->flags & M2M_SEEN_SEQ);
 	if (from->flags & M2M_SEEN_ACK)
 		m2m_raise(&to->max_ack, from->max_ack, to->flags & M2M_SEEN_ACK);
-	to->flags |= from->flags & (M2M_SEEN_SEQ | M2M_SEEN_ACK);
+	__sync_fetch_and_or(M2M_ROLE_WORD(to),
+			    M2M_FLAG_BITS(from->flags & (M2M_SEEN_SEQ | M2M_SEEN_ACK)));
 	return 0;
 }
 

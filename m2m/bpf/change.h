@@ -84,11 +84,13 @@ struct m2m_redirect {
 	u32 generation;
 	u32 tag; /* m2m_key_tag() of its key */
 	u64 packets; /* that have gone this way, as entry->packets counts */
-	u32 zero;
+	struct m2m_splice splice;
+	u32 spliced; /* whether it has one */
 	u32 again;
+	u32 zero;
 };
 
-_Static_assert(sizeof(struct m2m_redirect) == 56, "packed in Python");
+_Static_assert(sizeof(struct m2m_redirect) == 80, "packed in Python");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -303,6 +305,8 @@ static __always_inline void m2m_take_redirect(const struct m2m_key *key, struct 
 		edit->mss = to->mss;
 		edit->mtu = to->mtu;
 		edit->ifindex = to->ifindex;
+		edit->spliced = to->spliced;
+		edit->splice = to->splice;
 		if (*(const volatile u32 *)&to->again == serial && to->tag == m2m_key_tag(key))
 			return;
 	}

@@ -24,6 +24,7 @@
 #include "notes.h"
 #include "packet.h"
 #include "rewrite.h"
+#include "splice.h"
 #include "sweep.h"
 
 /* The host's own addresses: what is addressed to others we only forward. */
@@ -145,12 +146,16 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 	packet.wire_len = wire.longest;
 	if (headers.truncated)
 		return m2m_drop(M2M_TRUNCATED, 1);
+	if (edit.spliced && !m2m_find_splice(&key, &headers, &edit))
+		return m2m_drop(M2M_NOT_SPLICED, 1);
 	if (edit.role & M2M_ROLE_CHANGING) {
 		met = m2m_meet_change(skb, &key, &headers, entry, &edit);
 		if (met != M2M_GO_ON)
 			return met;
 		headers.first_fragment |= M2M_CHANGING;
 	}
+	if (edit.spliced && headers.tcp_flags & M2M_TCP_SYN)
+		return m2m_drop(M2M_NOT_SPLICED, 1);
 	verdict = m2m_judge(&edit, &packet, now, &reason);
 	if (reason < M2M_REASONS)
 		m2m_count(reason, wire.packets);
@@ -173,6 +178,8 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 		if (edit.mss && m2m_clamp_mss(skb, headers.l4, headers.l4_len, edit.mss))
 			return m2m_drop(M2M_TRUNCATED, 1);
 	}
+	if (edit.spliced && !headers.later_fragment && m2m_carry(skb, &headers, &edit))
+		return m2m_drop(M2M_TRUNCATED, 1);
 	if (m2m_rewrite(skb, key.tuple.proto, &headers, &edit,
 			verdict == M2M_VERDICT_SEND && hook == M2M_HOOK_IN))
 		return m2m_drop(M2M_TRUNCATED, 1);

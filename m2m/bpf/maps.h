@@ -29,6 +29,15 @@ struct {
 	__type(value, struct m2m_entry);
 } flows SEC(".maps");
 
+/* Of entries with M2M_SPLICED; of those that are being redirected, `redirects` has it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC); /* few sessions have lost a proxy */
+	__uint(max_entries, 65536);
+	__type(key, struct m2m_key);
+	__type(value, struct m2m_splice);
+} splices SEC(".maps");
+
 static __always_inline struct m2m_entry *m2m_find_entry(const struct m2m_key *key)
 {
 	struct m2m_key4 narrow;
@@ -62,13 +71,16 @@ struct {
 } reasons SEC(".maps");
 
 /*
- * Set and clear marks of entry->role while packets, the sweeper and the agent do the same. It is the
- * first octet of an aligned word of four; the others are not touched.
+ * Set and clear marks of entry->role and entry->flags while packets, the sweeper and the agent do the
+ * same. They are the first two octets of an aligned word of four; the others are not touched.
  */
 #define M2M_ROLE_WORD(entry) ((u32 *)&(entry)->role)
 #define M2M_ROLE_BITS(marks) ((u32)(marks) << (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 0 : 24))
+#define M2M_FLAG_BITS(marks) ((u32)(marks) << (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 8 : 16))
 
 _Static_assert(offsetof(struct m2m_entry, role) % 4 == 0, "M2M_ROLE_WORD");
+_Static_assert(offsetof(struct m2m_entry, flags) == offsetof(struct m2m_entry, role) + 1,
+	       "M2M_FLAG_BITS");
 
 static __always_inline void m2m_mark(struct m2m_entry *entry, u8 marks)
 {

@@ -51,6 +51,7 @@ class Reason(IntEnum):
     HOLD_OVERFLOW = 9  # too many packets waiting: dropped
     AGENT_AWAY_OPEN = 10  # no agent, policy fails open: sent on unsteered
     AGENT_AWAY_CLOSED = 11  # no agent, policy fails closed: dropped
+    NOT_SPLICED = 12  # a SYN cannot go through a splice: dropped
 
 
 ALL_ADDRESSES: Final = bytes(16)
@@ -73,7 +74,8 @@ class Counters(NamedTuple):
 
     packets: int
     bytes: int  # IP total length, each GSO packet counted as its segments would be
-    max_seq: int | None  # one past the largest TCP sequence number seen (RFC 1982); None for UDP
+    max_seq: int | None  # one past the largest TCP sequence number seen (RFC 1982); None for UDP.
+    # Where there is a splice, this and all other numbers are those to its left.
     idle: float  # s since the last packet, or since the entry was installed
     fin: bool
     rst: bool
@@ -153,6 +155,11 @@ def check_redirect(old: Entry, new: Entry) -> None:
         raise DatapathError(
             f"the row for {old.match} is {_fixed(old)} and cannot be redirected to {_fixed(new)}"
         )
+    if old.toward is Toward.LEFT and old.splice != new.splice:
+        raise DatapathError(
+            f"the row for {old.match} counts in the numbers that its splice makes,"
+            f" {old.splice}: it cannot be redirected to {new.splice}"
+        )
 
 
 def check_notes(notes: Mapping[int, bytes]) -> None:
@@ -216,8 +223,9 @@ class Datapath(ABC):
         Make before break (§4.2.1): each packet goes wholly the old way or wholly the new one, and
         counters and what is held live on. Returns, for each entry, how many packets it had
         counted by then, as :attr:`Counters.packets` does: never fewer than went the old way.
-        Session, direction, action and position must be what they were. Raises
-        :exc:`DatapathError`, and redirects nothing, when a row is not there or differs in these.
+        Session, direction, action and position must be what they were, and of what travels to the
+        left the splice, too. Raises :exc:`DatapathError`, and redirects nothing, when a row is not
+        there or differs in these.
         """
 
     @abstractmethod

@@ -55,6 +55,7 @@ cdef extern from *:
     """
     const uint8_t V4_PREFIX "m2m_v4_prefix"[12]
     const uint32_t M2M_PROXY_MARK
+    const uint8_t M2M_SPLICED
     struct m2m_field:
         const char *structure
         const char *field
@@ -87,6 +88,7 @@ cdef extern from *:
         uint16_t chain
         uint32_t ifindex
         uint8_t role
+        uint8_t flags
         uint16_t mss
         uint16_t mtu
         uint16_t addr_diff
@@ -299,7 +301,7 @@ def pack_entry(entry, uint32_t now):
     cdef int all_v4
     (
         session, hook, match, rewrite_to, action, toward, position, supersession,
-        mss, chain, generation, hop,
+        mss, chain, generation, hop, splice,
     ) = entry
     memset(&key, 0, sizeof(key))
     memset(&e, 0, sizeof(e))
@@ -311,6 +313,8 @@ def pack_entry(entry, uint32_t now):
     key.tuple.hook = hook
     e.chain = chain & 0xFFFF
     e.role = action | toward << 2 | position << 3
+    if splice is not None:
+        e.flags = M2M_SPLICED
     e.mss = mss
     if hop is not None:
         ifindex, address, mtu = hop

@@ -192,7 +192,7 @@ static inline enum m2m_applied m2m_apply_splice(const struct m2m_splice *splice,
 	memcpy(tcp + M2M_TCP_SEQ, &numbers.seq, 4);
 	memcpy(tcp + M2M_TCP_SEQ + 4, &numbers.ack, 4);
 	m2m_store16(tcp + M2M_TCP_WINDOW, numbers.window);
-	walk.end = (u32)(header - M2M_TCP_MIN);
+	walk.end = (u8)(header - M2M_TCP_MIN);
 	memcpy(walk.octets, tcp + M2M_TCP_MIN, walk.end);
 	for (i = 0; i < M2M_OPTIONS_MAX && !m2m_option_step(&shift, acks, &walk); i++)
 		;

@@ -88,7 +88,7 @@ class EbpfDatapath(Datapath):
         self._device = HoldDevice(name)
         for side, program in (("in", "m2m_let_go"), ("out", "m2m_held")):
             attach_own(pins, self._device.ifindex, side, loaded.program(program))
-        self._changes = Changes(loaded, self._device, limits)
+        self._changes = Changes(loaded, self._device, limits, self._tables.splices)
         self._queue, self._hold_tables = self._open_queue(hold, name, limits.hold_packets, where)
         self._ticker = Ticker(_HEARTBEAT)
         self._ready = select.epoll()
@@ -158,7 +158,12 @@ class EbpfDatapath(Datapath):
         rows = self._tables.rows_of(entries)
         if self._changes.any:
             self._changes.forget(key for key, _ in rows)
-        self._tables.install(rows)
+        splices = {
+            layout.pack_key(*entry.key): entry.splice.pack()
+            for entry in entries
+            if entry.splice is not None
+        }
+        self._tables.install(rows, splices)
 
     async def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()

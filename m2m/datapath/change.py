@@ -34,7 +34,9 @@ from m2m.datapath._bpf import Object
 from m2m.datapath._core import seq_after
 from m2m.datapath.change_tables import ChangeTables, Found
 from m2m.datapath.hold_device import HoldDevice
+from m2m.datapath.splice_table import SpliceTable
 from m2m.protocol.flow import Flow, Proto
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Action, Entry, Hook, Toward
 
 __all__ = ["Changes"]
@@ -76,8 +78,11 @@ class _Record:
 class Changes:
     """The changing entries of one agent."""
 
-    def __init__(self, loaded: Object, device: HoldDevice, limits: Limits) -> None:
+    def __init__(
+        self, loaded: Object, device: HoldDevice, limits: Limits, splices: SpliceTable
+    ) -> None:
         self._device = device
+        self._splices = splices
         self._hold_time = layout.ticks(limits.hold_time)
         self._tables = ChangeTables(loaded)
         self._records: dict[bytes, _Record] = {}
@@ -108,12 +113,17 @@ class Changes:
         rows = [layout.pack_entry(entry, 0) for entry in entries]
         values = self._values([entry.key for entry in entries], [key for key, _ in rows])
         for entry, (key, row), value in zip(entries, rows, values, strict=True):
-            if not layout.have_same_fixed(value, row):
-                check_redirect(layout.unpack_row(key, value, 0).entry, entry)
+            if not layout.have_same_fixed(value, row) or (
+                entry.toward is Toward.LEFT and (layout.is_spliced(value) or entry.splice)
+            ):
+                splice = self._splices.get(key) if layout.is_spliced(value) else None
+                check_redirect(layout.unpack_row(key, value, 0, splice).entry, entry)
         redirects = []
         for entry, (key, row) in zip(entries, rows, strict=True):
             self._record(key, entry.session, entry.toward)
-            redirects.append((key, layout.pack_redirect(row, self._next_serial())))
+            redirects.append((key, layout.pack_redirect(row, self._next_serial(), entry.splice)))
+            if entry.splice is not None:
+                self._splices.expect(key)
         return self._tables.redirect(redirects)
 
     def hold(self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool) -> list[Holding]:
@@ -242,6 +252,9 @@ class Changes:
             else:
                 self._tables.delete(key)
                 del self._records[key]
+                value = self._tables.flows.lookup(key)
+                if value is None or not layout.is_spliced(value):
+                    self._splices.drop(key)
             record.stage, record.since = record.stage + 1, now
 
     def close(self, *, keep: bool) -> None:
@@ -376,13 +389,20 @@ class Changes:
         """What becomes of a packet that lies across the checkpoint, or of the copy of one that
         waits and acknowledges something."""
         record = self._records.get(frame.key)
-        checkpoint = None if record is None else record.checkpoint
+        checkpoint = None if record is None else self._as_it_comes(frame.key, record)
         if frame.is_copy:
             made = None if checkpoint is None else split.acknowledgement(frame)
             return () if made is None else (made,)
         if checkpoint is None or not split.lies_across(frame, checkpoint):
             return (frame,)  # nothing is to be split any more
         return split.split(frame, checkpoint) or ()
+
+    def _as_it_comes(self, key: bytes, record: _Record) -> int | None:
+        """The checkpoint in the numbers that packets have when they come."""
+        packed = self._splices.get(key) if record.toward is Toward.LEFT else None
+        if packed is None or record.checkpoint is None:
+            return record.checkpoint
+        return (record.checkpoint - Splice.unpack(packed).seq[Toward.LEFT]) & 0xFFFFFFFF
 
 
 def _open_splitter(device: HoldDevice) -> socket.socket:

@@ -64,6 +64,7 @@ class Outcome(NamedTuple):
     reason: Reason | None = None
     payload: bytes = b""
     marked: bool = False  # for the proxy that is to have it
+    numbers: tuple[int, int] = (0, 0)  # TCP's, of what was rewritten: sequence, acknowledgement
 
 
 class _Slot:
@@ -185,6 +186,11 @@ class FakeKernel:
         if packet.hook is Hook.OUT and packet.opens and packet.flow in self._held:
             return self._hold(packet)  # entries may stand by now, but others wait before it
         slot = self._slots.get((packet.hook, packet.flow))
+        if slot is not None and slot.entry.splice is not None:
+            if packet.flags & Tcp.SYN:
+                return self._drop(packet, Reason.NOT_SPLICED)
+            if slot.entry.toward is Toward.LEFT:  # numbers of the left side are what counts
+                packet = packet.carried(slot.entry.splice, Toward.LEFT)
         if slot is not None and slot.waiting is not None:
             return self._wait(packet, slot, slot.waiting)
         if slot is not None:
@@ -215,7 +221,12 @@ class FakeKernel:
         fate = Fate.SENT if entry.action is Action.SEND else Fate.DELIVERED
         received, opens = packet.hook is Hook.IN, bool(packet.flags & Tcp.SYN)
         marked = opens and received and entry.position is Position.PROXY
-        return Outcome(fate, entry.rewrite, entry.hop, payload=packet.payload, marked=marked)
+        if entry.splice is not None and entry.toward is Toward.RIGHT:
+            packet = packet.carried(entry.splice, Toward.RIGHT)
+        return Outcome(
+            fate, entry.rewrite, entry.hop, payload=packet.payload, marked=marked,
+            numbers=(packet.seq, packet.ack),
+        )  # fmt: skip
 
     def _wait(self, packet: Packet, slot: _Slot, waiting: Waiting) -> Outcome:
         goes, waits = waiting.sort(packet, slot.max_ack)

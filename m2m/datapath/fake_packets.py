@@ -8,7 +8,8 @@ from typing import NamedTuple
 from m2m.datapath import Holding
 from m2m.datapath._core import seq_after, seq_end
 from m2m.protocol.flow import Flow, Proto
-from m2m.protocol.translation import Hook
+from m2m.protocol.splice import Splice
+from m2m.protocol.translation import Hook, Toward
 
 __all__ = ["Packet", "Tcp", "Waiting"]
 
@@ -49,6 +50,11 @@ class Packet(NamedTuple):
     @property
     def only_acknowledges(self) -> bool:
         return not self.payload and not self.flags & (Tcp.SYN | Tcp.FIN | Tcp.RST)
+
+    def carried(self, splice: Splice, toward: Toward) -> Packet:
+        """Itself on the other side of a splice."""
+        seq, ack = self.seq + splice.seq[toward], self.ack - splice.seq[1 - toward]
+        return self._replace(seq=seq & 0xFFFFFFFF, ack=ack & 0xFFFFFFFF)
 
     def before(self, number: int) -> Packet:
         """Its part in front of a sequence number."""

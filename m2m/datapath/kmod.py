@@ -498,6 +498,9 @@ def _keys(keys: Iterable[tuple[Hook, Flow]]) -> list[bytes]:
 
 
 def _packed(entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+    for entry in entries:
+        if entry.splice is not None:
+            raise DatapathError(f"the row for {entry.match} has a splice: the module has none yet")
     packed = (layout.pack_entry(entry, 0) for entry in entries)
     return [(layout.narrow(key), value) for key, value in packed]
 

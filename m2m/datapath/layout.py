@@ -13,9 +13,10 @@ from typing import NamedTuple
 from m2m.datapath import Counters, DatapathError, EndReason, Row, _core
 from m2m.policy.rules import Fail, PolicySet
 from m2m.protocol.flow import V4_PREFIX, Flow, Proto, format_address
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 
-VERSION = 7  # M2M_LAYOUT_VERSION
+VERSION = 8  # M2M_LAYOUT_VERSION
 MAX_RULES = 4096  # M2M_MAX_RULES, in each of two sets
 
 KEY4_SIZE = 16
@@ -25,15 +26,16 @@ _HOOK_OFFSET = 37
 # max_ack generation, packets bytes session, the supersession
 _ENTRY = struct.Struct("=HHIBBHHH12s4sIIIIQQQ12sI")
 ENTRY_SIZE = _ENTRY.size
-_SEEN_FIN, _SEEN_RST, _SEEN_SEQ = 1, 2, 4
-_ROLE_OFFSET, _LAST_SEEN_OFFSET, _SESSION = 8, 32, slice(64, 72)
+_SEEN_FIN, _SEEN_RST, _SEEN_SEQ, _SPLICED = 1, 2, 4, 16
+_ROLE_OFFSET, _FLAGS_OFFSET, _LAST_SEEN_OFFSET, _SESSION = 8, 9, 32, slice(64, 72)
 
 _RULE = struct.Struct("=16s16s16s16sHHHHBBBBI")
 RULE_SIZE = _RULE.size
 
 # struct m2m_redirect of m2m/bpf/change.h: serial ifindex mss mtu addr_diff chain, the new header,
-# next hop, generation tag packets zero again
-_REDIRECT = struct.Struct("=IIHHHH12s4sIIQII")
+# next hop, generation tag packets, splice spliced again zero
+_REDIRECT = struct.Struct("=IIHHHH12s4sIIQ20sIII")
+_NO_SPLICE = bytes(20)
 _REWRITE = struct.Struct("=HHI2xHHH12s4s12xI")  # of struct m2m_entry, what a redirect has
 _CHANGING = 0x40  # M2M_ROLE_CHANGING
 _ROLE = 0x3F  # without marks
@@ -127,8 +129,8 @@ def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
     return packed
 
 
-def unpack_row(key: bytes, value: bytes, now: int) -> Row:
-    """The entry and its counters at *now* (ticks)."""
+def unpack_row(key: bytes, value: bytes, now: int, splice: bytes | None = None) -> Row:
+    """The entry and its counters at *now* (ticks), with its packed splice if it has one."""
     (
         _, chain, ifindex, role, flags, mss, mtu, _, new, gateway, last_seen, max_seq, _,
         generation, packets, octets, session, old, _,
@@ -149,6 +151,7 @@ def unpack_row(key: bytes, value: bytes, now: int) -> Row:
         chain=chain,
         generation=generation,
         hop=NextHop(ifindex, V4_PREFIX + gateway, mtu) if ifindex else None,
+        splice=None if splice is None else Splice.unpack(splice),
     )
     counters = Counters(
         packets=packets,
@@ -238,26 +241,39 @@ def is_changing(value: bytes) -> bool:
     return bool(value[_ROLE_OFFSET] & _CHANGING)
 
 
-def pack_redirect(value: bytes, serial: int) -> bytes:
-    """``struct m2m_redirect`` (56 bytes) to what a packed entry says."""
+def is_spliced(value: bytes) -> bool:
+    """Whether there is a splice beside a packed entry."""
+    return bool(value[_FLAGS_OFFSET] & _SPLICED)
+
+
+def pack_redirect(value: bytes, serial: int, splice: Splice | None = None) -> bytes:
+    """``struct m2m_redirect`` (80 bytes) to what a packed entry says."""
     tag, chain, ifindex, mss, mtu, difference, new, gateway, generation = _REWRITE.unpack_from(
         value
     )
     return _REDIRECT.pack(
-        serial, ifindex, mss, mtu, difference, chain, new, gateway, generation, tag, 0, 0, serial
-    )
+        serial, ifindex, mss, mtu, difference, chain, new, gateway, generation, tag, 0,
+        _NO_SPLICE if splice is None else splice.pack(), splice is not None, serial, 0,
+    )  # fmt: skip
 
 
 def redirected(value: bytes, redirect: bytes) -> bytes:
     """A packed entry as packets find it that take its redirect into account."""
     (
-        _, ifindex, mss, mtu, difference, chain, new, gateway, generation, _, _, _, _,
+        _, ifindex, mss, mtu, difference, chain, new, gateway, generation, _, _, _, spliced, _, _,
     ) = _REDIRECT.unpack(redirect)  # fmt: skip
     (
         tag, _, _, role, flags, _, _, _, _, _, last_seen, max_seq, max_ack, _,
         packets, octets, session, old, zero,
     ) = _ENTRY.unpack(value)  # fmt: skip
+    flags = flags & ~_SPLICED | spliced * _SPLICED
     return _ENTRY.pack(
         tag, chain, ifindex, role, flags, mss, mtu, difference, new, gateway, last_seen, max_seq,
         max_ack, generation, packets, octets, session, old, zero,
     )  # fmt: skip
+
+
+def redirected_splice(redirect: bytes) -> bytes | None:
+    """The packed splice of a redirect, if it has one."""
+    *_, splice, spliced, _, _ = _REDIRECT.unpack(redirect)
+    return splice if spliced else None

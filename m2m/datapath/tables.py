@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from m2m.datapath import DatapathError, DatapathFull, Limits, Reason, Row, layout
 from m2m.datapath._bpf import EXIST, BpfError, Map, Object, possible_cpus
 from m2m.datapath.flow_table import FlowTable
+from m2m.datapath.splice_table import SpliceTable
 from m2m.policy.rules import PolicySet
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.translation import Entry, Hook, Toward
@@ -47,6 +48,7 @@ class Tables:
         self._set_clock = loaded.program("m2m_set_clock")
         self._flows = FlowTable(loaded.map("flows"))
         self._redirects = loaded.map("redirects")
+        self.splices = SpliceTable(loaded.map("splices"))
         self._rules = loaded.map("rules")
         self._addresses = loaded.map("addresses")
         self._reasons = loaded.map("reasons")
@@ -100,10 +102,11 @@ class Tables:
                 self._let_in(sport, dport)
         return rows
 
-    def install(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
-        """All or none, in their order."""
+    def install(self, rows: Iterable[tuple[bytes, bytes]], splices: Mapping[bytes, bytes]) -> None:
+        """All or none, in their order; the *splices* of those that have one, by key."""
         flows = self._flows
         done: list[tuple[bytes, bytes | None]] = []
+        before = {key: self.splices.put(key, splice) for key, splice in splices.items()}
         try:
             for key, value in rows:
                 replaced = None
@@ -117,16 +120,26 @@ class Tables:
                     flows.delete(key)
                 else:
                     flows.update(key, replaced, EXIST)
+            for key, splice in before.items():
+                if splice is None:
+                    self.splices.drop(key)
+                else:
+                    self.splices.put(key, splice)
             if error.errno == _TABLE_FULL:
                 raise DatapathFull(
                     f"the translation table is full: it has room for {flows.max_entries} entries;"
                     " start the agent with room for more sessions (--sessions)"
                 ) from error
             raise DatapathError(f"the kernel refuses an entry: {error.strerror}") from error
+        for key, replaced in done:
+            if replaced is not None and key not in splices:
+                self.splices.drop(key)
 
     def remove(self, keys: Iterable[tuple[Hook, Flow]]) -> None:
         for hook, flow in keys:
-            self._flows.delete(layout.pack_key(hook, flow))
+            key = layout.pack_key(hook, flow)
+            self._flows.delete(key)
+            self.splices.drop(key)
 
     def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         now, found = layout.now_ticks(), []
@@ -134,27 +147,27 @@ class Tables:
             key = layout.pack_key(hook, flow)
             value = self._flows.lookup(key)
             if value is not None and layout.session_of(value):
-                found.append(layout.unpack_row(key, self._as_it_counts(key, value), now))
+                found.append(self._row(key, value, now))
         return found
 
     def idle(self, keys: Iterable[tuple[Hook, Flow]]) -> list[float | None]:
         now = layout.now_ticks()
         return layout.idle(self._flows.lookup_each([layout.pack_key(*key) for key in keys]), now)
 
-    def _as_it_counts(self, key: bytes, value: bytes) -> bytes:
-        """The entry with its redirect, if there is one."""
+    def _row(self, key: bytes, value: bytes, now: int) -> Row:
+        """The row as it counts: with its redirect and its splice, if there are any."""
         redirect = self._redirects.lookup(key) if layout.is_changing(value) else None
-        return value if redirect is None else layout.redirected(value, redirect)
+        if redirect is not None:
+            value, splice = layout.redirected(value, redirect), layout.redirected_splice(redirect)
+        else:
+            splice = self.splices.get(key) if layout.is_spliced(value) else None
+        return layout.unpack_row(key, value, now, splice)
 
     def batches(self) -> Iterator[list[Row]]:
         """Every entry of every session, some thousand at a time."""
         for batch in self._flows.batches():
             now = layout.now_ticks()
-            yield [
-                layout.unpack_row(key, self._as_it_counts(key, value), now)
-                for key, value in batch
-                if layout.session_of(value)
-            ]
+            yield [self._row(key, value, now) for key, value in batch if layout.session_of(value)]
 
     # -- the rest -----------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from m2m.protocol.flow import Address, Flow
+from m2m.protocol.splice import Splice
 
 MOVED = 0xFFFFFFFF
 """The generation of a row for a name of a leg that is not the leg's, or not yet (mobility)."""
@@ -85,7 +86,8 @@ class Entry(NamedTuple):
 
     ``mss`` clamps the option in SYN segments (0: leave it): chains can have a smaller MTU than
     the direct path, and no router on the way can tell the sender, who sees other addresses.
-    ``chain`` and ``generation`` name the policy and the policy set it came from.
+    ``chain`` and ``generation`` name the policy and the policy set it came from. Of a row of the
+    right leg, ``splice`` is what the hop adds to TCP's numbers (``docs/splicing.md``).
     """
 
     session: int  # 64 bits, chosen by the client at random; 0 for PASS and DROP
@@ -100,6 +102,7 @@ class Entry(NamedTuple):
     chain: int = 0
     generation: int = 0
     hop: NextHop | None = None  # filled in by the shell for SEND
+    splice: Splice | None = None
 
     @property
     def key(self) -> tuple[Hook, Flow]:

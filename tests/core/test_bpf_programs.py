@@ -14,13 +14,17 @@ import pytest
 
 import m2m
 from m2m.datapath import Reason, layout
+from m2m.datapath import change_tables as do
 from m2m.datapath._bpf import Object
+from m2m.datapath.change_tables import ChangeTables
 from m2m.datapath.flow_table import FlowTable
 from m2m.datapath.tables import Config
 from m2m.protocol.flow import Flow, Proto, parse_address
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Action, Entry, Hook, NextHop, Position, Toward
 from tests.support import packets
 from tests.support.core import LAYOUT
+from tests.support.spliced import SEGMENTS, Added, Segment
 from tests.support.vectors import vectors
 
 pytestmark = pytest.mark.needs("bpf")
@@ -38,8 +42,10 @@ class Kernel:
     def __init__(self) -> None:
         loaded = Object(Path(m2m.__file__).parent / "bpf" / "m2m.bpf.o")
         loaded.load()
+        self.changes = ChangeTables(loaded)
         self._programs = {Hook.IN: loaded.program("m2m_in"), Hook.OUT: loaded.program("m2m_out")}
         self._flows = FlowTable(loaded.map("flows"))
+        self._splices = loaded.map("splices")
         self._reasons = loaded.map("reasons")
         loaded.map("addresses").update(parse_address(HERE), b"\1")
         config = Config(loaded.map("config"))
@@ -61,6 +67,8 @@ class Kernel:
         if entry.action is Action.SEND:
             entry = entry._replace(hop=NextHop(1, entry.rewrite.dst, mtu))
         key, value = layout.pack_entry(entry, layout.now_ticks())
+        if entry.splice is not None:
+            self._splices.update(key, entry.splice.pack())
         self._flows.update(key, value)
         return key
 
@@ -104,6 +112,71 @@ def test_packets_are_translated_to_the_octet(kernel: Kernel) -> None:
         expected = REDIRECT if entry.action is Action.SEND else PASS
         for vector in meeting:
             assert kernel.run(entry.hook, vector.before) == (expected, vector.after), vector.name
+
+
+ADDED = Added((4_000_000_000, 123_456_789), (99, 2**32 - 77), (3, -2))
+SPLICED = Entry(
+    1, Hook.IN, left(), right(), Action.SEND, Toward.RIGHT, Position.TAP, left(),
+    splice=Splice(*ADDED),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("toward", Toward)
+@pytest.mark.parametrize(
+    ("hook", "action"),
+    [(Hook.IN, Action.SEND), (Hook.OUT, Action.SEND), (Hook.IN, Action.DELIVER)],
+)
+def test_numbers_are_carried_through_a_splice(
+    kernel: Kernel, hook: Hook, action: Action, toward: Toward
+) -> None:
+    ttl = 63 if (hook, action) == (Hook.IN, Action.SEND) else 64
+    for segment in SEGMENTS:
+        key = kernel.put(SPLICED._replace(hook=hook, action=action, toward=toward))
+        carried = ADDED.carry(segment, toward)
+        _, packet = kernel.run(hook, segment.wire(left()))
+        assert packet == carried.wire(right(), ttl), segment
+        # It counts in the numbers of the left side.
+        counts = segment if toward is Toward.RIGHT else carried
+        assert kernel.row(key).counters.max_seq == counts.end
+
+
+def test_a_wrong_checksum_is_not_made_right_by_a_splice(kernel: Kernel) -> None:
+    kernel.put(SPLICED)
+    damaged = SEGMENTS[4].wire(left())
+    damaged = damaged[:36] + bytes((damaged[36] ^ 1,)) + damaged[37:]
+    _, packet = kernel.run(Hook.IN, damaged)
+    assert not packets.has_right_checksums(packet)
+
+
+@pytest.mark.parametrize("flags", [packets.SYN, packets.SYN | packets.ACK])
+def test_no_connection_begins_in_a_splice(kernel: Kernel, flags: int) -> None:
+    key = kernel.put(SPLICED)
+    assert kernel.run(Hook.IN, Segment(1, 2, 3, flags).wire(left()))[0] == SHOT
+    assert kernel.reasons() == {Reason.NOT_SPLICED: 1}
+    assert kernel.row(key).counters.packets == 0
+
+
+def test_a_redirect_and_its_splice_become_the_entrys_own(kernel: Kernel) -> None:
+    """At no stage does a packet go half the old way: neither when it is written into the entry, nor
+    when packets look at that again."""
+    segment = SEGMENTS[4]
+    entry = SPLICED._replace(splice=None)
+    key = kernel.put(entry)
+    for serial, added in enumerate((ADDED, Added((1, 2), (3, 4), (5, 6)), None), 1):
+        splice = None if added is None else Splice(*added)
+        expected = segment if added is None else added.carry(segment, Toward.RIGHT)
+        onward = entry._replace(
+            rewrite=entry.rewrite._replace(sport=62000 + serial),
+            hop=NextHop(1, entry.rewrite.dst, 1500),
+        )
+        _, value = layout.pack_entry(onward, 0)
+        kernel.changes.add(key)
+        kernel.changes.redirect([(key, layout.pack_redirect(value, serial, splice))])
+        for steps, clear in ((0, 0), (do.FOLD, 0), (do.UNMARK, do.ALL)):
+            kernel.changes.run(key, steps, clear=clear)
+            _, packet = kernel.run(Hook.IN, segment.wire(left()))
+            assert packet == expected.wire(onward.rewrite, 63), (added, steps)
+        kernel.changes.delete(key)
 
 
 def test_fragments_follow_their_first(kernel: Kernel) -> None:

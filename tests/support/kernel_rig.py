@@ -176,6 +176,11 @@ class KernelRig(Rig):
     async def seen(self) -> list[Seen]:
         return [_seen(place, data) for place, data in await self.arrived()]
 
+    async def numbers(self) -> list[tuple[int, int]]:
+        arrived = [data for _, data in await self.arrived() if data[9] == Proto.TCP]
+        assert all(map(packets.has_right_checksums, arrived))
+        return [struct.unpack_from("!II", data, (data[0] & 15) * 4 + 4) for data in arrived]
+
     async def arrived(self) -> list[tuple[Place, bytes]]:
         """As :meth:`seen`, whole packets."""
         # The agent may have yet to read, and to let go, packets of flows that are released.

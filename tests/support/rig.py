@@ -72,6 +72,10 @@ class Rig(ABC):
         """What came out since the last call, in order at each place, once nothing is under way."""
 
     @abstractmethod
+    async def numbers(self) -> list[tuple[int, int]]:
+        """The same, of TCP alone: sequence and acknowledgement numbers."""
+
+    @abstractmethod
     async def open(self) -> None:
         """Open the datapath as a new agent would: addresses set, both links attached."""
 
@@ -123,6 +127,7 @@ class FakeRig(Rig):
     def __init__(self, limits: Limits) -> None:
         self._kernel = FakeKernel(limits, interfaces=frozenset(self.links()), ports=PORTS)
         self._out: list[Seen] = []
+        self._numbers: list[tuple[int, int]] = []
         self._stops_marked = False
 
     def links(self) -> list[int]:
@@ -158,6 +163,7 @@ class FakeRig(Rig):
         at_stack = hook is Hook.IN and outcome.fate is not Fate.SENT and outcome.flow.dst in local
         place = Place.STACK if at_stack else Place.WIRE
         self._out.append(Seen(place, outcome.flow, outcome.payload))
+        self._numbers.append(outcome.numbers)
 
     def _collect_released(self) -> None:
         released, self._kernel.released = self._kernel.released, []
@@ -171,9 +177,14 @@ class FakeRig(Rig):
         self._stops_marked = False
 
     async def seen(self) -> list[Seen]:
-        self._collect_released()
+        await self.numbers()
         out, self._out = self._out, []
         return out
+
+    async def numbers(self) -> list[tuple[int, int]]:
+        self._collect_released()
+        numbers, self._numbers = self._numbers, []
+        return numbers
 
     async def remove(self) -> None:
         await self.datapath.close(keep=False)

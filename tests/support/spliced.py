@@ -35,11 +35,16 @@ class Segment(NamedTuple):
     tail: bytes = b""  # behind the options: the end of them, or what none can be
     payload: bytes = b""
 
-    def wire(self, flow: Flow) -> bytes:
+    @property
+    def end(self) -> int:
+        """One past its last number."""
+        return (self.seq + len(self.payload) + (self.flags & packets.FIN)) % 2**32
+
+    def wire(self, flow: Flow, ttl: int = 64) -> bytes:
         return packets.tcp(
             flow, seq=self.seq % 2**32, ack=self.ack % 2**32, window=self.window, flags=self.flags,
             options=b"".join(option.wire() for option in self.options) + self.tail,
-            payload=self.payload,
+            payload=self.payload, ttl=ttl,
         )  # fmt: skip
 
 
@@ -70,3 +75,22 @@ class Added(NamedTuple):
             window=min(int(scaled), 65535),
             options=tuple(options),
         )
+
+
+SEGMENTS = (
+    Segment(1000, 2000, 500),
+    Segment(2**32 - 1, 1, 65535, packets.ACK | packets.FIN, payload=b"odd"),
+    Segment(7, 0, 9, 0, payload=b"no ACK"),
+    Segment(3, 2**31, 0, packets.ACK | packets.RST),
+    Segment(1, 2, 3, options=(Option(1), Option(1), Option(STAMP, (2**32 - 1, 5)))),
+    Segment(1, 2, 3, options=(Option(1), Option(STAMP, (4, 5)), Option(SACK, (6, 7)))),
+    Segment(
+        1, 2, 3, options=(Option(STAMP, (4, 5)), Option(1), Option(1), Option(SACK, (6,) * 6)),
+        payload=b"with all that there is room for",
+    ),
+    Segment(1, 2, 3, options=(Option(1), Option(SACK, tuple(range(8))))),
+    Segment(1, 2, 3, options=(Option(1),) * 30 + (Option(STAMP, (4, 5)),)),  # the last
+    Segment(1, 2, 3, options=(Option(30, rest=b"others"),), tail=b"\0\x08\x0a12345678"),
+    Segment(1, 2, 3, tail=b"\x08\x0a12"),  # cut short
+)  # fmt: skip
+"""What each implementation of a splice is tried with."""
