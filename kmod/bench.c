@@ -84,7 +84,7 @@ static int insert_all(struct series *to)
 			batch[index] = m2m_row_new(&key, GFP_ATOMIC);
 			if (!batch[index])
 				break;
-			m2m_row_fill(batch[index], &entry, NULL, 0);
+			m2m_row_fill(batch[index], &entry, NULL, NULL, 0);
 			m2m_table_add(&table, batch[index]);
 		}
 		put(to, ktime_get_raw_ns() - began);

@@ -5,9 +5,18 @@
 #include "commands.h"
 
 /* What of a redirected row must be what it was. */
-static bool same_session(const struct m2m_row *row, const struct m2m_entry *entry)
+static bool same_session(const struct m2m_row *row, const struct m2m_flat_row *flat)
 {
-	return row->entry.session == entry->session && row->entry.role == entry->role;
+	const struct m2m_entry *entry = &flat->entry;
+	u8 spliced = entry->flags & M2M_SPLICED;
+
+	if (row->entry.session != entry->session || row->entry.role != entry->role)
+		return false;
+	if (M2M_ROLE_TOWARD(entry->role) == M2M_RIGHT)
+		return true;
+	/* It has counted in the numbers that its splice makes. */
+	return (row->entry.flags & M2M_SPLICED) == spliced &&
+	       (!spliced || !memcmp(&row->splice, &flat->splice, sizeof(row->splice)));
 }
 
 int m2m_do_redirect(struct m2m_state *state, struct genl_info *info)
@@ -33,7 +42,7 @@ int m2m_do_redirect(struct m2m_state *state, struct genl_info *info)
 		error = PTR_ERR_OR_ZERO(row) ?: m2m_check_row(info, &flat[done]);
 		if (error)
 			goto out;
-		if (!same_session(row, entry)) {
+		if (!same_session(row, &flat[done])) {
 			error = m2m_refuse(info, &flat[done], -EINVAL,
 					   "a row that is not to be redirected like this");
 			goto out;
@@ -52,7 +61,7 @@ int m2m_do_redirect(struct m2m_state *state, struct genl_info *info)
 		struct m2m_hop *old = row->hop;
 
 		spin_lock_bh(&row->lock);
-		m2m_row_redirect(row, &flat[done].entry, hops[done]);
+		m2m_row_redirect(row, &flat[done].entry, &flat[done].splice, hops[done]);
 		results[done].packets = row->entry.packets;
 		spin_unlock_bh(&row->lock);
 		m2m_hop_put(old);
@@ -276,7 +285,7 @@ static int unsteer(struct m2m_state *state, const struct m2m_key4 *key, u8 actio
 	if (row->kind == M2M_ROW_UNDECIDED)
 		atomic_dec(&state->undecided);
 	old = row->hop;
-	m2m_row_fill(row, &entry, NULL, m2m_now(state));
+	m2m_row_fill(row, &entry, NULL, NULL, m2m_now(state));
 	stays = row->counted || room;
 	if (row->counted)
 		m2m_table_return(&state->table, room);

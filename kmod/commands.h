@@ -14,6 +14,8 @@
 struct m2m_flat_row {
 	struct m2m_key4 key;
 	struct m2m_entry entry;
+	struct m2m_splice splice; /* where entry.flags has M2M_SPLICED */
+	u32 zero;
 };
 
 #define M2M_HAS(attribute) (1ull << (attribute))

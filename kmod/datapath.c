@@ -147,7 +147,7 @@ static void account(struct m2m_entry *entry, const struct m2m_headers *headers,
 		return;
 	/* The same ports, used again before the old session was taken down. */
 	if (headers->tcp_flags & M2M_TCP_SYN && entry->flags & (M2M_SEEN_FIN | M2M_SEEN_RST))
-		entry->flags = 0;
+		entry->flags &= ~M2M_SEEN;
 	end = m2m_end_of(headers);
 	if (!(entry->flags & M2M_SEEN_SEQ) || m2m_seq_after(end, entry->max_seq))
 		entry->max_seq = end;
@@ -275,6 +275,11 @@ unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_bu
 			return hook == M2M_HOOK_OUT ? NF_ACCEPT : drop(state, M2M_NO_ENTRY, 1);
 		return unknown(state, skb, at, headers, key, NULL);
 	}
+	if (unlikely(row->entry.flags & M2M_SPLICED) && headers->tcp_flags & M2M_TCP_SYN) {
+		spin_unlock(&row->lock);
+		return drop(state, M2M_NOT_SPLICED, 1);
+	}
+	m2m_row_numbers(row, headers);
 	if (unlikely(row->wait) && !released) {
 		done = ask_to_wait(state, row, skb, at, headers, hook, &tell);
 		if (done != GO_ON)
@@ -289,6 +294,7 @@ unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_bu
 	m2m_key_widen(&wide, key);
 	m2m_edit_of(&edit, &wide, &row->entry);
 	edit.port_diff = row->port_diff; /* the same, once for all */
+	edit.splice = row->splice;
 	m2m_measure(skb, headers, hook, edit.mtu, &wire);
 	packet.hook = hook;
 	packet.ttl = headers->ttl;

@@ -77,6 +77,7 @@ unsigned int m2m_process_icmp(struct m2m_state *state, struct sk_buff *skb,
 	}
 	m2m_key_widen(&wide, &key);
 	m2m_edit_of(&edit, &wide, &row->entry);
+	edit.splice = row->splice;
 	hop = row->hop;
 	if (hop)
 		rt = rcu_dereference(hop->rt);

@@ -80,6 +80,7 @@ struct m2m_wait;
  * @counted: it takes one of the table's places
  * @port_diff: m2m_entry_port_diff() of its entry
  * @lock: of all that follows and can change
+ * @splice: where the entry's flags have M2M_SPLICED; it takes no room of its own (192 octets)
  * @entry: as the other datapaths have it
  * @hop: where M2M_SEND leads; changed under &m2m_net.lock as well
  * @wait: while something waits or is watched, else %NULL
@@ -96,6 +97,7 @@ struct m2m_row {
 	bool counted;
 	u16 port_diff;
 	spinlock_t lock; /* see above */
+	struct m2m_splice splice;
 	struct m2m_entry entry;
 	struct m2m_hop *hop;
 	struct m2m_wait *wait;
@@ -124,8 +126,11 @@ struct m2m_row *m2m_table_add(struct m2m_table *table, struct m2m_row *row);
 void m2m_table_remove(struct m2m_table *table, struct m2m_row *row);
 bool m2m_table_reserve(struct m2m_table *table, u32 rows);
 void m2m_table_return(struct m2m_table *table, u32 rows);
-void m2m_row_fill(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop, u32 now);
-void m2m_row_redirect(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop);
+void m2m_row_fill(struct m2m_row *row, const struct m2m_entry *entry,
+		  const struct m2m_splice *splice, struct m2m_hop *hop, u32 now);
+void m2m_row_redirect(struct m2m_row *row, const struct m2m_entry *entry,
+		      const struct m2m_splice *splice, struct m2m_hop *hop);
+void m2m_row_numbers(const struct m2m_row *row, struct m2m_headers *headers);
 void m2m_row_read(struct m2m_row *row, struct m2m_entry *entry);
 bool m2m_row_is_session(struct m2m_row *row);
 

@@ -101,16 +101,27 @@ int m2m_rewrite(struct sk_buff *skb, const struct m2m_headers *headers,
 		const struct m2m_edit *edit, bool hop)
 {
 	bool clamp = edit->mss && headers->tcp_flags & M2M_TCP_SYN;
+	bool carry = edit->spliced && headers->proto == M2M_PROTO_TCP && !headers->later_fragment;
 	u32 need = headers->l4;
+	struct m2m_edit own;
 	void *l4;
 
 	if (!headers->later_fragment && headers->proto == M2M_PROTO_TCP)
-		need += clamp ? headers->l4_len : sizeof(struct tcphdr);
+		need += clamp || carry ? headers->l4_len : sizeof(struct tcphdr);
 	else if (!headers->later_fragment)
 		need += sizeof(struct udphdr);
 	if (skb_ensure_writable(skb, need))
 		return -ENOMEM;
 	l4 = skb->data + headers->l4;
+	if (carry) {
+		u16 diff = m2m_carry_header(&edit->splice, M2M_ROLE_TOWARD(edit->role), l4,
+					    headers->l4_len);
+
+		/* As of ports: no part of the pseudo header, and balanced by the field. */
+		own = *edit;
+		own.port_diff = m2m_csum_fold((u32)own.port_diff + diff);
+		edit = &own;
+	}
 	if (headers->later_fragment) {
 		/* Of the pseudo header nothing is here; a receive sum does not feel the rest. */
 	} else if (headers->proto == M2M_PROTO_TCP) {
@@ -148,6 +159,7 @@ int m2m_rewrite_quoted(struct sk_buff *skb, u32 icmp, const struct m2m_headers *
 {
 	u32 inner = icmp + sizeof(struct icmphdr), l4 = inner + quoted->l4, room, changed;
 	struct icmphdr *error;
+	struct m2m_edit own;
 	struct iphdr *ip;
 	__be32 old_src, old_dst;
 	__be16 *ports;
@@ -160,6 +172,16 @@ int m2m_rewrite_quoted(struct sk_buff *skb, u32 icmp, const struct m2m_headers *
 	error = (void *)skb->data + icmp;
 	ip = (void *)skb->data + inner;
 	ports = (void *)skb->data + l4;
+	if (edit->spliced && quoted->proto == M2M_PROTO_TCP) {
+		/* What went the other way is taken back; its sender looks at the sequence number. */
+		u8 back = M2M_ROLE_TOWARD(edit->role) ^ 1;
+		__be32 *seq = (void *)(ports + 2), old = *seq;
+
+		*seq = htonl(ntohl(old) - edit->splice.seq[back]);
+		own = *edit;
+		own.port_diff = m2m_csum_fold((u32)own.port_diff + m2m_csum_diff32(old, *seq));
+		edit = &own;
+	}
 	changed = edit->port_diff;
 	if (quoted->proto == M2M_PROTO_UDP)
 		check = (u16 *)ports + 3;

@@ -105,7 +105,7 @@ static void replace(struct m2m_state *state, struct m2m_row *row, const struct m
 		(*places)--;
 	row->counted = true;
 	old = row->hop;
-	m2m_row_fill(row, &flat->entry, hop, m2m_now(state));
+	m2m_row_fill(row, &flat->entry, &flat->splice, hop, m2m_now(state));
 	spin_unlock_bh(&row->lock);
 	m2m_hop_put(old);
 }
@@ -119,7 +119,7 @@ static void install(struct m2m_state *state, const struct m2m_flat_row *flat, st
 	there = m2m_table_find(&state->table, &flat->key);
 	if (!there) {
 		row->counted = true;
-		m2m_row_fill(row, &flat->entry, fresh->hop, m2m_now(state));
+		m2m_row_fill(row, &flat->entry, &flat->splice, fresh->hop, m2m_now(state));
 		there = m2m_table_add(&state->table, row);
 		if (there == row) {
 			(*places)--;
@@ -206,6 +206,8 @@ static bool read_row(struct m2m_row *row, struct m2m_flat_row *flat)
 	is_there = m2m_row_is_session(row);
 	flat->key = row->key;
 	flat->entry = row->entry;
+	flat->splice = row->splice;
+	flat->zero = 0;
 	spin_unlock_bh(&row->lock);
 	return is_there;
 }

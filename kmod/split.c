@@ -104,7 +104,7 @@ struct sk_buff *m2m_split(struct sk_buff *skb, const struct m2m_headers *headers
 	back->truesize += back->data_len;
 	put_headers(back, skb, headers->l4, headers->l4_len);
 	tcp = (void *)back->data + headers->l4;
-	tcp->seq = htonl(number);
+	tcp->seq = htonl(ntohl(tcp->seq) + number - headers->seq); /* left of a splice or not */
 	tcp->cwr = 0;
 	mend(back, headers->l4, headers->l4_len,
 	     size ? DIV_ROUND_UP(cut - head, size) : 1);

@@ -178,14 +178,33 @@ static void widen(struct m2m_key *wide, const struct m2m_row *row)
 	m2m_key_widen(wide, &row->key);
 }
 
+static void set_splice(struct m2m_row *row, const struct m2m_entry *entry,
+		       const struct m2m_splice *splice)
+{
+	row->entry.flags &= ~M2M_SPLICED;
+	if (!splice || !(entry->flags & M2M_SPLICED))
+		return;
+	row->entry.flags |= M2M_SPLICED;
+	row->splice = *splice;
+}
+
+/* Have headers of a packet say what counts; the row's lock is held. */
+void m2m_row_numbers(const struct m2m_row *row, struct m2m_headers *headers)
+{
+	if (unlikely(row->entry.flags & M2M_SPLICED))
+		m2m_left_numbers(&row->splice, row->entry.role, &headers->seq, &headers->ack);
+}
+
 /* Make it a new row of this entry; its lock is held. The hop it had is the caller's to put. */
-void m2m_row_fill(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop, u32 now)
+void m2m_row_fill(struct m2m_row *row, const struct m2m_entry *entry,
+		  const struct m2m_splice *splice, struct m2m_hop *hop, u32 now)
 {
 	struct m2m_key key;
 
 	widen(&key, row);
 	row->entry = *entry;
 	row->entry.flags = 0;
+	set_splice(row, entry, splice);
 	row->entry.max_seq = 0;
 	row->entry.max_ack = 0;
 	row->entry.packets = 0;
@@ -200,7 +219,8 @@ void m2m_row_fill(struct m2m_row *row, const struct m2m_entry *entry, struct m2m
 }
 
 /* Rewrite and send otherwise from now on, and go on counting; its lock is held. */
-void m2m_row_redirect(struct m2m_row *row, const struct m2m_entry *entry, struct m2m_hop *hop)
+void m2m_row_redirect(struct m2m_row *row, const struct m2m_entry *entry,
+		      const struct m2m_splice *splice, struct m2m_hop *hop)
 {
 	struct m2m_entry *mine = &row->entry;
 	struct m2m_key key;
@@ -220,6 +240,7 @@ void m2m_row_redirect(struct m2m_row *row, const struct m2m_entry *entry, struct
 	mine->super_dst = entry->super_dst;
 	mine->super_sport = entry->super_sport;
 	mine->super_dport = entry->super_dport;
+	set_splice(row, entry, splice);
 	m2m_entry_seal(&key, mine);
 	row->port_diff = m2m_entry_port_diff(&key, mine);
 	row->hop = hop;

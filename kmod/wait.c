@@ -108,6 +108,7 @@ static enum m2m_met cut(struct m2m_state *state, struct m2m_wait *wait, struct s
 		kfree_skb(back); /* TCP repeats it */
 	if (!m2m_parse(skb, headers) || headers->truncated)
 		return M2M_MET_DROP;
+	m2m_row_numbers(wait->row, headers);
 	return M2M_MET_GO_ON;
 }
 

@@ -169,4 +169,32 @@ m2m_inline int m2m_option_step(const struct m2m_shift *shift, int acks,
 	return 0;
 }
 
+/*
+ * All of it for a TCP header of so many octets that lies in memory, options included, but for the
+ * checksum, of which this is the difference.
+ */
+m2m_inline u16 m2m_carry_header(const struct m2m_splice *splice, u8 toward, u8 *tcp, u32 header)
+{
+	struct m2m_option_walk walk = {};
+	struct m2m_numbers numbers;
+	struct m2m_shift shift;
+	int acks = tcp[13] & 0x10, i;
+	u16 diff;
+
+	m2m_shift_of(&shift, splice, toward);
+	__builtin_memcpy(&numbers.seq, tcp + 4, 4);
+	__builtin_memcpy(&numbers.ack, tcp + 8, 4);
+	__builtin_memcpy(&numbers.window, tcp + 14, 2);
+	diff = m2m_shift_numbers(&shift, acks, &numbers);
+	__builtin_memcpy(tcp + 4, &numbers.seq, 4);
+	__builtin_memcpy(tcp + 8, &numbers.ack, 4);
+	__builtin_memcpy(tcp + 14, &numbers.window, 2);
+	walk.end = (u8)(header - 20);
+	__builtin_memcpy(walk.octets, tcp + 20, walk.end);
+	for (i = 0; i < M2M_OPTIONS_MAX && !m2m_option_step(&shift, acks, &walk); i++)
+		;
+	__builtin_memcpy(tcp + 20, walk.octets, walk.end);
+	return m2m_csum_fold((u64)diff + walk.diff);
+}
+
 #endif /* M2M_CORE_SPLICE_H */

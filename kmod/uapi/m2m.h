@@ -8,9 +8,9 @@
  * are refused to anybody else (EPERM; OPEN itself: EBUSY).
  *
  * Structures. Rows, keys and rules travel as the arrays of structures that all datapaths share
- * (kmod/core: struct m2m_key4, m2m_entry, m2m_rule; M2M_LAYOUT_VERSION), in the host's byte order
+ * (kmod/core: struct m2m_key4, m2m_entry, m2m_splice, m2m_rule; M2M_LAYOUT_VERSION), in the host's byte order
  * unless they say otherwise. An array must have a whole number of elements. What the module can
- * know itself (tag, addr_diff, last_seen, counters) is not believed, whatever is sent.
+ * know itself (tag, addr_diff, last_seen, counters, flags but M2M_SPLICED) is not believed, whatever is sent.
  *
  * All or nothing. A command either does all it is asked, or nothing, and then says what is wrong
  * in words and by the offset of the element that it is about (NLMSGERR_ATTR_MSG, _OFFS); only
@@ -80,7 +80,7 @@
 #define M2M_GENL_EVENTS "events"
 
 /* The largest message: elements in one array, and what OPEN may ask for. */
-#define M2M_MAX_ROWS 512
+#define M2M_MAX_ROWS 500
 #define M2M_MAX_KEYS 2048
 #define M2M_MAX_LINKS 4096
 #define M2M_MAX_ADDRESSES 4095
@@ -137,7 +137,7 @@ enum m2m_attr {
 	M2M_A_GENERATION,   /* u32 */
 	M2M_A_RULES,	    /* struct m2m_rule[] */
 	M2M_A_KEYS,	    /* struct m2m_key4[] */
-	M2M_A_ROWS,	    /* { struct m2m_key4; struct m2m_entry; }[] */
+	M2M_A_ROWS,	    /* { struct m2m_key4; struct m2m_entry; struct m2m_splice; u32 0; }[] */
 	M2M_A_RESULTS,	    /* struct m2m_result[] */
 	M2M_A_SERIAL,	    /* u32 */
 	M2M_A_NUMBER,	    /* u64; of an acknowledgement 32 bits count */

@@ -25,13 +25,11 @@ enum m2m_applied {
 #define M2M_IP_SRC 12
 #define M2M_IP_DST 16
 #define M2M_IP_MIN 20
-#define M2M_TCP_SEQ 4
 #define M2M_TCP_FLAGS 13
 #define M2M_TCP_WINDOW 14
 #define M2M_TCP_CHECK 16
 #define M2M_TCP_MIN 20
 #define M2M_TCP_SYN 0x02
-#define M2M_TCP_ACK 0x10
 #define M2M_UDP_CHECK 6
 #define M2M_UDP_MIN 8
 #define M2M_OPTION_MSS 2
@@ -159,12 +157,8 @@ static inline enum m2m_applied m2m_apply(const struct m2m_edit *edit, u8 hook, u
 static inline enum m2m_applied m2m_apply_splice(const struct m2m_splice *splice, u8 toward,
 						u8 *packet, size_t length)
 {
-	struct m2m_option_walk walk = {};
-	struct m2m_numbers numbers;
-	struct m2m_shift shift;
 	size_t ip, header;
 	u8 *tcp;
-	int acks, i;
 
 	if (length < M2M_IP_MIN)
 		return M2M_CUT_SHORT;
@@ -183,21 +177,7 @@ static inline enum m2m_applied m2m_apply_splice(const struct m2m_splice *splice,
 		return M2M_CUT_SHORT;
 	if (tcp[M2M_TCP_FLAGS] & M2M_TCP_SYN)
 		return M2M_NOT_OURS;
-	acks = tcp[M2M_TCP_FLAGS] & M2M_TCP_ACK;
-	m2m_shift_of(&shift, splice, toward);
-	memcpy(&numbers.seq, tcp + M2M_TCP_SEQ, 4);
-	memcpy(&numbers.ack, tcp + M2M_TCP_SEQ + 4, 4);
-	numbers.window = m2m_load16(tcp + M2M_TCP_WINDOW);
-	m2m_fix_check(tcp + M2M_TCP_CHECK, m2m_shift_numbers(&shift, acks, &numbers));
-	memcpy(tcp + M2M_TCP_SEQ, &numbers.seq, 4);
-	memcpy(tcp + M2M_TCP_SEQ + 4, &numbers.ack, 4);
-	m2m_store16(tcp + M2M_TCP_WINDOW, numbers.window);
-	walk.end = (u8)(header - M2M_TCP_MIN);
-	memcpy(walk.octets, tcp + M2M_TCP_MIN, walk.end);
-	for (i = 0; i < M2M_OPTIONS_MAX && !m2m_option_step(&shift, acks, &walk); i++)
-		;
-	memcpy(tcp + M2M_TCP_MIN, walk.octets, walk.end);
-	m2m_fix_check(tcp + M2M_TCP_CHECK, (u16)walk.diff);
+	m2m_fix_check(tcp + M2M_TCP_CHECK, m2m_carry_header(splice, toward, tcp, (u32)header));
 	return M2M_APPLIED;
 }
 

@@ -25,7 +25,7 @@ from m2m.datapath import (
 )
 from m2m.datapath.fake_kernel import FakeKernel
 from m2m.policy.rules import PolicySet
-from m2m.protocol.flow import Address, Flow
+from m2m.protocol.flow import Address, Flow, Proto
 from m2m.protocol.translation import Action, Entry, Hook
 
 __all__ = ["FakeDatapath"]
@@ -164,3 +164,5 @@ def _check_hops(entries: Iterable[Entry]) -> None:
     for entry in entries:
         if entry.action is Action.SEND and entry.hop is None:
             raise DatapathError(f"entry for {entry.match}: SEND needs a next hop")
+        if entry.splice is not None and entry.match.proto != Proto.TCP:
+            raise DatapathError(f"the row for {entry.match} cannot have a splice: only TCP's can")

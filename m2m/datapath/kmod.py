@@ -54,7 +54,7 @@ _AWAY_AFTER = 3.0  # s without one, and the agent counts as away
 _VERDICTS = {Verdict.STEER: 0, Verdict.PASS: 1, Verdict.DROP: 2}  # enum m2m_release
 _RESULT = struct.Struct("=QII")  # struct m2m_result
 _NOTE = struct.Struct(f"=Q{NOTE_SIZE}s")  # struct m2m_note
-_ROW = layout.KEY4_SIZE + layout.ENTRY_SIZE
+_ROW = layout.KEY4_SIZE + layout.FLAT_SIZE
 
 _Item = TypeVar("_Item")
 
@@ -255,8 +255,7 @@ class KmodDatapath(Datapath):
                 raise _no_row(entry.key) from error
             found = self._rows([_key(entry.key)])
             if found:
-                check_redirect(layout.unpack_row(layout.widen(found[0][0]), found[0][1], 0).entry,
-                               entry)  # fmt: skip
+                check_redirect(_row(*found[0], 0).entry, entry)
             raise _refused(f"redirect {entry.match}", error) from error
         return [packets for packets, _, _ in results]
 
@@ -331,13 +330,13 @@ class KmodDatapath(Datapath):
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await trio.lowlevel.checkpoint_if_cancelled()
         found, now = self._rows(_keys(keys)), layout.now_ticks()
-        return [layout.unpack_row(layout.widen(key), value, now) for key, value in found]
+        return [_row(key, value, now) for key, value in found]
 
     async def idle(self, keys: Iterable[tuple[Hook, Flow]]) -> list[float | None]:
         await trio.lowlevel.checkpoint_if_cancelled()
         wanted = _keys(keys)
-        found, now = dict(self._rows(wanted)), layout.now_ticks()
-        return layout.idle([found.get(key) for key in wanted], now)
+        found = {key: value[: layout.ENTRY_SIZE] for key, value in self._rows(wanted)}
+        return layout.idle([found.get(key) for key in wanted], layout.now_ticks())
 
     async def dump(self) -> AsyncIterator[Row]:
         parts: list[list[tuple[bytes, bytes]]] = []
@@ -352,7 +351,7 @@ class KmodDatapath(Datapath):
         for part in parts:
             now = layout.now_ticks()
             for key, value in part:
-                yield layout.unpack_row(layout.widen(key), value, now)
+                yield _row(key, value, now)
 
     async def keep(self, notes: Mapping[int, bytes]) -> None:
         check_notes(notes)
@@ -498,11 +497,18 @@ def _keys(keys: Iterable[tuple[Hook, Flow]]) -> list[bytes]:
 
 
 def _packed(entries: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
+    rows = []
     for entry in entries:
-        if entry.splice is not None:
-            raise DatapathError(f"the row for {entry.match} has a splice: the module has none yet")
-    packed = (layout.pack_entry(entry, 0) for entry in entries)
-    return [(layout.narrow(key), value) for key, value in packed]
+        key, value = layout.pack_entry(entry, 0)
+        splice = b"" if entry.splice is None else entry.splice.pack()
+        rows.append((layout.narrow(key), (value + splice).ljust(layout.FLAT_SIZE, b"\0")))
+    return rows
+
+
+def _row(key: bytes, value: bytes, now: int) -> Row:
+    entry, splice = value[: layout.ENTRY_SIZE], value[layout.ENTRY_SIZE : -4]
+    spliced = splice if layout.is_spliced(entry) else None
+    return layout.unpack_row(layout.widen(key), entry, now, spliced)
 
 
 def _unpacked(message: genl.Message) -> list[tuple[bytes, bytes]]:

@@ -26,6 +26,7 @@ _HOOK_OFFSET = 37
 # max_ack generation, packets bytes session, the supersession
 _ENTRY = struct.Struct("=HHIBBHHH12s4sIIIIQQQ12sI")
 ENTRY_SIZE = _ENTRY.size
+FLAT_SIZE = ENTRY_SIZE + 24  # as a row travels to the module: its splice, and a zero, behind it
 _SEEN_FIN, _SEEN_RST, _SEEN_SEQ, _SPLICED = 1, 2, 4, 16
 _ROLE_OFFSET, _FLAGS_OFFSET, _LAST_SEEN_OFFSET, _SESSION = 8, 9, 32, slice(64, 72)
 
@@ -119,8 +120,10 @@ def widen(narrowed: bytes) -> bytes:
 def pack_entry(entry: Entry, now: int) -> tuple[bytes, bytes]:
     """Key and ``struct m2m_entry`` (88 bytes), the latter fresh at *now* (ticks).
 
-    Raises :exc:`DatapathError` for flows that are not IPv4's.
+    Raises :exc:`DatapathError` for flows that are not IPv4's, and for splices of others than TCP's.
     """
+    if entry.splice is not None and entry.match.proto != Proto.TCP:
+        raise DatapathError(f"the row for {entry.match} cannot have a splice: only TCP's can")
     packed = _core.pack_entry(entry, now)
     if packed is None:
         for flow in (entry.match, entry.rewrite, entry.supersession):

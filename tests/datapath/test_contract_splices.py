@@ -103,6 +103,12 @@ async def test_a_redirection_has_its_own(rig: Rig) -> None:
             await rig.datapath.redirect([left._replace(splice=SPLICE)])
 
 
+async def test_only_tcp_has_numbers(rig: Rig) -> None:
+    rows = [row._replace(splice=SPLICE) for row in entries(rig, session(Position.TAP, 17, 1))]
+    with pytest.raises(DatapathError, match="only TCP's can"):
+        await rig.datapath.install(rows)
+
+
 async def test_the_next_agent_finds_it(open_rig: OpenRig) -> None:
     rig = await open_rig()
     right, left = await install(rig)

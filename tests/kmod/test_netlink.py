@@ -88,9 +88,9 @@ async def test_what_is_wrong_is_said(inside: None) -> None:
     assert "does not know" in str(refused("BEAT", ("SERIAL", 1)))
     assert refused("HOLD", ("KEYS", _KEY + _KEY), ("SERIAL", 1)).element(16) == 0
     assert refused("RELEASE", ("KEYS", _KEY), ("VERDICT", 3)).errno == errno.ERANGE
-    row = _KEY + bytes(layout.ENTRY_SIZE)
+    row = _KEY + bytes(layout.FLAT_SIZE)
     assert "no session" in str(refused("SET_ROWS", ("ROWS", row)))
-    wrong = _KEY[:-3] + b"\7" + _KEY[-2:] + bytes(layout.ENTRY_SIZE)
+    wrong = _KEY[:-3] + b"\7" + _KEY[-2:] + bytes(layout.FLAT_SIZE)
     assert "unknown hook" in str(refused("SET_ROWS", ("ROWS", wrong)))
     await datapath.close(keep=False)
 
@@ -108,7 +108,7 @@ def _sound(draw: random.Random, ifindex: int) -> bytes:
     key = bytearray(_KEY)
     key[draw.randrange(12)] = draw.randrange(4)
     key[13] = draw.randrange(2)
-    entry = bytearray(draw.randbytes(layout.ENTRY_SIZE))
+    entry = bytearray(draw.randbytes(layout.FLAT_SIZE))
     entry[4:8] = struct.pack("=I", draw.choice([0, ifindex, ifindex, 12345]))
     entry[8] = draw.choice([0, 1, 5, 0x11, draw.randrange(256)])
     return bytes(key + entry)

@@ -83,7 +83,7 @@ def test_names_and_sizes() -> None:
 
 def test_an_array_fits_into_an_attribute() -> None:
     largest = (1 << 16) - 1 - 4
-    row = layout.KEY4_SIZE + layout.ENTRY_SIZE
+    row = layout.KEY4_SIZE + layout.FLAT_SIZE
     assert genl.MAX_ROWS * row <= largest
     assert largest >= genl.MAX_KEYS * layout.KEY4_SIZE
     assert largest >= genl.MAX_RULES_EACH * layout.RULE_SIZE

@@ -111,6 +111,10 @@ static void rewritten(struct sk_buff *skb, const struct m2m_headers *headers, co
 	struct m2m_edit edit;
 
 	edit_from(&edit, headers, draw);
+	if (headers->proto == M2M_PROTO_TCP && !(headers->tcp_flags & M2M_TCP_SYN)) {
+		edit.spliced = draw[18] & 1;
+		memcpy(&edit.splice, draw, sizeof(edit.splice));
+	}
 	if (!headers->ttl)
 		hop = false;
 	CHECK(!m2m_rewrite(skb, headers, &edit, hop));
@@ -119,6 +123,8 @@ static void rewritten(struct sk_buff *skb, const struct m2m_headers *headers, co
 	/* The applier of the tests, which knows complete checksums only, comes to the same. */
 	if (skb->ip_summed != CHECKSUM_PARTIAL) {
 		m2m_apply(&edit, hop ? M2M_HOOK_IN : M2M_HOOK_OUT, other->data, other->len);
+		if (edit.spliced)
+			m2m_apply_splice(&edit.splice, M2M_RIGHT, other->data, other->len);
 		CHECK(!memcmp(skb->data, other->data, skb->len));
 	}
 	kfree_skb(other);
