@@ -33,7 +33,7 @@ static long m2m_carry_option(u32 step, void *context)
  * Fetch the splice of an entry that has one, and have *headers* say what counts. False when it is
  * not there (any more): the packet cannot be right.
  */
-__noinline int m2m_find_splice(const struct m2m_key *key, struct m2m_headers *headers,
+static __noinline int m2m_find_splice(const struct m2m_key *key, struct m2m_headers *headers,
 				      struct m2m_edit *edit)
 {
 	const struct m2m_splice *found;
@@ -50,7 +50,8 @@ __noinline int m2m_find_splice(const struct m2m_key *key, struct m2m_headers *he
 
 /*
  * Change a packet's numbers. The checksum's difference joins that of the ports: neither is part of
- * the pseudo header (m2m_rewrite_check). Zero when done.
+ * the pseudo header (m2m_rewrite_check). Zero when done. Global, so that the verifier goes through the
+ * walk once, and not from each state in which it is called.
  */
 __noinline int m2m_carry(struct __sk_buff *skb, struct m2m_headers *headers,
 				struct m2m_edit *edit)
@@ -79,13 +80,19 @@ __noinline int m2m_carry(struct __sk_buff *skb, struct m2m_headers *headers,
 	middle.window = numbers.window;
 	if (bpf_skb_store_bytes(skb, at, &middle, sizeof(middle), 0))
 		return -1;
-	if (len) {
+	if (len >= 4) { /* a multiple of that */
 		/* One comparison for both bounds would hide the lower one (mss.h). */
 		asm volatile("" : "+r"(len));
 		if (len > M2M_OPTIONS_MAX ||
 		    bpf_skb_load_bytes(skb, first, carrying.walk.octets, len))
 			return -1;
 		carrying.walk.end = (u8)len;
+		/*
+		 * Zero, but not to the verifier: that of Linux 6.1 looks at the first step alone,
+		 * and takes out what that would never do.
+		 */
+		carrying.walk.at = headers->later_fragment;
+		carrying.walk.left = headers->later_fragment;
 		bpf_loop(M2M_OPTIONS_MAX, m2m_carry_option, &carrying, 0);
 		if (bpf_skb_store_bytes(skb, first, carrying.walk.octets, len, 0))
 			return -1;
