@@ -35,6 +35,7 @@ class NamingDatapath(Datapath):
         self._table = mapping.table
         self._refused = self._table.refused
         self.name = datapath.name  # type: ignore[misc]  # of the class, elsewhere
+        self.splices = datapath.splices  # type: ignore[misc]
 
     def begin(self) -> None:
         """What a predecessor has left in the mapping stands until :meth:`taken_over`."""
@@ -122,6 +123,14 @@ class NamingDatapath(Datapath):
 
     async def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
         await self._datapath.inherit(old, new)
+
+    async def splice(
+        self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
+    ) -> None:
+        await self._datapath.splice(rows, silent)
+
+    async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
+        await self._datapath.rename(keys, session, name)
 
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         return await self._datapath.rows(keys)

@@ -55,6 +55,8 @@ struct m2m_change {
 	u64 released;  /* that have come out, each in its turn */
 	u64 settled;   /* that have left the host, and not only come out */
 	u64 count;     /* as entry->packets */
+	u32 came_by;   /* the interface by which what waits has come; 0: the host's own stack */
+	u32 zero;
 };
 
 struct {
@@ -133,6 +135,8 @@ struct {
 #define M2M_NUMBER_HOOK_SHIFT 15
 /* ... and of one that has waited, while m2m_held processes it. */
 #define M2M_RELEASED 0x4d34
+/* ... and of one that is given back to where it came in: it is restored, and on to the stack. */
+#define M2M_GIVEN_BACK 0x4d35
 
 /* Ethernet source addresses on the device: 02:4d:32, what it is, 0, the hook. */
 #define M2M_MAC_PREFIX 0x324d02u   /* as the first three octets are loaded */
@@ -339,6 +343,8 @@ static __noinline int m2m_meet_change(struct __sk_buff *skb, const struct m2m_ke
 
 		if (!config)
 			return TC_ACT_SHOT;
+		if (skb->ingress_ifindex) /* not put there by the agent */
+			change->came_by = skb->ingress_ifindex;
 		if (state & M2M_CHANGE_SUBSTREAM)
 			part = m2m_part_of(change, entry, headers);
 		if (part == M2M_PART_BOTH || part == M2M_PART_NEWS) {

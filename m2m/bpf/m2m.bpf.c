@@ -14,6 +14,7 @@
  */
 #include "account.h"
 #include "agent_change.h"
+#include "agent_splice.h"
 #include "change.h"
 #include "clock.h"
 #include "fragments.h"
@@ -198,6 +199,11 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 SEC("tc")
 int m2m_in(struct __sk_buff *skb)
 {
+	if (skb->tc_index == M2M_GIVEN_BACK) {
+		skb->tc_index = 0;
+		bpf_skb_change_type(skb, M2M_PACKET_HOST); /* its Ethernet address is not ours */
+		return TC_ACT_UNSPEC;
+	}
 	if (m2m_is_mark(skb->tc_index))
 		skb->tc_index = 0;
 	/* A monitor that listens to everything makes others' packets come here too. */
@@ -234,6 +240,7 @@ int m2m_held(struct __sk_buff *skb)
 	struct ethhdr *ethernet = data;
 	struct m2m_waiting *all = m2m_get_waiting();
 	__be32 late = 0;
+	u32 came_by;
 	u8 hook, kind;
 	int action;
 
@@ -256,12 +263,18 @@ int m2m_held(struct __sk_buff *skb)
 			return m2m_wait_at(all->ifindex, late);
 		skb->tc_index = M2M_RELEASED;
 	}
+	came_by = m2m_came_by(skb, hook);
 	if (hook == M2M_HOOK_IN)
 		action = m2m_process(skb, M2M_HOOK_IN);
 	else
 		action = m2m_process(skb, M2M_HOOK_OUT);
-	/* There is no way on from here but the entry's. */
-	return action == TC_ACT_UNSPEC ? m2m_drop(M2M_NO_ENTRY, 1) : action;
+	if (action != TC_ACT_UNSPEC)
+		return action;
+	/* There is no way on from here but the entry's, or to the stack, from where it came in. */
+	if (hook == M2M_HOOK_OUT || !came_by)
+		return m2m_drop(M2M_NO_ENTRY, 1);
+	skb->tc_index = M2M_GIVEN_BACK;
+	return bpf_redirect(came_by, BPF_F_INGRESS);
 }
 
 /* On the way in by it. */

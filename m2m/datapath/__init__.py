@@ -185,6 +185,7 @@ class Datapath(ABC):
     """
 
     name: ClassVar[str]
+    splices: ClassVar[bool] = True  # whether :meth:`splice` and holds of what is delivered work
     why: str = ""  # this one was taken, where there was a choice; for the agent's log
 
     @abstractmethod
@@ -235,7 +236,7 @@ class Datapath(ABC):
         """From now on packets that match these keys wait in the kernel, in the order they come.
 
         Held packets count in no entry before they go. For sessions being changed (§5.2): the
-        entries' action must be SEND. The other direction goes on.
+        entries' action must be SEND, or DELIVER where :attr:`splices`. The other direction goes on.
 
         With *substream* (TCP, §5.3) only what is new waits: the checkpoint is the largest sequence
         number that has passed at this moment (:attr:`Counters.max_seq`), and packets that end at
@@ -284,6 +285,24 @@ class Datapath(ABC):
 
         For a leg that takes another's place. Nothing happens when either row is not there.
         """
+
+    @abstractmethod
+    async def splice(
+        self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
+    ) -> None:
+        """Two sessions become one at a moment at which all waits (``docs/splicing.md``).
+
+        The rows with the keys of *rows*, towards the right and towards the left, are those of a
+        tap with a splice from now on. All that comes to them is held, and stays so; counters live
+        on, in the numbers left of the splice. What meets the keys *silent* is dropped for some
+        seconds, as of a refused flow. Raises :exc:`DatapathError`, and does nothing, when a row is
+        not there, or not held.
+        """
+
+    @abstractmethod
+    async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
+        """The rows with these keys that are of *session* are of the session *name* from now on, and
+        so is its note."""
 
     @abstractmethod
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:

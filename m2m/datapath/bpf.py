@@ -198,6 +198,17 @@ class EbpfDatapath(Datapath):
         await trio.lowlevel.checkpoint_if_cancelled()
         self._changes.inherit(old, new)
 
+    async def splice(
+        self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
+    ) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._changes.splice(rows, silent)
+
+    async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._changes.rename(keys, session, name)
+        self._notes.rename(session, name)
+
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await trio.lowlevel.checkpoint_if_cancelled()
         return self._tables.rows(keys)

@@ -37,7 +37,7 @@ from m2m.datapath.hold_device import HoldDevice
 from m2m.datapath.splice_table import SpliceTable
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.splice import Splice
-from m2m.protocol.translation import Action, Entry, Hook, Toward
+from m2m.protocol.translation import Action, Entry, Hook, Position, Toward
 
 __all__ = ["Changes"]
 
@@ -45,6 +45,7 @@ _OLD = 1.0  # s after which no program still has what it found before
 # A number that has been given out comes as soon as a program on another processor goes on. When it
 # does not, the others shall not wait for it any more; and then it was lost (no memory, perhaps).
 _PATIENCE, _LOST = 0.02, 0.04  # s
+_SILENT = layout.ticks(9.0)  # for which what a spliced proxy's sockets send is dropped, at least
 _LIMIT_MOST = 8000  # packets; their numbers are compared modulo 2**15
 
 _SOL_PACKET, _PACKET_VNET_HDR, _PACKET_IGNORE_OUTGOING = 263, 15, 23
@@ -129,9 +130,9 @@ class Changes:
     def hold(self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool) -> list[Holding]:
         values = self._entries(keys)
         for key, value in values.items():
-            if layout.action_of(value) is not Action.SEND:
+            if layout.action_of(value) not in (Action.SEND, Action.DELIVER):
                 raise DatapathError(
-                    f"packets of {Flow.unpack(key)} cannot be held: they are not sent on here"
+                    f"packets of {Flow.unpack(key)} cannot be held: they are of no session"
                 )
             if substream and key[36] != Proto.TCP:
                 raise DatapathError(
@@ -172,6 +173,39 @@ class Changes:
 
     def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
         self._tables.inherit(layout.pack_key(*old), layout.pack_key(*new))
+
+    def splice(
+        self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
+    ) -> None:
+        splice = rows[0].splice
+        assert splice is not None
+        now = layout.now_ticks()
+        packed = [layout.pack_entry(row, now) for row in rows]
+        # Refused until a time that is yet to come, and for a second from then.
+        until = (now + _SILENT) & 0xFFFFFFFF
+        refused = [
+            layout.pack_entry(
+                Entry(0, hook, flow, flow, Action.DROP, Toward.RIGHT, Position.CLIENT, flow), until
+            )
+            for hook, flow in silent
+        ]
+        for key, _ in packed:
+            self._splices.expect(key)
+        self.forget(key for key, _ in refused)
+        if not self._tables.splice(packed, refused, splice.pack()):
+            for key, _ in packed:
+                self._splices.drop(key)
+            raise DatapathError(f"packets of {rows[0].match} and {rows[1].match} are not held")
+        for row, (key, _) in zip(rows, packed, strict=True):
+            self._records[key].session = row.session
+
+    def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
+        for pair in keys:
+            key = layout.pack_key(*pair)
+            self._tables.rename(key, session, name)
+            record = self._records.get(key)
+            if record is not None and record.session == session:
+                record.session = name
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """These entries are about to be replaced or taken out: what is held goes by them first."""

@@ -17,9 +17,11 @@ ALL = HOLD | SUBSTREAM | WATCH | REDIRECT | OVERFLOW | LET_GO | COUNT
 # What to do (m2m/bpf/agent_change.h).
 QUEUE, CHECKPOINT, MARK, SETTLE, LOST, FOLD, UNMARK, LATE, SURELY = 1, 2, 4, 8, 16, 32, 64, 128, 256
 
-_CHANGE = struct.Struct("=IIII4s4sIIIIQQQQ")  # struct m2m_change
+_CHANGE = struct.Struct("=IIII4s4sIIIIQQQQII")  # struct m2m_change
 _REQUEST = struct.Struct("=40sIIIIII4s4sQIIIIIIQQQQQ")  # struct m2m_change_request
-_KEY_SIZE = 40
+_KEY_SIZE, _ENTRY_SIZE = 40, 88
+_SPLICING = struct.Struct("=20sI")  # of struct m2m_splice_request, behind keys and entries
+_NAMING = struct.Struct("=40sQQ")  # struct m2m_naming
 _COUNTED = struct.Struct("=104xQQ24x")  # of these, how many packets
 _LIMIT, _IFINDEX = 4, 5  # in struct m2m_waiting, as 32-bit numbers
 _QUEUED, _RELEASED = 0, 1  # as 64-bit numbers
@@ -65,6 +67,8 @@ class ChangeTables:
         self._waiting_at = loaded.map("waiting_at")
         self._program = loaded.program("m2m_change")
         self._inherit = loaded.program("m2m_inherit")
+        self._splice_rows = loaded.program("m2m_splice_rows")
+        self._rename = loaded.program("m2m_rename")
         self.redirects: Map = loaded.map("redirects")
         self.flows = FlowTable(loaded.map("flows"))
         self._memory = mmap.mmap(loaded.map("waiting").fd, mmap.PAGESIZE)
@@ -156,6 +160,24 @@ class ChangeTables:
     def inherit(self, old: bytes, new: bytes) -> None:
         """What has passed under the key *old* counts as seen under *new*."""
         self._inherit.run(ctx=old + new)
+
+    def splice(
+        self,
+        rows: Sequence[tuple[bytes, bytes]],
+        silent: Sequence[tuple[bytes, bytes]],
+        splice: bytes,
+    ) -> bool:
+        """Whether the *rows* that wait were there, and are what they are to be; what meets the
+        *silent* ones is dropped."""
+        keys = b"".join(key for key, _ in (*rows, *silent))
+        values = b"".join(value for _, value in (*rows, *silent))
+        answer = self._splice_rows.run(ctx=keys + values + _SPLICING.pack(splice, 0))[2]
+        assert answer is not None
+        return bool(_SPLICING.unpack_from(answer, 4 * (_KEY_SIZE + _ENTRY_SIZE))[1])
+
+    def rename(self, key: bytes, session: int, name: int) -> None:
+        """The row with this key, if it is of *session*, is of *name* from now on."""
+        self._rename.run(ctx=_NAMING.pack(key, session, name))
 
     def close(self) -> None:
         self._words.release()

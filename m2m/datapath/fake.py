@@ -100,6 +100,17 @@ class FakeDatapath(Datapath):
         await self._step()
         self.kernel.inherit(old, new)
 
+    async def splice(
+        self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
+    ) -> None:
+        await self._step()
+        _check_hops(rows)
+        self.kernel.splice(rows, silent)
+
+    async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
+        await self._step()
+        self.kernel.rename(keys, session, name)
+
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await self._step()
         return self.kernel.rows(keys)

@@ -43,6 +43,7 @@ __all__ = ["FakeKernel", "Fate", "Outcome"]
 
 ENTRIES_PER_SESSION = 2  # an inline middlebox's have four, and count twice
 REFUSAL = 1.0  # s for which a refused flow stays refused
+SILENT = 10.0  # s for which what a spliced proxy's sockets send is dropped
 
 
 class Fate(Enum):
@@ -337,11 +338,7 @@ class FakeKernel:
         if slot is None:
             return
         self._let_go(slot)
-        keys = self._sessions[slot.entry.session]
-        keys.discard(key)
-        if not keys:
-            del self._sessions[slot.entry.session]
-            self._ended.discard(slot.entry.session)
+        self._leave(slot.entry)
 
     def keep(self, notes: Mapping[int, bytes]) -> None:
         for session, note in notes.items():
@@ -360,10 +357,6 @@ class FakeKernel:
     def hold(self, keys: Iterable[tuple[Hook, Flow]], *, substream: bool) -> list[Holding]:
         slots = self._known(keys)
         for slot in slots:
-            if slot.entry.action is not Action.SEND:
-                raise DatapathError(
-                    f"packets of {slot.entry.match} cannot be held: they are not sent on here"
-                )
             if substream and slot.entry.match.proto != Proto.TCP:
                 raise DatapathError(
                     f"packets of {slot.entry.match} have no substreams: they are not TCP"
@@ -402,6 +395,46 @@ class FakeKernel:
             return
         heir.max_seq = _larger(heir.max_seq, source.max_seq)
         heir.max_ack = _larger(heir.max_ack, source.max_ack)
+
+    def splice(
+        self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
+    ) -> None:
+        slots = self._known(row.key for row in rows)
+        if not all(slot.waiting is not None and slot.waiting.checkpoint is None for slot in slots):
+            raise DatapathError(f"packets of {rows[0].match} and {rows[1].match} are not held")
+        for row, slot in zip(rows, slots, strict=True):
+            self._leave(slot.entry)
+            slot.entry = row
+            self._sessions.setdefault(row.session, set()).add(row.key)
+            if row.toward is Toward.LEFT and row.splice is not None and slot.waiting is not None:
+                seq, ack = row.splice.seq[Toward.LEFT], -row.splice.seq[Toward.RIGHT]
+                slot.max_seq = _plus(slot.max_seq, seq)
+                slot.max_ack = _plus(slot.max_ack, ack)
+                packets = slot.waiting.packets  # which wait in the numbers that count
+                packets[:] = (one.carried(row.splice, Toward.LEFT) for one in packets)
+        for key in silent:
+            self.remove(key)
+            self._decided[key[1]] = _Decided(Action.DROP, trio.current_time() + SILENT)
+        self._watch(rows[0].session)
+
+    def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
+        for key in keys:
+            slot = self._slots.get(key)
+            if slot is not None and slot.entry.session == session:
+                self._leave(slot.entry)
+                slot.entry = slot.entry._replace(session=name)
+                self._sessions.setdefault(name, set()).add(key)
+                self._watch(name)
+        if session in self.notes:
+            self.notes[name] = self.notes.pop(session)
+
+    def _leave(self, entry: Entry) -> None:
+        """It is of that session no more."""
+        keys = self._sessions[entry.session]
+        keys.discard(entry.key)
+        if not keys:
+            del self._sessions[entry.session]
+            self._ended.discard(entry.session)
 
     def _known(self, keys: Iterable[tuple[Hook, Flow]]) -> list[_Slot]:
         found = []
@@ -498,6 +531,10 @@ class FakeKernel:
 
     def wake(self) -> None:
         self._changed.set()
+
+
+def _plus(number: int | None, more: int) -> int | None:
+    return None if number is None else (number + more) & 0xFFFFFFFF
 
 
 def _larger(one: int | None, other: int | None) -> int | None:

@@ -91,6 +91,7 @@ class KmodDatapath(Datapath):
     """
 
     name: ClassVar[str] = "kmod"
+    splices: ClassVar[bool] = False  # it carries through splices, but makes none
 
     def __init__(self) -> None:
         """Use :meth:`open`."""
@@ -326,6 +327,16 @@ class KmodDatapath(Datapath):
     async def inherit(self, old: tuple[Hook, Flow], new: tuple[Hook, Flow]) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._do("inherit counters", "INHERIT", ("KEYS", _key(old) + _key(new)))
+
+    async def splice(
+        self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
+    ) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise DatapathError("with the module proxies stay in their sessions: use --datapath=ebpf")
+
+    async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        raise DatapathError("with the module sessions keep their names: use --datapath=ebpf")
 
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await trio.lowlevel.checkpoint_if_cancelled()

@@ -230,8 +230,9 @@ async def test_what_cannot_be_held_is_refused(rig: Rig, agent: Listener) -> None
     udp = await install(rig, proto=Proto.UDP, number=3)
     with pytest.raises(DatapathError, match="there is no row"):
         await rig.datapath.hold([tap[0].key, (Hook.OUT, opening())])
-    with pytest.raises(DatapathError, match="not sent on here"):
-        await rig.datapath.hold([tap[0].key, inline[0].key])
+    if not rig.datapath.splices:
+        with pytest.raises(DatapathError, match="not sent on here"):
+            await rig.datapath.hold([tap[0].key, inline[0].key])
     with pytest.raises(DatapathError, match="no substreams"):
         await rig.datapath.hold([tap[0].key, udp[0].key], substream=True)
     await packet(rig, tap[0], b"x")

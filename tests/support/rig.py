@@ -167,8 +167,9 @@ class FakeRig(Rig):
 
     def _collect_released(self) -> None:
         released, self._kernel.released = self._kernel.released, []
-        for outcome in released:  # held packets are all on their way out
-            self._note(Hook.OUT, outcome)
+        for outcome in released:
+            delivered = outcome.fate is Fate.DELIVERED
+            self._note(Hook.IN if delivered else Hook.OUT, outcome)
 
     @contextmanager
     def stops_marked(self) -> Iterator[None]:
