@@ -294,6 +294,7 @@ class EventKind(StrEnum):
     UNCHANGED = "unchanged"  # a change that was asked for here was refused or undone
     MOVED = "moved"  # this host or its neighbour is an end that has moved
     HANDED_OVER = "handed-over"  # its end here is to be another host's
+    LEFT = "left"  # a proxy here has left the session
     REFUSED = "refused"  # a chain could not be set up
     POLICY = "policy"  # a new set is in force
     SERVER = "server"  # the policy server went away or came back

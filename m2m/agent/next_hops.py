@@ -9,6 +9,7 @@ import structlog
 from m2m.agent.neighbours import forget_neighbour
 from m2m.agent.watch import Network, NoRoute
 from m2m.datapath import Datapath, DatapathError
+from m2m.protocol.change import with_left, with_right
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.session import Session, State
 from m2m.protocol.translation import Action, Entry, NextHop, entries_for, spare_entries
@@ -119,7 +120,10 @@ def _all_entries(
     entries = entries_for(view, hop_to)
     if spare is not None:
         left = view.left is not None and spare.dst == view.left.dst
-        beside = view._replace(left=spare) if left else view._replace(right=spare)
+        assert session.change is not None
+        beside = (
+            with_left(view, spare) if left else with_right(view, spare, session.change.splice)
+        )
         entries += tuple(
             entry._replace(hop=hop_to(entry.rewrite.dst)) if entry.action is Action.SEND else entry
             for entry in spare_entries(view, beside)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ import structlog
 import trio
 
 from m2m.agent.api import format_session
+from m2m.agent.leaving import Departure, Leaving, Stays
 from m2m.agent.openings import Fate, Outcome
 from m2m.agent.sessions import Sessions
 from m2m.agent.unix import bind, unlink_own
@@ -34,6 +36,8 @@ _log = structlog.get_logger()
 
 _BACKLOG = 1024  # processes that connect at once
 _UNUSED = 5.0  # s after which a half is given up whose socket has sent nothing
+_INT = struct.Struct("=i")
+_DESCRIPTORS = 2  # beside LEAVE
 _NO_FILES = 0.1  # s before another process is let in, when this one has too many open files
 _ANSWERS = {
     Fate.STEERED: Kind.READY,
@@ -55,6 +59,7 @@ class Proxies:
         self._fresh: deque[tuple[float, Flow]] = deque()  # halves that may not be used, and when
         self._some = trio.Event()
         self._connections: Conntrack | None = None  # until it is needed
+        self._leaving = Leaving(sessions, self.find_accepted)
 
     def find_accepted(self, flow: Flow) -> Session | None:
         """The session whose connection was accepted here from its source; its destination is the
@@ -123,18 +128,36 @@ class Proxies:
                         nursery.start_soon(self._talk, await _accept(listener))
             finally:
                 unlink_own(path, made)
+                self._leaving.close()
                 if self._connections is not None:
                     self._connections.close()
 
     async def _talk(self, process: trio.socket.SocketType) -> None:
+        line = _Line(process)
         with process:
             try:
-                while data := await process.recv(SIZE + 1):
-                    await self._hear(process, _question(data))
+                while True:
+                    data, beside = await _receive(process)
+                    try:
+                        if not data:
+                            break
+                        await self._hear(line, _question(data), beside)
+                    finally:
+                        for sock in beside:
+                            sock.close()
             except (ValueError, OSError) as error:
                 _log.info("a proxy's process is not answered any more", why=str(error))
+            finally:
+                if line.departure is not None:
+                    with trio.CancelScope(shield=True):
+                        await line.departure.stay()
+                    self._gone(line)
 
-    async def _hear(self, process: trio.socket.SocketType, said: Message) -> None:
+    async def _hear(self, line: _Line, said: Message, beside: list[socket.socket]) -> None:
+        process = line.process
+        if said.kind in (Kind.LEAVE, Kind.PASSED):
+            await process.send(encode(await self._leave(line, said, beside)))
+            return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, process, said)
             answer = await self._answer(said)
@@ -145,6 +168,34 @@ class Proxies:
             if answer.kind is Kind.READY and answer.flow is not None:  # nobody is there to use it
                 await self.revoke_half(answer.flow)
             raise
+
+    async def _leave(self, line: _Line, said: Message, beside: list[socket.socket]) -> Message:
+        """What a proxy's process is told that would leave a session."""
+        try:
+            if said.kind is Kind.LEAVE:
+                if line.departure is not None or len(beside) != _DESCRIPTORS:
+                    raise Stays("LEAVE comes with two sockets, once")
+                line.departure = await self._leaving.begin(beside[0], beside[1])
+                line.sockets, beside[:] = list(beside), []
+                return Message(Kind.LEAVING, said.number)
+            if line.departure is None:
+                raise Stays("it is not leaving any session")
+            if not await line.departure.passed():
+                return Message(Kind.MORE, said.number)
+            answer = Message(Kind.LEFT, said.number)
+        except Stays as error:
+            answer = Message(Kind.STAYS, said.number, text=str(error))
+            _log.info("a proxy stays in a session", why=str(error))
+        if line.departure is not None:
+            self._gone(line)
+        return answer
+
+    def _gone(self, line: _Line) -> None:
+        assert line.departure is not None
+        self._leaving.over(line.departure)
+        line.departure = None
+        for sock in line.sockets:
+            sock.close()
 
     async def _watch(self, process: trio.socket.SocketType, said: Message) -> None:
         """A process that does not wait any longer connects as without M2M, from the same port: what
@@ -188,9 +239,32 @@ class Proxies:
                 await self._sessions.feed(Ended(half.id, "its proxy has sent nothing"))
 
 
+class _Line:
+    """A process's connection, and what it is about to leave."""
+
+    def __init__(self, process: trio.socket.SocketType) -> None:
+        self.process = process
+        self.departure: Departure | None = None
+        self.sockets: list[socket.socket] = []  # of that
+
+
+async def _receive(process: trio.socket.SocketType) -> tuple[bytes, list[socket.socket]]:
+    """A message and the sockets beside it, which are the caller's."""
+    room = socket.CMSG_SPACE(_DESCRIPTORS * _INT.size)
+    data, beside, _, _ = await process.recvmsg(SIZE + 1, room, socket.MSG_CMSG_CLOEXEC)
+    found = []
+    for level, kind, content in beside:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            whole = len(content) // _INT.size * _INT.size
+            found += [socket.socket(fileno=fd) for (fd,) in _INT.iter_unpack(content[:whole])]
+    return data, found
+
+
 def _question(data: bytes) -> Message:
     """Raises :exc:`ValueError` for what is none."""
     said = decode(data)
+    if said.kind in (Kind.LEAVE, Kind.PASSED):
+        return said
     if said.kind not in (Kind.ACCEPTED, Kind.CONNECTING, Kind.REVOKED):
         raise ValueError(f"{said.kind.name} is no question")
     if said.flow is None:

@@ -52,6 +52,7 @@ from m2m.protocol.commands import (
     Established,
     Forget,
     GiveDeeds,
+    HalvesJoined,
     HandedOver,
     Install,
     Keep,
@@ -62,6 +63,7 @@ from m2m.protocol.commands import (
     Refuse,
     Rehome,
     Remove,
+    Rename,
     Send,
     SetTimer,
     Steer,
@@ -79,17 +81,20 @@ from m2m.protocol.events import (
     Reached,
     Received,
     Route,
+    Spliced,
     TimerFired,
 )
-from m2m.protocol.flow import Address
+from m2m.protocol.flow import Address, Flow
 from m2m.protocol.node import Node
 from m2m.protocol.rebind import End
 from m2m.protocol.session import Session, State
 from m2m.protocol.translation import (
     Entry,
+    Hook,
     Position,
     SessionView,
     entries_for,
+    splice_of_leg,
     view_and_spare,
     without_moved,
 )
@@ -99,6 +104,8 @@ from nf_adapters.state import StateAdapter
 __all__ = ["Sessions"]
 
 _log = structlog.get_logger()
+
+Key: TypeAlias = tuple[Hook, Flow]
 
 _CHUNK = 256  # sessions looked at before other tasks get their turn
 
@@ -153,6 +160,8 @@ class Sessions:
         self.changes = Changes(node, datapath, self.states, journal, self._next_hops.to)
         self.moves = Moves(node, datapath, network, journal, self._next_hops, keeping)
         self.handing = Handing(node, datapath, network, journal, keeping, self.feed)
+        self.left: Callable[[int], None] = lambda _: None
+        """Told of each session that a proxy here has left, when all hosts of it know."""
         self.openings = Openings(
             node, datapath, self.chains, journal, turn, self.feed, self.route_to
         )
@@ -195,6 +204,19 @@ class Sessions:
     async def ended(self, session: int, reason: EndReason) -> None:
         """The datapath has seen the end of a session."""
         await self.feed(Ended(session, reason.value))
+
+    async def splice(self, event: Spliced, silent: tuple[Key, Key]) -> None:
+        """Two halves that meet here, of which all packets are held, become one, and go on. In turn
+        already. Raises :exc:`~m2m.datapath.DatapathError`, and nothing has changed."""
+        session, half = (self.node.sessions[one] for one in (event.session, event.half))
+        view = session.view._replace(
+            position=Position.TAP, right=half.right, splice=event.splice
+        )
+        right, left = entries_for(view, self._next_hops.to)
+        await self.datapath.splice((right, left), silent)
+        await self._carry_out(event)
+        await self.datapath.forget([event.half])
+        self._keeping.may_be_over()
 
     async def run_timers(self) -> None:
         """Tell the node whose time has come, for ever."""
@@ -249,7 +271,11 @@ class Sessions:
             else:
                 self._next_hops.note(entries)
                 self.moves.stands(view)
-                await self.feed(Adopted(view, spare, moved, notes.pop(number, b"")))
+                await self.feed(
+                    Adopted(
+                        view, spare, moved, notes.pop(number, b""), splice_of_leg(kept, spare)
+                    )
+                )
                 self.journal.counts["adopted"] += 1
         handed = {one: note for one, note in notes.items() if is_open(note, *End)}
         await self.feed(HandedBefore(tuple(handed.items())))
@@ -372,6 +398,14 @@ class Sessions:
     async def _remove(self, command: Remove) -> None:
         await self.datapath.remove([entry.key for entry in entries_for(command.view)])
 
+    async def _rename(self, command: Rename) -> None:
+        view = command.view
+        keys = [entry.key for entry in entries_for(view)]
+        await self.datapath.rename(keys, view.session, command.name)
+
+    async def _halves_joined(self, command: HalvesJoined) -> None:
+        self.left(command.session)
+
     async def _established(self, command: Established) -> None:
         self.moves.stands(command.view)
         self._tell(EventKind.ESTABLISHED, command.view, "")
@@ -448,6 +482,8 @@ _ACTS: Final[dict[type, _Act]] = {
     Taken: Sessions._hand,
     Forget: Sessions._hand,
     Closed: Sessions._closed,
+    Rename: Sessions._rename,
+    HalvesJoined: Sessions._halves_joined,
 }
 
 

@@ -44,6 +44,7 @@ _EVENTS = {
     EventKind.CHANGED: "green",
     EventKind.UNCHANGED: "red",
     EventKind.MOVED: "magenta",
+    EventKind.LEFT: "green",
     EventKind.REFUSED: "red",
     EventKind.POLICY: "blue",
     EventKind.SERVER: "yellow",

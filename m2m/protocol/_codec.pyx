@@ -21,6 +21,7 @@ from msgspec.structs import astuple
 from m2m.protocol import codec, update
 from m2m.protocol.codec import Cause, Hop, Malformed, WireError
 from m2m.protocol.flow import Flow, Proto
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Position
 from m2m.protocol.update import Mode, Progress, Step
 
@@ -32,6 +33,7 @@ cdef enum:
     MAC_SIZE = 16
     MAX_DATAGRAM = 1112
     FLOW_SIZE = 40
+    SPLICE_SIZE = 18
     DEVICE_SIZE = 32
     ADDRESS_SIZE = 16
     VERSION = 2
@@ -46,14 +48,14 @@ cdef enum:
 cdef enum Kind:  # of a part; that of a number is its size
     NUMBER_1 = 1, NUMBER_2 = 2, NUMBER_4 = 4, NUMBER_8 = 8
     CHANGE = 16, COUNT, MTU, BOOL, PARTS_OF, MODE, CAUSE, PROGRESS
-    ADDRESS, DEVICE, FLOW, BLAME, TEXT, DATA, REST, HOPS, STEPS, CHAIN
+    ADDRESS, DEVICE, FLOW, BLAME, TEXT, DATA, REST, SPLICE, HOPS, STEPS, CHAIN
 
 _KINDS = {
     "u8": NUMBER_1, "u16": NUMBER_2, "u32": NUMBER_4, "u64": NUMBER_8, "change": CHANGE,
     "count": COUNT, "mtu": MTU, "bool": BOOL, "part": NUMBER_1, "parts": PARTS_OF, "mode": MODE,
     "cause": CAUSE, "progress": PROGRESS, "address": ADDRESS, "device": DEVICE, "flow": FLOW,
     "blame": BLAME, "text": TEXT, "data": DATA, "rest": REST, "hops": HOPS, "steps": STEPS,
-    "chain": CHAIN,
+    "chain": CHAIN, "splice": SPLICE,
 }
 
 cdef const char *MAGIC = b"M2"

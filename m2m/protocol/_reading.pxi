@@ -127,4 +127,11 @@ cdef object read_part(Buffer *data, uint8_t kind):
         if size > MAX_REPORT:
             raise too_long("report", size, MAX_REPORT)
         return bytes_at(take(data, size), size)
+    elif kind == SPLICE:  # the last part, or nothing
+        if data.end == data.at:
+            return None
+        try:
+            return Splice.of_wire(bytes_at(take(data, SPLICE_SIZE), SPLICE_SIZE))
+        except ValueError as error:
+            raise wrong(str(error)) from None
     return read_run(data, kind)

@@ -105,6 +105,9 @@ cdef int write_part(Buffer *out, object value, uint8_t kind) except -1:
         if len(value) > MAX_REPORT:
             raise too_long("report", len(value), MAX_REPORT)
         write_bytes(out, value, len(value))
+    elif kind == SPLICE:
+        if value is not None:
+            write_bytes(out, value.wire(), SPLICE_SIZE)
     else:
         write_run(out, value, kind)
     return 0

@@ -29,6 +29,7 @@ from m2m.protocol.ports import PortAllocator
 from m2m.protocol.reasons import Why
 from m2m.protocol.register import Register
 from m2m.protocol.session import Session
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Entry, Hook, Position, SessionView, Toward, receiver, sender
 from m2m.protocol.update import Mode, Step, UpdateAsk, UpdateFin
 from m2m.protocol.wire import Hop
@@ -99,8 +100,8 @@ class Change:
     __slots__ = (
         "acked", "count", "delay", "emptying", "exported", "far", "fin", "held", "holding", "hops",
         "id", "imported", "incoming", "leader", "mode", "more", "mtu", "outgoing", "own_acked",
-        "part", "phase", "requester", "right", "settling", "spare", "steps", "waited", "why",
-        "wish",
+        "part", "phase", "requester", "right", "settling", "spare", "splice", "steps", "waited",
+        "why", "wish",
     )  # fmt: skip
 
     def __init__(self, id: int, part: Part, mode: Mode, phase: Phase, leader: Address) -> None:  # noqa: A002
@@ -110,6 +111,8 @@ class Change:
         self.phase = phase
         self.leader = leader
         self.spare: Flow | None = None
+        # L: of the spare leg. R, old: of the old run, up to here.
+        self.splice: Splice | None = None
         self.steps: tuple[Step, ...] = ()
         self.hops: tuple[Hop, ...] = ()
         self.right: Address = b""
@@ -316,9 +319,9 @@ def with_left(view: SessionView, leg: Flow) -> SessionView:
     return view._replace(left=leg)
 
 
-def with_right(view: SessionView, leg: Flow) -> SessionView:
-    """The session with another right leg."""
-    return view._replace(right=leg)
+def with_right(view: SessionView, leg: Flow, splice: Splice | None) -> SessionView:
+    """The session with another right leg, and what is added to numbers there."""
+    return view._replace(right=leg, splice=splice)
 
 
 def _own(session: Session) -> Address:

@@ -104,6 +104,19 @@ class Redirect(NamedTuple):
     entry: Entry
 
 
+class Rename(NamedTuple):
+    """The session of this view, and its rows, are called *name* from now on."""
+
+    view: SessionView
+    name: int
+
+
+class HalvesJoined(NamedTuple):
+    """All hosts of a session that a proxy here has left know that it is one."""
+
+    session: int
+
+
 class Count(NamedTuple):
     """Tell what this entry has seen. Answered by Counted."""
 
@@ -272,5 +285,5 @@ Command: TypeAlias = (
     | Accept | Withdraw | Redirect | Count | Hold | Resume | WatchAck | WatchCount
     | ExportState | ImportState | ReleaseState | Switched | ChangeDone | ChangeRefused
     | Rehome | Keep | Rebound
-    | GiveDeeds | NotHanded | Refrain | HandedOver | Taken | Forget
+    | GiveDeeds | NotHanded | Refrain | HandedOver | Taken | Forget | Rename | HalvesJoined
 )  # fmt: skip

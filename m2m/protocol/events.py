@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeAlias
 from m2m.identity import ANONYMOUS
 from m2m.protocol.deed import Deed
 from m2m.protocol.flow import Address, Flow
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Entry, Hook, SessionView, Toward
 from m2m.protocol.update import Mode, Step
 from m2m.protocol.wire import Hop, Message
@@ -19,6 +20,7 @@ class Timer(IntEnum):
     SESSION = 0
     CHANGE = 1
     REQUEST = 2
+    JOIN = 6  # until all know that its halves are one
     # Of all sessions together; set for session 0.
     MOVE = 3
     FADE = 4  # old names of legs
@@ -97,6 +99,15 @@ class Adopted(NamedTuple):
     spare: Flow | None = None
     moved: tuple[Entry, ...] = ()
     note: bytes = b""
+    splice: Splice | None = None  # of *spare*, if that is a right leg
+
+
+class Spliced(NamedTuple):
+    """A proxy here has left: in the datapath, session and *half* are one, a tap's."""
+
+    session: int
+    half: int
+    splice: Splice
 
 
 class Moved(NamedTuple):
@@ -269,5 +280,5 @@ Event: TypeAlias = (
     Opened | Received | TimerFired | InstallFailed | Ended | Adopted
     | ChangeWanted | RequestWanted | Redirected | Counted | Holding | Resumed | HoldOverflow
     | Acked | Reached | StateExported | StateImported | Moved | Rehomed
-    | HandOver | DeedsGiven | TakeOver | LeadHere | HandedBefore
+    | HandOver | DeedsGiven | TakeOver | LeadHere | HandedBefore | Spliced
 )  # fmt: skip

@@ -24,6 +24,7 @@ from m2m.protocol.flow import Address, Flow, Proto, format_address
 from m2m.protocol.ports import PortsExhausted
 from m2m.protocol.reasons import Why, describe_hop, own_address
 from m2m.protocol.session import Role, Session, State
+from m2m.protocol.splice import both
 from m2m.protocol.translation import (
     Entry,
     Position,
@@ -117,8 +118,8 @@ class Leading:
         session.change = change
         self._make(out, session, change)
         self._tools.repeat(out, session, self._tools.settings.patience)
-        spare = spare_entries(session.view, with_right(session.view, leg))
-        self._tools.accept(out, session, spare)
+        change.splice = session.splice
+        self._tools.accept(out, session, self._spare_entries(session))
 
     def _make(self, out: Commands, session: Session, change: Change) -> None:
         """While this host makes its own new leg, all others are at work already."""
@@ -147,7 +148,16 @@ class Leading:
                 f"{session.mtu}: choose a path with as large an MTU"
             )
             self.undo(out, session, Why(Cause.MTU, text, None))
-        elif change.mode is Mode.LF:
+            return
+        if message.splice is not None:
+            if change.mode is not Mode.LF and change.hops:
+                text = "a proxy has left where the old path leads: only lf can change that"
+                self.undo(out, session, Why(Cause.MODE, text, None))
+                return
+            # What the hops that leave have added to numbers, this host is to add.
+            change.splice = both(session.splice, message.splice)
+            self._tools.accept(out, session, self._spare_entries(session))
+        if change.mode is Mode.LF:
             if change.hops:
                 self._switch(out, session)
             elif not change.holding:  # no new host to keep back what is not to overtake
@@ -214,7 +224,7 @@ class Leading:
     def _switch(self, out: Commands, session: Session) -> None:
         change = self._tools.enter(session, Phase.SWITCHING)
         assert change.spare is not None
-        entry = redirected_entry(session.view, with_right(session.view, change.spare))
+        entry = redirected_entry(session.view, self._spare_view(session))
         out.append(Redirect(session.id, change.id, entry))
 
     def redirected(self, out: Commands, session: Session, packets: int) -> None:
@@ -228,6 +238,7 @@ class Leading:
         change.more, session.more_right = session.more_right, False
         assert change.spare is not None
         session.right, change.spare = change.spare, session.right
+        session.splice, change.splice = change.splice, session.splice
         if change.mode is not Mode.LF:
             self._tools.resume(out, session)
         out.append(Switched(session.id, change.wish))
@@ -418,7 +429,7 @@ class Leading:
     def _spare_view(self, session: Session) -> SessionView:
         change = session.change
         assert change is not None and change.spare is not None
-        return with_right(session.view, change.spare)
+        return with_right(session.view, change.spare, change.splice)
 
     def _spare_entries(self, session: Session) -> tuple[Entry, ...]:
         return spare_entries(session.view, self._spare_view(session))

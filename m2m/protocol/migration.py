@@ -42,6 +42,7 @@ from m2m.protocol.receiving import Receiving
 from m2m.protocol.register import Register
 from m2m.protocol.requesting import Requesting
 from m2m.protocol.session import Session, State
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Entry, Hook, Position, Toward
 from m2m.protocol.update import (
     Approve,
@@ -376,12 +377,14 @@ class Migration:
         """The node has made a new hop of this host."""
         self._paths.joined(out, session, syn)
 
-    def adopted(self, out: Commands, session: Session, spare: Flow) -> None:
+    def adopted(
+        self, out: Commands, session: Session, spare: Flow, splice: Splice | None
+    ) -> None:
         """A restarted agent has found a second leg; whoever knows what it is for will say so."""
         left = session.left is not None and spare.dst == session.left.dst
         part = Part.RIGHT if left else Part.LEFT
         change = Change(0, part, Mode.LF, Phase.LOCKED if left else Phase.MAKING, b"")
-        change.spare = spare
+        change.spare, change.splice = spare, splice
         change.more = session.position is Position.TAP
         session.change = change
         if left:

@@ -45,6 +45,7 @@ from m2m.protocol.events import (
     RequestWanted,
     Resumed,
     Route,
+    Spliced,
     StateExported,
     StateImported,
     TakeOver,
@@ -52,6 +53,7 @@ from m2m.protocol.events import (
     TimerFired,
 )
 from m2m.protocol.flow import Address, format_address
+from m2m.protocol.joining import Joining
 from m2m.protocol.mobility import follow_ends
 from m2m.protocol.ports import PortAllocator, PortsExhausted
 from m2m.protocol.reasons import (
@@ -71,7 +73,7 @@ from m2m.protocol.register import Register
 from m2m.protocol.session import Input, Opening, Role, Session, State
 from m2m.protocol.steps import Settings, SetUp, Steps
 from m2m.protocol.translation import Position, SessionView, ends_at
-from m2m.protocol.update import UpdateReject, UpdateSyn
+from m2m.protocol.update import Join, Joined, UpdateReject, UpdateSyn
 from m2m.protocol.wire import (
     Ack,
     Cause,
@@ -119,6 +121,7 @@ class Node:
         self._steps = Steps(settings, ports, self._register, rng, self._join, identity, devices)
         self._migration = self._steps.migration
         self.mobility = self._steps.mobility
+        self.joining = Joining(self._register, rng)
 
     def view(self, session: int) -> SessionView | None:
         """A session as the datapath knows it; None when it is not here."""
@@ -127,7 +130,7 @@ class Node:
 
     def handle(self, event: Event) -> list[Command]:
         """What is to be done about *event*, in order."""
-        return self.mobility.silence(_HANDLERS[type(event)](self, event))
+        return self.joining.said(self.mobility.silence(_HANDLERS[type(event)](self, event)))
 
     # -- events -------------------------------------------------------------------------
 
@@ -167,6 +170,7 @@ class Node:
         return out
 
     def _received(self, event: Received) -> Commands:
+        event = self.joining.heard(event)
         if self._is_handed(event):
             return []
         event = self.mobility.today(event)
@@ -283,11 +287,15 @@ class Node:
         return out
 
     def _timer_fired(self, event: TimerFired) -> Commands:
+        if event.timer is Timer.JOIN:
+            out: Commands = []
+            self.joining.tick(out, event.session)
+            return out
         if event.timer in _OF_MOVES:
             return self.mobility.timer_fired(event.timer)
         if event.timer is not Timer.SESSION:
             return self._migration.timer_fired(event, request=event.timer is Timer.REQUEST)
-        out: Commands = []
+        out = []
         session = self._register.get(event.session)
         if session is None or not session.delay:
             return out
@@ -327,7 +335,7 @@ class Node:
             view.session, view.position, state, view.supersession, view.left, view.right,
             view.chain, view.generation, view.local,
         )  # fmt: skip
-        session.mss = view.mss
+        session.mss, session.splice = view.mss, view.splice
         session.sent_left = session.sent_right = None
         session.more_left = session.more_right = view.position is Position.TAP
         self._register.list(session)
@@ -339,7 +347,7 @@ class Node:
         session.delay = self._rng.uniform(0.0, min(spread, self.settings.probe)) + 1e-3
         out.append(SetTimer(session.id, session.delay))
         if event.spare is not None:
-            self._migration.adopted(out, session, event.spare)
+            self._migration.adopted(out, session, event.spare, event.splice)
         self.mobility.adopted(out, session, event)
         return out
 
@@ -444,6 +452,23 @@ class Node:
                 return other
         return None
 
+    # -- halves that are one --------------------------------------------------------------
+
+    def _spliced(self, event: Spliced) -> Commands:
+        out: Commands = []
+        self.joining.spliced(out, event)
+        return out
+
+    def _join_halves(self, event: Received) -> Commands:
+        out: Commands = []
+        self.joining.join(out, event)
+        return out
+
+    def _joined_halves(self, event: Received) -> Commands:
+        out: Commands = []
+        self.joining.joined(out, event)
+        return out
+
     # -- bookkeeping --------------------------------------------------------------------
 
     def _new_id(self) -> int:
@@ -488,6 +513,7 @@ _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {
     Reached: lambda node, event: node._migration.reached(event),
     StateExported: lambda node, event: node._migration.exported(event),
     StateImported: lambda node, event: node._migration.imported(event),
+    Spliced: Node._spliced,
     **dict.fromkeys(
         (HandOver, DeedsGiven, TakeOver, LeadHere, HandedBefore),
         lambda node, event: node.mobility.handed(event),
@@ -502,5 +528,7 @@ _RECEIVERS: Final[dict[type, Callable[[Node, Received], Commands]]] = {
     FinAck: Node._finack,
     Rebind: lambda node, event: node.mobility.rebind(event),
     Rebound: lambda node, event: node.mobility.rebound(event),
+    Join: Node._join_halves,
+    Joined: Node._joined_halves,
 }
 _OF_MOVES: Final = frozenset((Timer.MOVE, Timer.FADE, Timer.HAND))

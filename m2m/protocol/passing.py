@@ -21,6 +21,7 @@ from m2m.protocol.flow import Address, format_address
 from m2m.protocol.ordering import Incoming, Outgoing
 from m2m.protocol.reasons import own_address
 from m2m.protocol.session import Session, State
+from m2m.protocol.splice import both
 from m2m.protocol.translation import Toward
 from m2m.protocol.update import (
     Lock,
@@ -54,6 +55,7 @@ class Passing:
         """Take part, and pass it on."""
         change = Change(message.change, Part.OLD, message.mode, Phase.LOCKED, message.leader)
         change.steps, change.right = message.steps, message.right
+        change.splice = both(message.splice, session.splice)
         session.change = change
         self.lock_again(out, session)
         self._tools.watch(out, session)
@@ -65,7 +67,7 @@ class Passing:
         if change.phase is Phase.LOCKED:
             message = Lock(
                 session.id, right, change.id, change.mode, change.leader, change.steps[1:],
-                change.right,
+                change.right, change.splice,
             )  # fmt: skip
             out.append(Send(right.dst, message))
 

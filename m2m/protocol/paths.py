@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
-from m2m.protocol.change import Change, Commands, Part, Phase, Tools
+from m2m.protocol.change import Change, Commands, Part, Phase, Tools, with_left, with_right
 from m2m.protocol.commands import Send, Withdraw
 from m2m.protocol.events import (
     Received,
@@ -78,7 +78,7 @@ class Machines(NamedTuple):
         if leg is not None:
             view = session.view
             ours = change.part is Part.LEFT
-            beside = view._replace(right=leg) if ours else view._replace(left=leg)
+            beside = with_right(view, leg, change.splice) if ours else with_left(view, leg)
             out.append(Withdraw(session.id, spare_entries(view, beside)))
             self.tools.register.unlist_leg(leg, session)
 

@@ -52,6 +52,7 @@ class Receiving:
     def lock(self, out: Commands, session: Session, message: Lock, syn: UpdateSyn | None) -> None:
         """The old path leads here; *syn* has come by the new one already, or will."""
         change = Change(message.change, Part.RIGHT, message.mode, Phase.LOCKED, message.leader)
+        change.splice = message.splice
         session.change = change
         if syn is not None:
             self.made(out, session, syn)
@@ -67,7 +68,8 @@ class Receiving:
             self._tools.register.list_leg(syn.subsession, session)
             self._tools.accept(out, session, self._spare_entries(session))
         if change.spare == syn.subsession and undecided(change):
-            out.append(Send(change.leader, UpdateSynAck(session.id, change.id, change.mtu)))
+            answer = UpdateSynAck(session.id, change.id, change.mtu, change.splice)
+            out.append(Send(change.leader, answer))
 
     def failed(self, out: Commands, session: Session, why: str) -> None:
         """The datapath could not accept the new leg, or not redirect to it."""

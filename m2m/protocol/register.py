@@ -95,6 +95,13 @@ class Register:
         if self._by_left.get(leg) is session:
             del self._by_left[leg]
 
+    def rename(self, session: Session, name: int) -> None:
+        """Give it another id."""
+        del self._by_id[session.id]
+        self.remember_ended(session.id)
+        session.id = name
+        self._by_id[name] = session
+
     def forget(self, session: Session) -> None:
         """An unlisted session is gone. Its id is remembered for a while."""
         del self._by_id[session.id]

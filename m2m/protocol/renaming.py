@@ -46,6 +46,9 @@ class Renaming:
             raise ValueError(f"{leg} is no leg of session {session.id:016x}")
         names = (new, session.right) if left else (session.left, new)
         self._renamed = session.view_with(*names)
+        if self.spare and not left:
+            assert change is not None
+            self._renamed = self._renamed._replace(splice=change.splice)
 
     def accepted(self, *, moved: bool = False) -> tuple[Entry, ...]:
         """The row that accepts packets by the new name; *moved*: not confirmed yet."""
@@ -78,7 +81,10 @@ class Renaming:
             return ()
         if change.part is not (Part.LEFT if left else Part.RIGHT):
             return ()
-        beside = (with_right if left else with_left)(self._renamed, change.spare)
+        if left:
+            beside = with_right(self._renamed, change.spare, change.splice)
+        else:
+            beside = with_left(self._renamed, change.spare)
         return (sent_entry(beside, left=left),)
 
     def apply(self, register: Register, packets: int | None) -> None:

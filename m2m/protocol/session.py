@@ -94,6 +94,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from m2m.identity import ANONYMOUS
 from m2m.protocol.flow import Address, Flow
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Position, SessionView
 from m2m.protocol.wire import Cause, Syn
 
@@ -303,7 +304,7 @@ class Session:
     __slots__ = (
         "change", "client", "delay", "ending", "fail_open", "generation", "held", "id", "left",
         "local", "more_left", "more_right", "moves", "mss", "mtu", "opening", "policy", "position",
-        "rebound", "right", "role", "sent_left", "sent_right", "server", "state", "supersession",
+        "rebound", "right", "role", "sent_left", "sent_right", "server", "splice", "state", "supersession",
         "through", "waited", "waiting",
     )  # fmt: skip
 
@@ -327,6 +328,7 @@ class Session:
         self.local = local  # of the socket here, where that is not the supersession
         self.left = left
         self.right = right
+        self.splice: Splice | None = None  # of the right leg
         self.policy = policy
         self.generation = generation
         self.mtu = 0  # smallest of the path; of its left part until the SYNACK
@@ -368,5 +370,5 @@ class Session:
         """The same with these legs."""
         return SessionView(
             self.id, self.position, self.supersession, left, right,
-            self.mss, self.policy, self.generation, self.local,
+            self.mss, self.policy, self.generation, self.local, self.splice,
         )  # fmt: skip

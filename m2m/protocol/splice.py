@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from m2m.errors import M2MError
 
-__all__ = ["NotSpliceable", "Socket", "Splice", "splice_of"]
+__all__ = ["NotSpliceable", "Socket", "Splice", "both", "splice_of"]
 
 _PACKED = struct.Struct("=4I2b2x")
+_WIRE = struct.Struct("!4I2b")
 _MOST_SCALE = 14  # RFC 7323, 2.3
 _LEAST_UNITS = 4  # of windows, in the largest that an end has had
 
@@ -41,13 +42,28 @@ class Splice(NamedTuple):
         """``struct m2m_splice``, 20 octets."""
         return _PACKED.pack(*self.seq, *self.stamp, *self.window)
 
+    def wire(self) -> bytes:
+        """As messages have it, 18 octets."""
+        return _WIRE.pack(*self.seq, *self.stamp, *self.window)
+
+    @classmethod
+    def of_wire(cls, packed: bytes) -> Splice:
+        """Raises :exc:`ValueError` as :meth:`unpack`."""
+        right, left, stamp_right, stamp_left, *window = _WIRE.unpack(packed)
+        return cls((right, left), (stamp_right, stamp_left), _windows(window))
+
     @classmethod
     def unpack(cls, packed: bytes) -> Splice:
         """Raises :exc:`ValueError` for windows that no two scales can be apart."""
         right, left, stamp_right, stamp_left, *window = _PACKED.unpack(packed)
-        if any(abs(bits) > _MOST_SCALE for bits in window):
-            raise ValueError(f"windows cannot be shifted by {window} bits")
-        return cls((right, left), (stamp_right, stamp_left), (window[0], window[1]))
+        return cls((right, left), (stamp_right, stamp_left), _windows(window))
+
+
+def both(one: Splice | None, right: Splice | None) -> Splice | None:
+    """The sum of two hops' splices, either of which may be none."""
+    if one is None or right is None:
+        return right if one is None else one
+    return one.and_then(right)
 
 
 class Socket(NamedTuple):
@@ -88,6 +104,12 @@ def splice_of(left: Socket, right: Socket) -> Splice:
         (_less(right.clock, left.peer_clock), _less(left.clock, right.peer_clock)),
         (left.peer_scale - right.scale, right.peer_scale - left.scale),
     )  # fmt: skip
+
+
+def _windows(window: list[int]) -> tuple[int, int]:
+    if any(abs(bits) > _MOST_SCALE for bits in window):
+        raise ValueError(f"windows cannot be shifted by {window} bits")
+    return window[0], window[1]
 
 
 def _less(a: int | None, b: int | None) -> int:

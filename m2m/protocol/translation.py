@@ -121,6 +121,7 @@ class SessionView(NamedTuple):
     chain: int = 0
     generation: int = 0
     local: Flow | None = None  # of the socket here, where that is not the supersession
+    splice: Splice | None = None  # of the right leg
 
     @property
     def here(self) -> Flow:
@@ -159,7 +160,7 @@ def leg_entries(view: SessionView, *, left: bool) -> tuple[Entry, Entry]:
 
 def received_entry(view: SessionView, *, left: bool) -> Entry:
     """What receives by the left leg, or else by the right one."""
-    session, position, sup, left_leg, right_leg, mss, chain, generation, _ = view
+    session, position, sup, left_leg, right_leg, mss, chain, generation, _, splice = view
     if left:
         match, onward, toward = left_leg, right_leg, Toward.RIGHT
         restored = sup
@@ -172,14 +173,17 @@ def received_entry(view: SessionView, *, left: bool) -> Entry:
     if position is Position.TAP:
         assert onward is not None
         restored, action = onward, Action.SEND
+    if left and position is not Position.TAP:
+        splice = None
     return Entry(
-        session, Hook.IN, match, restored, action, toward, position, sup, mss, chain, generation
-    )
+        session, Hook.IN, match, restored, action, toward, position, sup, mss, chain, generation,
+        splice=splice,
+    )  # fmt: skip
 
 
 def sent_entry(view: SessionView, *, left: bool) -> Entry:
     """What sends by the left leg, or else by the right one."""
-    session, position, sup, left_leg, right_leg, mss, chain, generation, _ = view
+    session, position, sup, left_leg, right_leg, mss, chain, generation, _, splice = view
     if left:
         assert left_leg is not None
         onward, toward = left_leg.reverse(), Toward.LEFT
@@ -192,9 +196,12 @@ def sent_entry(view: SessionView, *, left: bool) -> Entry:
         hook, match = Hook.IN, other
     else:
         hook, match = Hook.OUT, view.here.reverse() if left else view.here
+        if left:
+            splice = None
     return Entry(
-        session, hook, match, onward, Action.SEND, toward, position, sup, mss, chain, generation
-    )
+        session, hook, match, onward, Action.SEND, toward, position, sup, mss, chain, generation,
+        splice=splice,
+    )  # fmt: skip
 
 
 def _reverse(leg: Flow | None) -> Flow | None:
@@ -270,7 +277,7 @@ def view_and_spare(entries: Iterable[Entry]) -> tuple[SessionView, Flow | None]:
         view = SessionView(
             first.session, first.position, first.supersession, left, right,
             first.mss, first.chain, first.generation,
-            None if local == first.supersession else local,
+            None if local == first.supersession else local, splice_of_leg(rows.values(), right),
         )  # fmt: skip
         others = [one for one in (*lefts, *rights) if one not in (left, right)]
         expected = {entry.key: entry.rewrite for entry in entries_for(view)}
@@ -280,6 +287,14 @@ def view_and_spare(entries: Iterable[Entry]) -> tuple[SessionView, Flow | None]:
         if expected == {key: entry.rewrite for key, entry in rows.items()}:
             return view, others[0] if others else None
     raise ValueError(f"{name}: entries do not belong together")
+
+
+def splice_of_leg(entries: Iterable[Entry], right: Flow | None) -> Splice | None:
+    """The splice of this right leg, as one of a session's entries has it."""
+    if right is None:
+        return None
+    key = Hook.IN, right.reverse()
+    return next((entry.splice for entry in entries if entry.key == key), None)
 
 
 _SIDES = {

@@ -16,6 +16,7 @@ import msgspec
 from m2m.identity import ANONYMOUS
 from m2m.protocol.codec import Cause, Hop, Malformed, WireError
 from m2m.protocol.flow import Address, Flow
+from m2m.protocol.splice import Splice
 
 MAX_RUN: Final = 8  # hosts that one change takes out or puts in
 MAX_PART: Final = 960  # bytes of NF state in one message
@@ -69,6 +70,7 @@ class UpdateSynAck(msgspec.Struct, frozen=True):
     session: int
     change: int
     mtu: int
+    splice: Splice | None = None  # of the old path
 
 
 class UpdateAck(msgspec.Struct, frozen=True):
@@ -127,6 +129,7 @@ class Lock(msgspec.Struct, frozen=True):
     leader: Address
     steps: tuple[Step, ...]
     right: Address
+    splice: Splice | None = None  # of the old path, up to here
 
 
 class UpdateSub(msgspec.Struct, frozen=True):
@@ -226,10 +229,29 @@ class Done(msgspec.Struct, frozen=True):
     gone: bool
 
 
+class Join(msgspec.Struct, frozen=True):
+    """This session is *name* from now on, and on the other side of here ends at *device*."""
+
+    session: int
+    subsession: Flow
+    change: int
+    name: int
+    device: bytes
+    mtu: int  # smallest of both halves
+
+
+class Joined(msgspec.Struct, frozen=True):
+    """All from here to the end that JOIN goes to know."""
+
+    session: int
+    subsession: Flow
+    change: int
+
+
 Update: TypeAlias = (
     UpdateSyn | UpdateSynAck | UpdateAck | UpdateFin | UpdateFinAck | UpdateAsk | UpdateReject
     | Lock | UpdateSub | UpdateSubAck | UpdateDrain | UpdateDrained | UpdateEmpty | StatePart
-    | StateAck | Request | Approve | Reject | Done
+    | StateAck | Request | Approve | Reject | Done | Join | Joined
 )  # fmt: skip
 
 

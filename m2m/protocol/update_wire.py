@@ -7,6 +7,8 @@ from typing import Any, Final
 from m2m.protocol.update import (
     Approve,
     Done,
+    Join,
+    Joined,
     Lock,
     Reject,
     Request,
@@ -34,7 +36,7 @@ LAYOUTS: Final[tuple[tuple[int, type[Any], str], ...]] = (
         ("subsession:flow change:change mode:mode leader:address supersession:flow hops:hops "
          "right:address mtu:mtu policy:u32 generation:u32 client:device server:device"),
     ),
-    (17, UpdateSynAck, "change:change mtu:mtu"),
+    (17, UpdateSynAck, "change:change mtu:mtu splice:splice"),
     (18, UpdateAck, "subsession:flow change:u64 hops:u8"),
     (19, UpdateFin, "subsession:flow change:u64 count:count"),
     (20, UpdateFinAck, "subsession:flow change:u64 count:count held:u32"),
@@ -42,7 +44,8 @@ LAYOUTS: Final[tuple[tuple[int, type[Any], str], ...]] = (
     (22, UpdateReject, "change:change cause:cause text:text blame:blame"),
     (
         23, Lock,
-        "subsession:flow change:change mode:mode leader:address steps:steps right:address",
+        ("subsession:flow change:change mode:mode leader:address steps:steps right:address "
+         "splice:splice"),
     ),
     (24, UpdateSub, "change:change"),
     (25, UpdateSubAck, "change:change"),
@@ -55,5 +58,7 @@ LAYOUTS: Final[tuple[tuple[int, type[Any], str], ...]] = (
     (32, Reject, "change:change cause:cause text:text blame:blame"),
     (33, Done, "change:change held:u32 gone:bool"),
     (34, UpdateEmpty, "subsession:flow change:change"),
+    (35, Join, "subsession:flow change:change name:u64 device:device mtu:mtu"),
+    (36, Joined, "subsession:flow change:change"),
 )  # fmt: skip
 """Type, message, and its parts as :class:`m2m.protocol._codec.Codec` takes them."""

@@ -10,3 +10,15 @@ def connecting(session: int, fd: int, address: Address, port: int) -> bytes | No
 
 def failed(connection: bytes) -> None:
     """The connection that was announced has failed."""
+
+class Leaving:
+    """A session that the proxy would leave; one of these is used by one thread at a time."""
+
+    def __init__(self, client: int, server: int) -> None:
+        """Raises :exc:`ValueError` telling why it stays."""
+
+    def passed(self) -> bool:
+        """Whether it has left. Raises :exc:`ValueError` telling why it stays."""
+
+    def stay(self) -> None:
+        """It has thought better of it."""

@@ -29,6 +29,11 @@ cdef extern from *:
     struct m2m_nf_connection:
         uint64_t session
 
+    struct m2m_nf_leaving:
+        char why[64]
+
+    int M2M_NF_LEFT, M2M_NF_MORE
+
     int SO_DOMAIN, SOL_SOCKET
     int getsockopt(int fd, int level, int name, void *value, socklen_t *length) nogil
     uint16_t ntohs(uint16_t number)
@@ -39,6 +44,9 @@ cdef extern from *:
     int m2m_nf_connecting(const m2m_nf_session *session, int fd, const sockaddr *to,
                           socklen_t length, m2m_nf_connection *connection) nogil
     int m2m_nf_failed(m2m_nf_connection *connection) nogil
+    int m2m_nf_leave(int client, int server, m2m_nf_leaving *leaving) nogil
+    int m2m_nf_passed(m2m_nf_leaving *leaving) nogil
+    void m2m_nf_stay(m2m_nf_leaving *leaving) nogil
 
 
 cdef tuple _end(sockaddr_storage *end):
@@ -85,3 +93,41 @@ def failed(bytes connection not None):
     memcpy(&given, <const char *>connection, sizeof(given))
     with nogil:
         m2m_nf_failed(&given)
+
+
+cdef class Leaving:
+    cdef m2m_nf_leaving leaving
+    cdef bint open
+
+    def __init__(self, int client, int server):
+        cdef int leaves
+        with nogil:
+            leaves = m2m_nf_leave(client, server, &self.leaving)
+        self.open = leaves
+        if not leaves:
+            raise ValueError(self.why())
+
+    cdef str why(self):
+        return self.leaving.why.decode(errors="replace")
+
+    def passed(self):
+        cdef int answer
+        if not self.open:
+            raise ValueError("it is over")
+        with nogil:
+            answer = m2m_nf_passed(&self.leaving)
+        if answer == M2M_NF_MORE:
+            return False
+        self.open = False
+        if answer != M2M_NF_LEFT:
+            raise ValueError(self.why())
+        return True
+
+    def stay(self):
+        if self.open:
+            self.open = False
+            m2m_nf_stay(&self.leaving)
+
+    def __dealloc__(self):
+        if self.open:
+            m2m_nf_stay(&self.leaving)

@@ -155,13 +155,39 @@ static inline int m2m_line_open(struct m2m_line *line)
 
 enum m2m_heard { M2M_HEARD, M2M_BROKEN, M2M_SILENT };
 
+#define M2M_ASK_BESIDE 2 /* descriptors */
+
+/* Put a question on its way, with the descriptors in beside, if there are any. */
+static inline int m2m_line_say(const struct m2m_line *line, const struct m2m_say *question,
+			       const int *beside)
+{
+	union {
+		struct cmsghdr align;
+		char room[CMSG_SPACE(M2M_ASK_BESIDE * sizeof(int))];
+	} control = {0};
+	struct iovec said = {.iov_base = (void *)question, .iov_len = sizeof(*question)};
+	struct msghdr message = {.msg_iov = &said, .msg_iovlen = 1};
+	struct cmsghdr *header;
+
+	if (beside) {
+		message.msg_control = control.room;
+		message.msg_controllen = sizeof(control.room);
+		header = CMSG_FIRSTHDR(&message);
+		header->cmsg_level = SOL_SOCKET;
+		header->cmsg_type = SCM_RIGHTS;
+		header->cmsg_len = CMSG_LEN(M2M_ASK_BESIDE * sizeof(int));
+		memcpy(CMSG_DATA(header), beside, M2M_ASK_BESIDE * sizeof(int));
+	}
+	return sendmsg(line->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
+}
+
 static inline enum m2m_heard m2m_line_ask(const struct m2m_line *line, const struct m2m_say *question,
-				   struct m2m_say *answer)
+				   struct m2m_say *answer, const int *beside)
 {
 	int64_t end = m2m_now() + M2M_SAY_PATIENCE_MS;
 	struct pollfd ready = {.fd = line->fd, .events = POLLIN};
 
-	if (send(line->fd, question, sizeof(*question), MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+	if (!m2m_line_say(line, question, beside))
 		return M2M_BROKEN;
 	for (;;) {
 		int64_t left = end - m2m_now();
@@ -182,8 +208,11 @@ static inline enum m2m_heard m2m_line_ask(const struct m2m_line *line, const str
 	}
 }
 
-/* Put a question, of which kind, session and flow are set; 1: answered, 0: the agent is away. */
-static inline int m2m_ask(struct m2m_say *say)
+/*
+ * Put a question, of which kind, session and flow are set; 1: answered, 0: the agent is away. The line
+ * on which it was answered is the caller's then.
+ */
+static inline int m2m_ask_on(struct m2m_line *used, struct m2m_say *say, const int *beside)
 {
 	enum m2m_heard heard = M2M_SILENT;
 	struct m2m_say answer;
@@ -204,12 +233,12 @@ static inline int m2m_ask(struct m2m_say *say)
 		kept = m2m_line_take(&line);
 		if (!kept && !m2m_line_open(&line))
 			return 0;
-		heard = m2m_line_ask(&line, say, &answer);
+		heard = m2m_line_ask(&line, say, &answer, beside);
 		if (heard != M2M_HEARD)
 			m2m_libc(close)(line.fd);
 	} while (heard == M2M_BROKEN && kept);
 	if (heard == M2M_HEARD) {
-		m2m_line_keep(&line);
+		*used = line;
 		*say = answer;
 	}
 	m2m_enter(&before);
@@ -223,6 +252,16 @@ static inline int m2m_ask(struct m2m_say *say)
 	}
 	m2m_leave(&before);
 	return heard == M2M_HEARD;
+}
+
+static inline int m2m_ask(struct m2m_say *say)
+{
+	struct m2m_line line;
+
+	if (!m2m_ask_on(&line, say, NULL))
+		return 0;
+	m2m_line_keep(&line);
+	return 1;
 }
 
 #endif /* M2M_SOCKETS_ASK_H */

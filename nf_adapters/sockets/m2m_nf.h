@@ -38,6 +38,14 @@ struct m2m_nf_connection {
 	struct m2m_flow flow;
 };
 
+/* A session that the proxy would leave (docs/splicing.md). */
+struct m2m_nf_leaving {
+	struct m2m_line line;
+	char why[M2M_SAY_TEXT]; /* not */
+};
+
+enum m2m_nf_left { M2M_NF_STAYS = 0, M2M_NF_LEFT = 1, M2M_NF_MORE = 2 };
+
 /* The preload library's, where it is loaded. */
 extern void m2m_sockets_stand_back(void) __attribute__((weak));
 
@@ -114,6 +122,72 @@ static inline int m2m_nf_failed(struct m2m_nf_connection *connection)
 	say.flow = connection->flow;
 	connection->session = 0;
 	return say.session && m2m_ask(&say);
+}
+
+/* What was asked on the line of a session that is being left. */
+static inline int m2m_nf_ask_leaving(struct m2m_nf_leaving *leaving, struct m2m_say *say)
+{
+	struct m2m_say answer = {0};
+	sigset_t before;
+
+	m2m_enter(&before);
+	say->magic = M2M_SAY_MAGIC;
+	say->number = ++m2m_agent.number;
+	m2m_leave(&before);
+	if (m2m_line_ask(&leaving->line, say, &answer, NULL) != M2M_HEARD)
+		return 0;
+	*say = answer;
+	return 1;
+}
+
+/*
+ * The proxy only copies between these two connections of a session from now on, and would leave: 1 if
+ * what comes is held now. It reads on and passes on what there is, and calls m2m_nf_passed() when it
+ * has nothing in its hands. 0: it stays, and leaving->why says why.
+ */
+static inline int m2m_nf_leave(int client, int server, struct m2m_nf_leaving *leaving)
+{
+	struct m2m_say say = {.kind = M2M_SAY_LEAVE};
+	int beside[M2M_ASK_BESIDE] = {client, server};
+
+	memset(leaving, 0, sizeof(*leaving));
+	m2m_nf_begin();
+	if (!m2m_ask_on(&leaving->line, &say, beside)) {
+		strcpy(leaving->why, "the agent is away");
+		return 0;
+	}
+	if (say.kind == M2M_SAY_LEAVING)
+		return 1;
+	memcpy(leaving->why, say.text, sizeof(leaving->why));
+	m2m_line_keep(&leaving->line);
+	return 0;
+}
+
+/*
+ * All has been passed on. M2M_NF_LEFT: both connections are gone, and are to be closed. M2M_NF_MORE:
+ * there is something to be read again. M2M_NF_STAYS: the proxy goes on as before. The two are not
+ * touched meanwhile.
+ */
+static inline enum m2m_nf_left m2m_nf_passed(struct m2m_nf_leaving *leaving)
+{
+	struct m2m_say say = {.kind = M2M_SAY_PASSED};
+
+	if (!m2m_nf_ask_leaving(leaving, &say)) {
+		strcpy(leaving->why, "the agent is away");
+		m2m_libc(close)(leaving->line.fd);
+		return M2M_NF_STAYS;
+	}
+	if (say.kind == M2M_SAY_MORE)
+		return M2M_NF_MORE;
+	memcpy(leaving->why, say.text, sizeof(leaving->why));
+	m2m_line_keep(&leaving->line);
+	return say.kind == M2M_SAY_LEFT ? M2M_NF_LEFT : M2M_NF_STAYS;
+}
+
+/* Instead: it has thought better of it, and stays. */
+static inline void m2m_nf_stay(struct m2m_nf_leaving *leaving)
+{
+	m2m_libc(close)(leaving->line.fd);
 }
 
 #endif /* M2M_NF_H */

@@ -25,7 +25,7 @@ from typing import NamedTuple, Self
 from m2m.protocol.flow import format_address, parse_address
 from nf_adapters.sockets import _nf
 
-__all__ = ["Announced", "Session", "accepted"]
+__all__ = ["Announced", "Leaving", "Session", "Stays", "accepted"]
 
 
 class Session(NamedTuple):
@@ -34,6 +34,17 @@ class Session(NamedTuple):
     id: int
     client: tuple[str, int]
     destination: tuple[str, int]  # where the client meant to go
+
+    def leave(self, client: socket.socket, server: socket.socket) -> Leaving:
+        """The proxy only copies between the two connections of this session from now on, and would
+        leave it (``docs/splicing.md``). What comes is held: read and pass on what there is.
+
+        Raises :exc:`Stays`.
+        """
+        try:
+            return Leaving(_nf.Leaving(client.fileno(), server.fileno()))
+        except ValueError as error:
+            raise Stays(str(error)) from None
 
     def connecting(self, sock: socket.socket, address: tuple[str, int]) -> Announced:
         """*sock* is about to continue this session at *address*, an IP address and a port. It is
@@ -71,6 +82,31 @@ class Announced:
     ) -> None:
         if kind is not None and not issubclass(kind, BlockingIOError):
             self.failed()
+
+
+class Stays(Exception):
+    """The proxy stays in the session, and goes on as before; why."""
+
+
+class Leaving:
+    """A session that the proxy is about to leave."""
+
+    def __init__(self, leaving: _nf.Leaving) -> None:
+        """Use :meth:`Session.leave`."""
+        self._leaving = leaving
+
+    def passed(self) -> bool:
+        """All that was read has been passed on. True: the proxy has left, and closes both
+        connections, of which nobody hears. False: there is something to be read again. Neither is
+        touched meanwhile. Raises :exc:`Stays`."""
+        try:
+            return self._leaving.passed()
+        except ValueError as error:
+            raise Stays(str(error)) from None
+
+    def stay(self) -> None:
+        """It has thought better of it."""
+        self._leaving.stay()
 
 
 def accepted(sock: socket.socket) -> Session | None:

@@ -16,6 +16,11 @@
  *                                                           UNKNOWN   its id   as asked
  *                                                           REFUSED   its id   as asked
  *   REVOKED      its id   outgoing source -> destination    GONE      its id   as asked
+ *   LEAVE        -        -                                 LEAVING   -        -
+ *                                                           STAYS     -        -
+ *   PASSED       -        -                                 LEFT      -        -
+ *                                                           MORE      -        -
+ *                                                           STAYS     -        -
  *
  * ACCEPTED: a connection was accepted from peer. The destination is the one that its client meant,
  * where the kernel knows it (SO_ORIGINAL_DST), else what getsockname() says. It may be asked more
@@ -27,6 +32,14 @@
  *
  * REVOKED: the connection that was announced has failed, or was given up before it stood.
  * One that stood ends like any session, by what the datapath sees.
+ *
+ * LEAVE (docs/splicing.md), with two descriptors beside it (SCM_RIGHTS), of the connection that was accepted and
+ * of the one that continues it: the proxy only copies between them from now on, and would leave. After
+ * LEAVING the kernel holds what comes; the proxy reads and passes on what there is, and says PASSED, on
+ * the same connection to the agent, when it has nothing in its own hands any more. After MORE there is
+ * something to be read again. After LEFT both connections are gone, and the descriptors are to be closed;
+ * after STAYS, or without an answer, it goes on as before. It does not touch the two between PASSED and
+ * the answer. A process that has thought better of it closes the connection to the agent.
  */
 #ifndef M2M_SOCKETS_WIRE_H
 #define M2M_SOCKETS_WIRE_H
@@ -41,11 +54,17 @@ enum m2m_say_kind {
 	M2M_SAY_ACCEPTED = 1,
 	M2M_SAY_CONNECTING = 2,
 	M2M_SAY_REVOKED = 3,
+	M2M_SAY_LEAVE = 4,
+	M2M_SAY_PASSED = 5,
 	M2M_SAY_FOUND = 16,
 	M2M_SAY_UNKNOWN = 17,
 	M2M_SAY_READY = 18,
 	M2M_SAY_REFUSED = 19,
 	M2M_SAY_GONE = 20,
+	M2M_SAY_LEAVING = 21,
+	M2M_SAY_STAYS = 22,
+	M2M_SAY_MORE = 23,
+	M2M_SAY_LEFT = 24,
 };
 
 /* As Flow.pack() and struct m2m_tuple: addresses of IPv4 mapped into ::ffff:0:0/96. */
@@ -66,7 +85,7 @@ struct m2m_say {
 	uint32_t zero;
 	uint64_t session;
 	struct m2m_flow flow;
-	char text[M2M_SAY_TEXT]; /* why not, in UNKNOWN and REFUSED; ends with a zero */
+	char text[M2M_SAY_TEXT]; /* why not, in UNKNOWN, REFUSED and STAYS; ends with a zero */
 };
 
 _Static_assert(sizeof(struct m2m_flow) == 40, "Flow.pack()");

@@ -1,0 +1,205 @@
+"""A proxy of this host leaves a live session (``docs/splicing.md``, "Leaving").
+
+What is beyond what has come so far waits in the kernel while the proxy passes on what it has. When
+nothing is under way any more, its two connections become one in the datapath, and end here unheard.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from m2m.agent.api import EventKind, format_session
+from m2m.agent.sessions import Sessions
+from m2m.agent.tcp_ends import (
+    Ends,
+    NoConnection,
+    end_unheard,
+    flow_of,
+    say_now,
+    splice_ends,
+)
+from m2m.datapath import DatapathError
+from m2m.datapath.tcp_sockets import TcpSockets
+from m2m.errors import M2MError
+from m2m.protocol.events import Spliced
+from m2m.protocol.flow import Flow
+from m2m.protocol.session import Role, Session, State
+from m2m.protocol.splice import NotSpliceable
+from m2m.protocol.translation import Position, Toward, receiver, sender
+
+__all__ = ["Departure", "Leaving", "Stays"]
+
+_log = structlog.get_logger()
+
+_LIMIT = 1.5  # s: less than packets are held, and than a process waits for an answer
+_LOOK_AGAIN = 0.0005  # s
+_STANDING = (State.ESTABLISHED, State.ADOPTED)
+
+
+class Stays(M2MError):
+    """The proxy stays in the session: why."""
+
+
+class Leaving:
+    """The proxies here that leave sessions."""
+
+    def __init__(
+        self, sessions: Sessions, find_accepted: Callable[[Flow], Session | None]
+    ) -> None:
+        """*find_accepted* tells whose connection was accepted here, by what its client meant."""
+        self._sessions = sessions
+        self._find_accepted = find_accepted
+        self._sockets = TcpSockets()
+        self._leaving: set[int] = set()
+
+    async def begin(self, left: socket.socket, right: socket.socket) -> Departure:
+        """The proxy would leave the session of these connections, towards the client and towards
+        the server: from now on what comes waits. Raises :exc:`Stays`."""
+        if not self._sessions.datapath.splices:
+            raise Stays("with the module of the kernel proxies stay: use --datapath=ebpf")
+        try:
+            came = self._find_accepted(flow_of(left, meant=True))
+            outgoing = flow_of(right)
+        except NoConnection as error:
+            raise Stays(str(error)) from error
+        if came is None or came.position is not Position.PROXY:
+            raise Stays("no session has come to the proxy by this connection")
+        half = self._sessions.node.register.with_flow(outgoing)
+        if half is None or half.role is not Role.CLIENT:
+            raise Stays("no session goes on by this connection")
+        if not any(one is half for one in self._sessions.node.register.other_halves(came.view)):
+            raise Stays("the two connections are not of one session")
+        departure = Departure(self._sessions, self._sockets, came, half, left, right)
+        if self._leaving & {came.id, half.id}:
+            raise Stays("it is leaving already")
+        await departure.hold()
+        self._leaving |= departure.ids
+        return departure
+
+    def over(self, departure: Departure) -> None:
+        """It has left, or stays."""
+        self._leaving -= departure.ids
+
+    def close(self) -> None:
+        self._sockets.close()
+
+
+class Departure:
+    """One session that is being left."""
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        sockets: TcpSockets,
+        came: Session,
+        half: Session,
+        left: socket.socket,
+        right: socket.socket,
+    ) -> None:
+        """Use :meth:`Leaving.begin`."""
+        self._sessions = sessions
+        self._sockets = sockets
+        self._came = came
+        self._half = half
+        self._left = left
+        self._right = right
+        self._flows = flow_of(left), flow_of(right)
+        self._comes = receiver(came.view, Toward.RIGHT), receiver(half.view, Toward.LEFT)
+        self._leaves = sender(came.view, Toward.LEFT), sender(half.view, Toward.RIGHT)
+        self.ids = {came.id, half.id}
+        self._until = trio.current_time() + _LIMIT
+        self._holds = False
+
+    async def hold(self) -> None:
+        """Raises :exc:`Stays`."""
+        self._look()
+        async with self._sessions.turn:
+            self._check()
+            try:
+                await self._sessions.datapath.hold(self._comes, substream=True)
+            except DatapathError as error:
+                raise Stays(str(error)) from error
+            self._holds = True
+
+    def _check(self) -> None:
+        """Nothing else may be done to either half."""
+        for one in (self._came, self._half):
+            if self._sessions.node.sessions.get(one.id) is not one or one.state not in _STANDING:
+                raise Stays("the session is not established any more")
+            if one.change is not None or one.id in self._sessions.node.mobility.moving():
+                raise Stays("the session is being changed")
+
+    def _look(self) -> Ends:
+        try:
+            left, right = (self._sockets.find(flow) for flow in self._flows)
+        except M2MError as error:
+            raise Stays(str(error)) from error
+        if left is None or right is None:
+            raise Stays("the connection is over")
+        ends = Ends(left, right)
+        if ends.over:
+            raise Stays("the connection is as good as over")
+        return ends
+
+    async def passed(self) -> bool:
+        """The proxy has passed on what it had: leave, and tell that it is done. False: there is
+        something to be read again. Raises :exc:`Stays`; then all is as before."""
+        try:
+            said = False
+            while not (ends := self._look()).at_rest or not await self._leave():
+                if ends.unread:
+                    return False
+                if trio.current_time() > self._until:
+                    raise Stays("what was sent is not acknowledged in time")
+                if not said:
+                    said = True
+                    for sock in (self._left, self._right):
+                        say_now(sock)
+                await trio.sleep(_LOOK_AGAIN)
+        except Stays:
+            await self.stay()
+            raise
+        return True
+
+    async def _leave(self) -> bool:
+        """Whether nothing is under way when really nothing gets through, and so it is done."""
+        sessions, datapath = self._sessions, self._sessions.datapath
+        with trio.CancelScope(shield=True):
+            async with sessions.turn:
+                self._check()
+                await datapath.hold(self._comes)
+                rows = await datapath.rows(self._comes)
+                ends = self._look()
+                passed = [row.counters.max_seq for row in rows]
+                if not ends.at_rest or passed != [ends.left.receives, ends.right.receives]:
+                    return False
+                try:
+                    splice = splice_ends(ends, self._left, self._right)
+                    event = Spliced(self._came.id, self._half.id, splice)
+                    await sessions.splice(event, self._leaves)
+                except (NotSpliceable, DatapathError) as error:
+                    raise Stays(str(error)) from error
+                for sock in (self._left, self._right):
+                    end_unheard(sock)
+                self._holds = False
+                held = await datapath.resume(self._comes)
+        came = self._came
+        sessions.journal.counts["proxies left"] += 1
+        sessions.journal.tell(
+            EventKind.LEFT, f"{sum(held)} packets held", came.id, came.supersession
+        )
+        _log.info("a proxy has left", session=format_session(came.id), held=sum(held))
+        return True
+
+    async def stay(self) -> None:
+        """All is as before."""
+        if not self._holds:
+            return
+        self._holds = False
+        with trio.CancelScope(shield=True):
+            async with self._sessions.turn:
+                await self._sessions.datapath.resume(self._comes)

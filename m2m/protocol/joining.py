@@ -1,0 +1,231 @@
+"""Two halves become one session for all hosts of it (``docs/splicing.md``, "JOIN").
+
+The host of a proxy that has left knows the session by its left half's name; hosts to the right of it
+know it by the right half's, until JOIN has come to them. A host whose right neighbour has not said
+that it knows speaks to it of the former name, and takes either from it: what is said is changed on
+its way in and out, and no machine has to know.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from m2m.identity import ANONYMOUS
+from m2m.protocol.commands import (
+    CancelTimer,
+    Closed,
+    Command,
+    HalvesJoined,
+    Keep,
+    Rename,
+    Send,
+    SetTimer,
+)
+from m2m.protocol.devices import note_of
+from m2m.protocol.events import Received, Spliced, Timer
+from m2m.protocol.flow import Address, Flow
+from m2m.protocol.register import Register
+from m2m.protocol.session import Role, Session, State
+from m2m.protocol.translation import Position
+from m2m.protocol.update import Join, Joined
+
+if TYPE_CHECKING:
+    from m2m.protocol.change import Commands
+
+__all__ = ["Joining"]
+
+_RETRY, _RETRY_MAX = 0.02, 5.0  # s
+_STANDING = (State.ESTABLISHED, State.ADOPTED)
+
+
+class _Asking:
+    """What this host, where a proxy has left, wants the others to know."""
+
+    def __init__(self, number: int, to_right: Join, to_left: Join) -> None:
+        self.number = number
+        self.messages: dict[str, Join] = {"right": to_right, "left": to_left}
+        self.delay = _RETRY
+
+
+class Joining:
+    """The names of one host's sessions that others may know by another one."""
+
+    def __init__(self, register: Register, rng: random.Random) -> None:
+        self._register = register
+        self._rng = rng
+        self._names: dict[int, int] = {}  # a former name, and the present one
+        self._said: dict[int, tuple[Address, int]] = {}  # of sessions here: who says which name
+        self._asking: dict[int, _Asking] = {}
+
+    # -- names --------------------------------------------------------------------------
+
+    def heard(self, event: Received) -> Received:
+        """The same, about the session's present name."""
+        name = self._names.get(getattr(event.message, "session", 0))
+        if name is None:
+            return event
+        return event._replace(message=msgspec.structs.replace(event.message, session=name))
+
+    def said(self, commands: list[Command]) -> list[Command]:
+        """The same, to each neighbour about the name that it knows."""
+        if not self._names:
+            return commands
+        return [self._for_neighbour(command) for command in commands]
+
+    def _for_neighbour(self, command: Command) -> Command:
+        if isinstance(command, Closed):
+            self._forget(command.view.session)
+        if not isinstance(command, Send):
+            return command
+        neighbour, name = self._said.get(getattr(command.message, "session", 0), (b"", 0))
+        if command.peer != neighbour:
+            return command
+        return Send(command.peer, msgspec.structs.replace(command.message, session=name))
+
+    def _forget(self, session: int) -> None:
+        self._said.pop(session, None)
+        self._asking.pop(session, None)
+        for former in [former for former, name in self._names.items() if name == session]:
+            del self._names[former]
+
+    # -- at the host of the proxy -------------------------------------------------------
+
+    def spliced(self, out: Commands, event: Spliced) -> None:
+        """Both halves are one in the datapath: they are here, too, and others shall know."""
+        register = self._register
+        session, half = register.get(event.session), register.get(event.half)
+        assert session is not None and half is not None and half.right is not None
+        register.unlist(session)
+        register.unlist(half)
+        register.forget(half)
+        half.state = State.GONE
+        session.position, session.role, session.state = Position.TAP, Role.MIDDLE, State.ESTABLISHED
+        session.right, session.splice = half.right, event.splice
+        session.server = half.server
+        session.mtu = _smaller(session.mtu, half.mtu)
+        # Rows go on that have counted what the proxy's sockets got, too.
+        session.sent_left = session.sent_right = None
+        session.more_left = session.more_right = True
+        session.through = None
+        register.list(session)
+        out.append(CancelTimer(half.id))
+        out.append(CancelTimer(session.id))
+        out.append(Keep(((session.id, note_of(session)),)))
+        self._names[half.id] = session.id
+        self._said[session.id] = half.right.dst, half.id
+        self._ask(out, session)
+
+    def _ask(self, out: Commands, session: Session) -> None:
+        number = self._rng.getrandbits(64) or 1
+        left, right = session.left, session.right
+        assert left is not None and right is not None
+        to_right, to_left = (
+            Join(session.id, leg, number, session.id, device, max(session.mtu, _LEAST_MTU))
+            for leg, device in ((right, session.client), (left, session.server))
+        )
+        self._asking[session.id] = _Asking(number, to_right, to_left)
+        self.tick(out, session.id, _RETRY)
+
+    def tick(self, out: Commands, session: int, delay: float | None = None) -> None:
+        """Tell again who has not answered."""
+        found, asking = self._register.get(session), self._asking.get(session)
+        if found is None or asking is None or found.state not in _STANDING:
+            return
+        asking.delay = min(2 * asking.delay, _RETRY_MAX) if delay is None else delay
+        out.append(SetTimer(session, asking.delay, Timer.JOIN))
+        for side, message in asking.messages.items():
+            leg = found.right if side == "right" else found.left
+            assert leg is not None
+            peer = leg.dst if side == "right" else leg.src
+            out.append(Send(peer, msgspec.structs.replace(message, subsession=leg)))
+
+    # -- at the others ------------------------------------------------------------------
+
+    def join(self, out: Commands, event: Received) -> None:
+        """A neighbour says that the session is another one's other half."""
+        message = event.message
+        assert isinstance(message, Join)
+        session, leg = self._register.get(message.session), message.subsession
+        if session is None or session.state not in _STANDING:
+            return  # it is repeated
+        if leg == session.left and event.peer == leg.src:
+            if not self._take_name(out, session, message.name):
+                return
+            onward = session.right
+            session.client = _known(message.device, session.client)
+        elif leg == session.right and event.peer == leg.dst:
+            if session.id != message.name:
+                return
+            onward = session.left
+            session.server = _known(message.device, session.server)
+        else:
+            return
+        session.mtu = _smaller(session.mtu, message.mtu)
+        out.append(Keep(((session.id, note_of(session)),)))
+        if onward is None:
+            out.append(Send(event.peer, Joined(session.id, leg, message.change)))
+            return
+        peer = onward.dst if onward is session.right else onward.src
+        out.append(
+            Send(
+                peer,
+                Join(
+                    session.id, onward, message.change, message.name, message.device, session.mtu
+                ),
+            )
+        )
+
+    def _take_name(self, out: Commands, session: Session, name: int) -> bool:
+        """Whether the session has that name (now)."""
+        former = session.id
+        if former == name:
+            return True
+        if session.change is not None or self._register.get(name) is not None:
+            return False
+        out.append(CancelTimer(former))
+        out.append(Rename(session.view, name))
+        self._register.rename(session, name)
+        self._names[former] = name
+        if session.right is not None:
+            self._said[name] = session.right.dst, former
+        if session.delay:
+            out.append(SetTimer(name, session.delay))
+        return True
+
+    def joined(self, out: Commands, event: Received) -> None:
+        """All from the neighbour to the end know."""
+        message = event.message
+        assert isinstance(message, Joined)
+        session, leg = self._register.get(message.session), message.subsession
+        if session is None or leg not in (session.left, session.right):
+            return
+        from_right = leg == session.right
+        if from_right:
+            self._said.pop(session.id, None)
+        asking = self._asking.get(session.id)
+        if asking is not None and asking.number == message.change:
+            asking.messages.pop("right" if from_right else "left", None)
+            if not asking.messages:
+                del self._asking[session.id]
+                out.append(CancelTimer(session.id, Timer.JOIN))
+                out.append(HalvesJoined(session.id))
+            return
+        onward: Flow | None = session.left if from_right else session.right
+        if onward is not None:
+            peer = onward.src if from_right else onward.dst
+            out.append(Send(peer, Joined(session.id, onward, message.change)))
+
+
+_LEAST_MTU: Final = 68  # that a message can tell (RFC 791)
+
+
+def _smaller(one: int, other: int) -> int:
+    """Of two MTUs, either of which may not be known (0)."""
+    return min(one, other) if one and other else one or other
+
+
+def _known(device: bytes, before: bytes) -> bytes:
+    return before if device == ANONYMOUS else device

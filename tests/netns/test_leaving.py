@@ -1,0 +1,163 @@
+"""A proxy leaves live sessions (docs/splicing.md).
+
+The chain of :mod:`tests.support.chain` with two middleboxes more: ``cache`` runs a small proxy
+(:mod:`tests.support.leaving_program`), ``filter`` an inline function behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support.chain import LiveChain, LiveHost, live_chain
+from tests.support.leaving_program import TO_CLIENT, TO_SERVER
+from tests.support.live import PATIENCE
+from tests.support.namespaces import NamespaceFactory
+
+pytestmark = [
+    pytest.mark.needs("netns", "bpffs", "nfqueue", "nft", "iptables"),
+    pytest.mark.timeout(120),
+]
+
+PORT, LISTENS = 80, 3129
+AFTER = 200_000  # bytes of a session, after which the proxy leaves it
+SIZE = 20_000_000
+_ONCE = 1 << 18
+
+POLICY = f"""
+nf firewall inline {{ fw1 = 10.9.2.2 }}
+nf cache proxy port={LISTENS} {{ cache1 = 10.9.5.2 }}
+nf filter inline {{ filter1 = 10.9.6.2 }}
+nf ids tap {{ ids1 = 10.9.3.2 }}
+match(dstport={PORT} & proto=tcp) >> {{firewall -> cache -> filter -> ids}}
+"""
+
+
+class Proxied:
+    """The chain, and what the proxy in it has told."""
+
+    def __init__(self, chain: LiveChain, log: Path) -> None:
+        self.chain = chain
+        self.cache: LiveHost = chain.hosts["cache"]
+        self._log = log
+
+    def told(self, what: str) -> list[dict[str, Any]]:
+        lines = map(json.loads, self._log.read_text().splitlines())
+        return [line for line in lines if what in line]
+
+    async def until_told(self, what: str, count: int = 1) -> list[dict[str, Any]]:
+        with trio.fail_after(PATIENCE):
+            while len(self.told(what)) < count:
+                assert not self.told("stays"), self.told("stays")
+                await trio.sleep(0.02)
+        return self.told(what)
+
+    async def connect(self) -> tuple[trio.SocketStream, trio.SocketStream]:
+        """A session: both its ends, past what the proxy says first."""
+        with await self.chain.listen(PORT) as listener, trio.fail_after(PATIENCE):
+            here = self.chain.client.socket(socket.SOCK_STREAM)
+            await here.connect((self.chain.server.address, PORT))
+            there, peer = await listener.accept()
+        assert peer == here.getsockname()
+        client, server = trio.SocketStream(here), trio.SocketStream(there)
+        assert await exactly(client, len(TO_CLIENT)) == TO_CLIENT
+        assert await exactly(server, len(TO_SERVER)) == TO_SERVER
+        return client, server
+
+
+@asynccontextmanager
+async def proxy(host: LiveHost, log: Path, after: int) -> AsyncIterator[None]:
+    """The program on *host*, while the block runs."""
+    with log.open("wb") as output:
+        process = await trio.lowlevel.open_process(
+            host.namespace.command(
+                sys.executable, "-m", "tests.support.leaving_program", str(LISTENS),
+                str(host.run_dir / f"{host.name}.proxy"), str(after),
+            ),
+            stdout=output, stderr=output, cwd=Path(__file__).parents[2], env=dict(os.environ),
+        )  # fmt: skip
+    try:
+        with trio.fail_after(PATIENCE):
+            while "listening" not in log.read_text():  # noqa: ASYNC240 - a line or two
+                assert process.returncode is None
+                await trio.sleep(0.02)
+        yield
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+@pytest.fixture
+async def proxied(netns: NamespaceFactory, tmp_path: Path) -> AsyncIterator[Proxied]:
+    async with live_chain(
+        netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=POLICY
+    ) as chain:
+        log = tmp_path / "proxy.log"
+        async with proxy(chain.hosts["cache"], log, AFTER):
+            yield Proxied(chain, log)
+
+
+def stream(size: int, seed: bytes) -> Iterator[bytes]:
+    """So many bytes that are never the same twice."""
+    block = hashlib.shake_128(seed).digest(_ONCE)
+    for start in range(0, size, _ONCE):
+        yield (start.to_bytes(8, "big") + block[8:])[: size - start]
+
+
+async def send(to: trio.SocketStream, size: int, seed: bytes = b"") -> None:
+    for piece in stream(size, seed):
+        await to.send_all(piece)
+
+
+async def exactly(one: trio.SocketStream, size: int) -> bytes:
+    got = bytearray()
+    with trio.fail_after(PATIENCE):
+        while len(got) < size:
+            data = await one.receive_some(size - len(got))
+            assert data, f"it ended after {len(got)} of {size}"
+            got += data
+    return bytes(got)
+
+
+async def receive(one: trio.SocketStream, size: int, seed: bytes = b"") -> None:
+    """Take so many bytes, and see that they are the right ones."""
+    for piece in stream(size, seed):
+        assert await exactly(one, len(piece)) == piece
+
+
+async def both_ways(client: trio.SocketStream, server: trio.SocketStream, size: int) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send, server, size, b"down")
+        nursery.start_soon(receive, client, size, b"down")
+        nursery.start_soon(send, client, size, b"up")
+        nursery.start_soon(receive, server, size, b"up")
+
+
+def sockets(host: LiveHost) -> int:
+    """The TCP connections that a host's own stack has."""
+    return len(host.namespace.run("ss", "-Htn", "state", "connected").stdout.splitlines())
+
+
+async def test_in_the_middle_of_a_download(proxied: Proxied) -> None:
+    client, server = await proxied.connect()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send, server, SIZE)
+        nursery.start_soon(receive, client, SIZE)
+    (left,) = await proxied.until_told("left")
+    assert left["copied"] < SIZE
+    print(left)
+    await both_ways(client, server, 1_000_000)
+    await client.aclose()
+    assert await server.receive_some() == b""
+    await server.aclose()
