@@ -275,13 +275,17 @@ def _nf_at(own: Address, view: SessionView, sessions: Sessions) -> str | None:
     name = position_name(view)
     if name in ("client", "server"):
         return None
-    kind = Kind(name)
-    for nf in sessions.chains.policy.nfs:
-        if nf.kind is kind:
-            for instance in nf.instances:
-                if instance.address == own:
-                    return f"{nf.name}/{instance.name}"
-    return sessions.chains.former_nfs.get((own, kind))
+    # A tap with a splice may be all that is left of a proxy.
+    for kind in (Kind(name),) if view.splice is None else (Kind(name), Kind.PROXY):
+        for nf in sessions.chains.policy.nfs:
+            if nf.kind is kind:
+                for instance in nf.instances:
+                    if instance.address == own:
+                        return f"{nf.name}/{instance.name}"
+        former = sessions.chains.former_nfs.get((own, kind))
+        if former is not None:
+            return former
+    return None
 
 
 def _repeated(view: SessionView) -> int | None:

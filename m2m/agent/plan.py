@@ -291,7 +291,7 @@ class _Names:
         if _is_address(name):
             return hop.address == name
         nf, instance = self.resolve(name)
-        if hop.position != nf.kind:
+        if hop.position != nf.kind and not _has_left(nf, hop):
             return False
         if instance is not None:
             return hop.address == format_address(instance.address)
@@ -306,6 +306,12 @@ class _Names:
 
     def shown(self, name: str) -> str:
         return "this host" if name == ME else name
+
+
+def _has_left(nf: NfType, hop: HopReport) -> bool:
+    """Whether *hop* is what a proxy has left behind, which passes packets on like a tap."""
+    name = (hop.nf or "").partition("/")[0]
+    return nf.kind is Kind.PROXY and hop.position == Kind.TAP and name == nf.name
 
 
 def _runs_at(nf: NfType, hop: HopReport) -> bool:

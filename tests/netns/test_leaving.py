@@ -161,3 +161,43 @@ async def test_in_the_middle_of_a_download(proxied: Proxied) -> None:
     await client.aclose()
     assert await server.receive_some() == b""
     await server.aclose()
+
+
+async def test_all_know_one_session_and_the_host_goes(proxied: Proxied) -> None:
+    chain = proxied.chain
+    client, server = await proxied.connect()
+    await send(server, AFTER)
+    await receive(client, AFTER)
+    await proxied.until_told("left")
+    (session,) = chain.client.sessions()
+    with trio.fail_after(PATIENCE):
+        for host in chain.hosts.values():
+            while [one.id for one in host.sessions()] != [session.id]:
+                await trio.sleep(0.02)
+    path = await trio.to_thread.run_sync(chain.fw.path, session.id)
+    assert path.complete
+    assert [hop.nf for hop in path.hops] == [
+        None, "firewall/fw1", "cache/cache1", "filter/filter1", "ids/ids1", None,
+    ]  # fmt: skip
+    await both_ways(client, server, 1_000_000)
+    report = await chain.client.change(do="remove", old=("cache",), sessions=(session.id,))
+    assert report.error is None, report
+    assert report.after[1:-1] == ("firewall/fw1", "filter/filter1", "ids/ids1")
+    await both_ways(client, server, 1_000_000)
+    await proxied.cache.until_empty()
+    assert proxied.cache.entries() == 0
+    await both_ways(client, server, 1_000_000)
+    # What changes later adds up with it.
+    report = await chain.client.change(do="remove", old=("firewall",), sessions=(session.id,))
+    assert report.error is None, report
+    await both_ways(client, server, 1_000_000)
+    report = await chain.client.change(do="insert", new=("firewall",), after="client", sessions=(session.id,))
+    assert report.error is None, report
+    await both_ways(client, server, 1_000_000)
+    await client.aclose()
+    assert await server.receive_some() == b""
+    await server.aclose()
+    await chain.until_empty()
+    assert {host.label: host.stats().ports for host in chain.hosts.values()} == dict.fromkeys(
+        chain.hosts, 0
+    )
