@@ -199,7 +199,9 @@ class Agent:
                 )  # fmt: skip
                 await nursery.start(control.serve, config.control_socket, answers)
                 await nursery.start(control.serve_nfs, config.nf_socket, answers, functions)
-                proxies = Proxies(sessions, lambda: self._interception.listens(self.addresses()))
+                proxies = Proxies(
+                    sessions, lambda: self._interception.listens(self.addresses()), asking
+                )
                 await nursery.start(proxies.serve, config.proxy_socket, config.proxy_group)
                 _log.info(
                     "serving", role=config.role, name=config.name, sessions=len(sessions),

@@ -6,13 +6,17 @@ nothing is under way any more, its two connections become one in the datapath, a
 
 from __future__ import annotations
 
+import math
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 import trio
 
-from m2m.agent.api import EventKind, format_session
+from m2m.agent.api import EventKind, HopReport, format_session
+from m2m.agent.asking import Asking, Wanted
+from m2m.agent.order import ME, Do, Wish
+from m2m.agent.plan import Plan, plan
 from m2m.agent.sessions import Sessions
 from m2m.agent.tcp_ends import (
     Ends,
@@ -25,6 +29,7 @@ from m2m.agent.tcp_ends import (
 from m2m.datapath import DatapathError
 from m2m.datapath.tcp_sockets import TcpSockets
 from m2m.errors import M2MError
+from m2m.policy.rules import ALLOWED, Asker, ChangeMode
 from m2m.protocol.events import Spliced
 from m2m.protocol.flow import Flow
 from m2m.protocol.session import Role, Session, State
@@ -35,6 +40,8 @@ __all__ = ["Departure", "Leaving", "Stays"]
 
 _log = structlog.get_logger()
 
+_AT_ONCE = 32  # removals
+_TRIES, _PAUSE = 5, 1.0  # of one, and seconds before the second, which doubles
 _LIMIT = 1.5  # s: less than packets are held, and than a process waits for an answer
 _LOOK_AGAIN = 0.0005  # s
 _STANDING = (State.ESTABLISHED, State.ADOPTED)
@@ -48,13 +55,20 @@ class Leaving:
     """The proxies here that leave sessions."""
 
     def __init__(
-        self, sessions: Sessions, find_accepted: Callable[[Flow], Session | None]
+        self,
+        sessions: Sessions,
+        find_accepted: Callable[[Flow], Session | None],
+        asking: Asking | None = None,
     ) -> None:
-        """*find_accepted* tells whose connection was accepted here, by what its client meant."""
+        """*find_accepted* tells whose connection was accepted here, by what its client meant; by
+        *asking* this host is taken out of what was left."""
         self._sessions = sessions
         self._find_accepted = find_accepted
+        self._asking = asking
         self._sockets = TcpSockets()
         self._leaving: set[int] = set()
+        self._left, self._to_remove = trio.open_memory_channel[int](math.inf)
+        sessions.left = self._left.send_nowait
 
     async def begin(self, left: socket.socket, right: socket.socket) -> Departure:
         """The proxy would leave the session of these connections, towards the client and towards
@@ -68,6 +82,9 @@ class Leaving:
             raise Stays(str(error)) from error
         if came is None or came.position is not Position.PROXY:
             raise Stays("no session has come to the proxy by this connection")
+        policy = self._sessions.chains.policy_now(came)
+        if Asker.NF not in (ALLOWED if policy is None else policy.allow):
+            raise Stays("the policy does not allow it: write allow={nf, ...}")
         half = self._sessions.node.register.with_flow(outgoing)
         if half is None or half.role is not Role.CLIENT:
             raise Stays("no session goes on by this connection")
@@ -79,6 +96,35 @@ class Leaving:
         await departure.hold()
         self._leaving |= departure.ids
         return departure
+
+    async def run(self) -> None:
+        """Take this host out of what was left, for ever."""
+        limiter = trio.CapacityLimiter(_AT_ONCE)
+        async with trio.open_nursery() as nursery:
+            async for session in self._to_remove:
+                nursery.start_soon(self._remove, session, limiter)
+
+    async def _remove(self, session: int, limiter: trio.CapacityLimiter) -> None:
+        if self._asking is None:
+            return
+        chains, pause = self._sessions.chains, _PAUSE
+        wish = Wish(Do.REMOVE, old=(ME,))
+
+        def planner(hops: Sequence[HopReport], here: str, flow: Flow) -> Plan:
+            return plan(wish, hops, here, flow, chains.policy)
+
+        wanted = Wanted(planner, Asker.NF, ChangeMode.LF)
+        for _ in range(_TRIES):
+            async with limiter:
+                report = await self._asking.change(session, wanted)
+            if report.error is None or session not in self._sessions.node.sessions:
+                return
+            await trio.sleep(pause)
+            pause *= 2
+        _log.warning(
+            "still in the chain of a session that its proxy has left",
+            session=format_session(session), why=report.error, by=report.by,
+        )  # fmt: skip
 
     def over(self, departure: Departure) -> None:
         """It has left, or stays."""

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from m2m.agent.api import format_session
+from m2m.agent.asking import Asking
 from m2m.agent.leaving import Departure, Leaving, Stays
 from m2m.agent.openings import Fate, Outcome
 from m2m.agent.sessions import Sessions
@@ -50,16 +51,19 @@ class Proxies:
     """The sessions that come to proxies here, and the halves by which they go on."""
 
     def __init__(
-        self, sessions: Sessions, listens: Callable[[], Iterable[tuple[Address, int]]] = tuple
+        self,
+        sessions: Sessions,
+        listens: Callable[[], Iterable[tuple[Address, int]]] = tuple,
+        asking: Asking | None = None,
     ) -> None:
-        """*listens* tells where packets may be led to."""
+        """*listens* tells where packets may be led to; see :class:`Leaving` for *asking*."""
         self._sessions = sessions
         self._listens = listens
         self._register = sessions.node.register
         self._fresh: deque[tuple[float, Flow]] = deque()  # halves that may not be used, and when
         self._some = trio.Event()
         self._connections: Conntrack | None = None  # until it is needed
-        self._leaving = Leaving(sessions, self.find_accepted)
+        self._leaving = Leaving(sessions, self.find_accepted, asking)
 
     def find_accepted(self, flow: Flow) -> Session | None:
         """The session whose connection was accepted here from its source; its destination is the
@@ -123,6 +127,7 @@ class Proxies:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._give_up_unused)
+                    nursery.start_soon(self._leaving.run)
                     task_status.started()
                     while True:
                         nursery.start_soon(self._talk, await _accept(listener))
