@@ -40,10 +40,10 @@ __all__ = ["Departure", "Leaving", "Stays"]
 
 _log = structlog.get_logger()
 
-_AT_ONCE = 32  # removals
+_AT_ONCE = 8  # removals
 _TRIES, _PAUSE = 5, 1.0  # of one, and seconds before the second, which doubles
 _LIMIT = 1.5  # s: less than packets are held, and than a process waits for an answer
-_LOOK_AGAIN = 0.0005  # s
+_LOOK_AGAIN, _LOOK_AGAIN_MOST = 0.0005, 0.01  # s; doubles
 _STANDING = (State.ESTABLISHED, State.ADOPTED)
 
 
@@ -66,9 +66,21 @@ class Leaving:
         self._find_accepted = find_accepted
         self._asking = asking
         self._sockets = TcpSockets()
+        self._prepared = False
         self._leaving: set[int] = set()
+        self._none_leaves = trio.Event()
+        self._none_leaves.set()
         self._left, self._to_remove = trio.open_memory_channel[int](math.inf)
         sessions.left = self._left.send_nowait
+
+    def prepare(self) -> None:
+        """There are proxies here: nobody shall wait for what they need to leave."""
+        if self._sessions.datapath.splices and not self._prepared:
+            self._prepared = True
+            try:
+                self._sockets.prepare()
+            except M2MError as error:
+                _log.warning("proxies stay in their sessions", why=str(error))
 
     async def begin(self, left: socket.socket, right: socket.socket) -> Departure:
         """The proxy would leave the session of these connections, towards the client and towards
@@ -95,6 +107,8 @@ class Leaving:
             raise Stays("it is leaving already")
         await departure.hold()
         self._leaving |= departure.ids
+        if self._none_leaves.is_set():
+            self._none_leaves = trio.Event()
         return departure
 
     async def run(self) -> None:
@@ -116,6 +130,7 @@ class Leaving:
         wanted = Wanted(planner, Asker.NF, ChangeMode.LF)
         for _ in range(_TRIES):
             async with limiter:
+                await self._none_leaves.wait()  # packets wait for those
                 report = await self._asking.change(session, wanted)
             if report.error is None or session not in self._sessions.node.sessions:
                 return
@@ -129,6 +144,8 @@ class Leaving:
     def over(self, departure: Departure) -> None:
         """It has left, or stays."""
         self._leaving -= departure.ids
+        if not self._leaving:
+            self._none_leaves.set()
 
     def close(self) -> None:
         self._sockets.close()
@@ -195,7 +212,7 @@ class Departure:
         """The proxy has passed on what it had: leave, and tell that it is done. False: there is
         something to be read again. Raises :exc:`Stays`; then all is as before."""
         try:
-            said = False
+            said, pause = False, _LOOK_AGAIN
             while not (ends := self._look()).at_rest or not await self._leave():
                 if ends.unread:
                     return False
@@ -205,7 +222,8 @@ class Departure:
                     said = True
                     for sock in (self._left, self._right):
                         say_now(sock)
-                await trio.sleep(_LOOK_AGAIN)
+                await trio.sleep(pause)
+                pause = min(2 * pause, _LOOK_AGAIN_MOST)
         except Stays:
             await self.stay()
             raise
@@ -226,19 +244,18 @@ class Departure:
                 try:
                     splice = splice_ends(ends, self._left, self._right)
                     event = Spliced(self._came.id, self._half.id, splice)
-                    await sessions.splice(event, self._leaves)
+                    held = await sessions.splice(event, self._leaves)
                 except (NotSpliceable, DatapathError) as error:
                     raise Stays(str(error)) from error
                 for sock in (self._left, self._right):
                     end_unheard(sock)
                 self._holds = False
-                held = await datapath.resume(self._comes)
         came = self._came
         sessions.journal.counts["proxies left"] += 1
         sessions.journal.tell(
-            EventKind.LEFT, f"{sum(held)} packets held", came.id, came.supersession
+            EventKind.LEFT, f"{held} packets held", came.id, came.supersession
         )
-        _log.info("a proxy has left", session=format_session(came.id), held=sum(held))
+        _log.info("a proxy has left", session=format_session(came.id), held=held)
         return True
 
     async def stay(self) -> None:

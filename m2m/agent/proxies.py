@@ -215,6 +215,7 @@ class Proxies:
         assert flow is not None
         match kind:
             case Kind.ACCEPTED:
+                self._leaving.prepare()
                 found = self.find_accepted(flow)
                 if found is None:
                     return Message(Kind.UNKNOWN, number, text="no session of ours")

@@ -205,18 +205,21 @@ class Sessions:
         """The datapath has seen the end of a session."""
         await self.feed(Ended(session, reason.value))
 
-    async def splice(self, event: Spliced, silent: tuple[Key, Key]) -> None:
-        """Two halves that meet here, of which all packets are held, become one, and go on. In turn
-        already. Raises :exc:`~m2m.datapath.DatapathError`, and nothing has changed."""
+    async def splice(self, event: Spliced, silent: tuple[Key, Key]) -> int:
+        """Two halves that meet here, of which all packets are held, become one, and packets go on;
+        how many had waited. In turn already. Raises :exc:`~m2m.datapath.DatapathError`, and nothing
+        has changed."""
         session, half = (self.node.sessions[one] for one in (event.session, event.half))
         view = session.view._replace(
             position=Position.TAP, right=half.right, splice=event.splice
         )
         right, left = entries_for(view, self._next_hops.to)
         await self.datapath.splice((right, left), silent)
+        held = await self.datapath.resume((right.key, left.key))
         await self._carry_out(event)
         await self.datapath.forget([event.half])
         self._keeping.may_be_over()
+        return sum(held)
 
     async def run_timers(self) -> None:
         """Tell the node whose time has come, for ever."""

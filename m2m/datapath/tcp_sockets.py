@@ -73,6 +73,16 @@ class TcpSockets:
     def __init__(self) -> None:
         self._loaded: Object | None = None
 
+    def prepare(self) -> None:
+        """Load the program, so that who asks first need not wait. Raises as :meth:`find`."""
+        if self._loaded is not None:
+            return
+        try:
+            self._loaded = Object(_PROGRAM)
+            self._loaded.load()
+        except BpfError as error:
+            raise UnsupportedHost(f"this kernel does not tell of its sockets: {error}") from error
+
     def find(self, flow: Flow) -> TcpSocket | None:
         """The one that sends *flow*; None: there is none, or it is over.
 
@@ -80,18 +90,14 @@ class TcpSockets:
         """
         if not (is_ipv4(flow.src) and is_ipv4(flow.dst)):
             return None
+        self.prepare()
+        assert self._loaded is not None
         cut = len(V4_PREFIX)
-        try:
-            if self._loaded is None:
-                self._loaded = Object(_PROGRAM)
-                self._loaded.load()
-            question = _QUESTION.pack(
-                flow.src[cut:], flow.dst[cut:], _network(flow.sport), _network(flow.dport)
-            )
-            frame = _ETHERNET + question + bytes(_ANSWER.size)
-            answer = self._loaded.program("m2m_look_at_tcp").run(data=frame)[1]
-        except BpfError as error:
-            raise UnsupportedHost(f"this kernel does not tell of its sockets: {error}") from error
+        question = _QUESTION.pack(
+            flow.src[cut:], flow.dst[cut:], _network(flow.sport), _network(flow.dport)
+        )
+        frame = _ETHERNET + question + bytes(_ANSWER.size)
+        answer = self._loaded.program("m2m_look_at_tcp").run(data=frame)[1]
         assert answer is not None
         state, *numbers, scales, options = _ANSWER.unpack_from(
             answer, len(_ETHERNET) + _QUESTION.size

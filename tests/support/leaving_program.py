@@ -109,13 +109,14 @@ def serve(client: socket.socket, after: int) -> None:
     copying = Copying(client, server)
     copying.buffers[client] += TO_CLIENT
     copying.buffers[server] += TO_SERVER
-    due = 0.0
+    due, stays = 0.0, False
     try:
         while not copying.over:
-            copying.step(None)
+            copying.step(_AGAIN if stays else None)
             if after >= 0 and copying.copied >= after and time.monotonic() >= due:
                 if leave(session, copying):
                     break
+                stays = True
                 due = time.monotonic() + _AGAIN
     except OSError as error:
         tell(failed=str(error), session=session.id)
