@@ -84,13 +84,14 @@ def flow_of(sock: socket.socket, *, meant: bool = False) -> Flow:
     Raises :exc:`NoConnection`.
     """
     try:
-        if sock.family != socket.AF_INET or sock.proto not in (0, socket.IPPROTO_TCP):
-            raise NoConnection("it is not a socket of TCP over IPv4")
+        protocol = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL)
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or protocol != socket.IPPROTO_TCP:
+            raise NoConnection("it is not a socket of TCP")
         if _cookie(sock) != _own_cookie():
             raise NoConnection("it is a socket of another network namespace")
         if sock.getsockopt(socket.IPPROTO_TCP, _ULP, 16).rstrip(b"\0"):
             raise NoConnection("another protocol is on top of TCP in the kernel")
-        here, peer = sock.getsockname(), sock.getpeername()
+        here, peer = sock.getsockname()[:2], sock.getpeername()[:2]
         if not meant:
             return Flow.of(Proto.TCP, *here, *peer)
         try:

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         "LD_PRELOAD": f"{preload()}:{given}" if given else preload(),
         "M2M_SOCKETS": str(_socket(args)),
         **({"M2M_SOCKETS_LAST": "1"} if args.last_accept else {}),
+        **({"M2M_SOCKETS_LEAVE": str(args.leave)} if args.leave else {}),
     }
     try:
         os.execvpe(command[0], list(command), environment)

@@ -46,6 +46,9 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     run.add_argument("--nf", metavar="TYPE", help="its NF type, as in the policy")
     run.add_argument("--last-accept", action="store_true", help="a proxy that serves one "
                      "connection after the other, in each of its processes or threads")  # fmt: skip
+    run.add_argument("--leave", type=_octets, metavar="OCTETS", help="a proxy that passes on a "
+                     "response that may not be cached, by HTTP, leaves its session when so many "
+                     "octets have gone through it, if as many are left")  # fmt: skip
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM")
     text = "tell whether a program can be served, and why not"
     doctor = verbs.add_parser("doctor", help=text, description=text)
@@ -61,6 +64,13 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         verb.add_argument(
             "--run-dir", metavar="DIR", type=Path, help=f"where its files are (default: {RUN_DIR})"
         )
+
+
+def _octets(text: str) -> int:
+    size = int(text)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{size} octets are none")
+    return size
 
 
 def _mebibytes(text: str) -> int:

@@ -21,6 +21,8 @@ static struct {
 	int (*connect)(int, const struct sockaddr *, socklen_t);
 	int (*getsockopt)(int, int, int, void *, socklen_t *);
 	int (*close)(int);
+	ssize_t (*read)(int, void *, size_t);
+	ssize_t (*write)(int, const void *, size_t);
 	int (*close_range)(unsigned int, unsigned int, int);
 	void (*closefrom)(int);
 	int (*dup)(int);
@@ -44,6 +46,8 @@ static void m2m_find_all(void)
 	FIND(accept4);
 	FIND(connect);
 	FIND(getsockopt);
+	FIND(read);
+	FIND(write);
 	FIND(close_range); /* these two came with glibc 2.34 */
 	FIND(closefrom);
 	FIND(dup);
@@ -154,6 +158,26 @@ M2M_HOOK int close(int fd)
 	if (given_up)
 		m2m_revoke(session, &flow);
 	return done;
+}
+
+static int m2m_is_relayed(int fd)
+{
+	m2m_found();
+	return m2m_leave_after && m2m_table_at(fd) && m2m_is_served();
+}
+
+M2M_HOOK ssize_t read(int fd, void *buffer, size_t size)
+{
+	if (!m2m_is_relayed(fd))
+		return m2m_real.read(fd, buffer, size);
+	return m2m_relayed_read(fd, buffer, size, m2m_real.read);
+}
+
+M2M_HOOK ssize_t write(int fd, const void *buffer, size_t size)
+{
+	if (!m2m_is_relayed(fd))
+		return m2m_real.write(fd, buffer, size);
+	return m2m_relayed_write(fd, buffer, size, m2m_real.write);
 }
 
 /* Those of a range of descriptors that are known of. */

@@ -20,6 +20,7 @@
 
 #include "address.h"
 #include "ask.h"
+#include "leave.h"
 #include "lock.h"
 #include "table.h"
 
@@ -48,6 +49,7 @@ static inline void m2m_stitch_begin(void)
 	const char *last = getenv("M2M_SOCKETS_LAST");
 
 	m2m_last_always = last && *last == '1';
+	m2m_leave_begin();
 	m2m_ask_begin();
 	if (m2m_agent.path.sun_family)
 		m2m_lock_begin(m2m_stitch_in_child);
@@ -314,6 +316,8 @@ static inline int m2m_close(int fd, uint64_t *session, struct m2m_flow *flow)
 
 	m2m_enter(&before);
 	socket = m2m_table_at(fd);
+	if (socket && socket->of && socket->of->relay && socket->descriptors == 1)
+		m2m_relay_stay(socket->of->relay);
 	if (socket && socket->of && socket->session && socket->descriptors == 1 &&
 	    socket->forks == m2m_table.forks && socket->cookie == m2m_cookie(fd) &&
 	    !m2m_has_stood(fd)) {

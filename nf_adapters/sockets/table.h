@@ -42,7 +42,10 @@ struct m2m_socket {
 	uint32_t forks;    /* when it was made: others may have it, if there were more since */
 	uint16_t token;    /* in network order; 0: none */
 	uint8_t asked;     /* the agent has said what it knows */
+	struct m2m_relay *relay; /* of an accepted one that may be left (leave.h) */
 };
+
+static inline void m2m_relay_free(struct m2m_socket *socket);
 
 static struct {
 	struct m2m_socket **parts[M2M_TABLE_PART];
@@ -105,6 +108,7 @@ static inline int m2m_socket_is_used(const struct m2m_socket *socket)
 
 static inline void m2m_socket_free(struct m2m_socket *socket)
 {
+	m2m_relay_free(socket);
 	socket->cookie = 0;
 	socket->next = m2m_table.unused;
 	m2m_table.unused = socket;

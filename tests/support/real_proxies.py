@@ -70,14 +70,19 @@ class Proxy:
     """Where one runs, and by which agent: that with the control socket *agent*, None without M2M.
     *home* is a folder that everybody may enter."""
 
-    def __init__(self, place: Namespace, home: Path, agent: Path | None, port: int) -> None:
+    def __init__(
+        self, place: Namespace, home: Path, agent: Path | None, port: int, leave: int = 0
+    ) -> None:
+        """*leave*: of a response, after which it leaves a session (``m2m-nf run --leave``)."""
         self.place = place
         self.home = home
         self.port = port
         self._agent = agent
+        self._leave = leave
 
     def command(self, *program: str) -> list[str]:
-        led = [] if self._agent is None else [tool("m2m-nf"), "run", "--"]
+        leave = ["--leave", str(self._leave)] if self._leave else []
+        led = [] if self._agent is None else [tool("m2m-nf"), "run", *leave, "--"]
         return self.place.command(*led, *program)
 
     @property
