@@ -19,7 +19,9 @@ from m2m.agent.order import ME, Do, Wish
 from m2m.agent.plan import Plan, plan
 from m2m.agent.sessions import Sessions
 from m2m.agent.tcp_ends import (
+    LITTLE,
     Ends,
+    Kept,
     NoConnection,
     end_unheard,
     flow_of,
@@ -43,6 +45,7 @@ _log = structlog.get_logger()
 _AT_ONCE = 8  # removals
 _TRIES, _PAUSE = 5, 1.0  # of one, and seconds before the second, which doubles
 _LIMIT = 1.5  # s: less than packets are held, and than a process waits for an answer
+_SHRINK = 0.5  # s: how long packets may go on until little is under way
 _LOOK_AGAIN, _LOOK_AGAIN_MOST = 0.0005, 0.01  # s; doubles
 _STANDING = (State.ESTABLISHED, State.ADOPTED)
 
@@ -70,6 +73,7 @@ class Leaving:
         self._leaving: set[int] = set()
         self._none_leaves = trio.Event()
         self._none_leaves.set()
+        self._departures, self._departing = trio.open_memory_channel[Departure](math.inf)
         self._left, self._to_remove = trio.open_memory_channel[int](math.inf)
         sessions.left = self._left.send_nowait
 
@@ -84,7 +88,8 @@ class Leaving:
 
     async def begin(self, left: socket.socket, right: socket.socket) -> Departure:
         """The proxy would leave the session of these connections, towards the client and towards
-        the server: from now on what comes waits. Raises :exc:`Stays`."""
+        the server: what comes is going to wait, as soon as little is under way. Raises
+        :exc:`Stays`."""
         if not self._sessions.datapath.splices:
             raise Stays("with the module of the kernel proxies stay: use --datapath=ebpf")
         try:
@@ -102,19 +107,25 @@ class Leaving:
             raise Stays("no session goes on by this connection")
         if not any(one is half for one in self._sessions.node.register.other_halves(came.view)):
             raise Stays("the two connections are not of one session")
-        departure = Departure(self._sessions, self._sockets, came, half, left, right)
         if self._leaving & {came.id, half.id}:
             raise Stays("it is leaving already")
-        await departure.hold()
+        departure = Departure(self._sessions, self._sockets, came, half, left, right)
         self._leaving |= departure.ids
+        self._departures.send_nowait(departure)
         if self._none_leaves.is_set():
             self._none_leaves = trio.Event()
         return departure
 
     async def run(self) -> None:
-        """Take this host out of what was left, for ever."""
+        """Hold what comes to sessions that are left, and take this host out of them, for ever."""
         limiter = trio.CapacityLimiter(_AT_ONCE)
+
+        async def depart() -> None:
+            async for departure in self._departing:
+                nursery.start_soon(departure.hold_soon)
+
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(depart)
             async for session in self._to_remove:
                 nursery.start_soon(self._remove, session, limiter)
 
@@ -175,12 +186,26 @@ class Departure:
         self._leaves = sender(came.view, Toward.LEFT), sender(half.view, Toward.RIGHT)
         self.ids = {came.id, half.id}
         self._until = trio.current_time() + _LIMIT
-        self._holds = False
-
-    async def hold(self) -> None:
-        """Raises :exc:`Stays`."""
+        self._holds = self._is_over = False
+        self._check()
         self._look()
+        self._kept = [Kept(sock) for sock in (left, right)]
+
+    async def hold_soon(self) -> None:
+        """From when little is under way, or it takes too long, what comes waits."""
+        try:
+            with trio.move_on_after(_SHRINK):
+                while not self._holds and self._look().backlog > 2 * LITTLE:
+                    await trio.sleep(_LOOK_AGAIN)
+            await self._hold()
+        except Stays as error:
+            _log.debug("nothing is held", why=str(error))  # the proxy will be told
+
+    async def _hold(self) -> None:
+        """Raises :exc:`Stays`."""
         async with self._sessions.turn:
+            if self._holds or self._is_over:
+                return
             self._check()
             try:
                 await self._sessions.datapath.hold(self._comes, substream=True)
@@ -212,6 +237,7 @@ class Departure:
         """The proxy has passed on what it had: leave, and tell that it is done. False: there is
         something to be read again. Raises :exc:`Stays`; then all is as before."""
         try:
+            await self._hold()
             said, pause = False, _LOOK_AGAIN
             while not (ends := self._look()).at_rest or not await self._leave():
                 if ends.unread:
@@ -249,7 +275,7 @@ class Departure:
                     raise Stays(str(error)) from error
                 for sock in (self._left, self._right):
                     end_unheard(sock)
-                self._holds = False
+                self._is_over = True
         came = self._came
         sessions.journal.counts["proxies left"] += 1
         sessions.journal.tell(
@@ -260,9 +286,11 @@ class Departure:
 
     async def stay(self) -> None:
         """All is as before."""
-        if not self._holds:
+        if self._is_over:
             return
-        self._holds = False
+        self._is_over = True
+        for kept in self._kept:
+            kept.no_longer()
         with trio.CancelScope(shield=True):
             async with self._sessions.turn:
                 await self._sessions.datapath.resume(self._comes)

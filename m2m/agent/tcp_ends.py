@@ -16,12 +16,17 @@ from m2m.errors import M2MError
 from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.splice import NotSpliceable, Socket, Splice, splice_of
 
-__all__ = ["Ends", "NoConnection", "clock", "end_unheard", "flow_of", "say_now", "splice_ends"]
+__all__ = [
+    "LITTLE", "Ends", "Kept", "NoConnection", "clock", "end_unheard", "flow_of", "say_now",
+    "splice_ends",
+]  # fmt: skip
 
 _ORIGINAL_DST = 80  # SO_ORIGINAL_DST, linux/netfilter_ipv4.h
 _ORIGINAL = struct.Struct("!2xH4s8x")
 _NETNS_COOKIE = 71  # SO_NETNS_COOKIE
 _ULP, _REPAIR, _TIMESTAMP = 31, 19, 24  # linux/tcp.h
+LITTLE = 1 << 17
+"""Octets that wait in a socket at most, about, before it is left."""
 _OFF_QUIETLY = -1  # TCP_REPAIR_OFF_NO_WP
 _STAMP_SIZE = 12  # octets of timestamps in each header, which a socket's own MSS leaves out
 _AHEAD = 3  # ms: of an ACK that a socket may still say before it ends
@@ -55,6 +60,14 @@ class Ends:
     def unread(self) -> bool:
         """Whether there is something that the proxy has not read."""
         return any(end.receives != end.read for end in (self.left, self.right))
+
+    @property
+    def backlog(self) -> int:
+        """Octets that wait in the two, for the proxy or for an acknowledgement."""
+        return sum(
+            (end.receives - end.read & 0xFFFFFFFF) + (end.written - end.acked & 0xFFFFFFFF)
+            for end in (self.left, self.right)
+        )
 
     @property
     def at_rest(self) -> bool:
@@ -121,6 +134,25 @@ def _as_it_rests(end: TcpSocket, sock: socket.socket) -> Socket:
 def clock(sock: socket.socket) -> int:
     """TSval of what *sock* would send now."""
     return sock.getsockopt(socket.IPPROTO_TCP, _TIMESTAMP) & 0xFFFFFFFF
+
+
+class Kept:
+    """Meanwhile little waits in a socket: its peer is shown a small window, and its program finds
+    no room to write much."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._before = {
+            option: sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_WINDOW_CLAMP, socket.TCP_NOTSENT_LOWAT)
+        }
+        for option in self._before:
+            sock.setsockopt(socket.IPPROTO_TCP, option, LITTLE)
+
+    def no_longer(self) -> None:
+        """It is as before."""
+        for option, value in self._before.items():
+            self._sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def say_now(sock: socket.socket) -> None:

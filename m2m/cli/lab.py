@@ -21,6 +21,7 @@ from m2m.lab.topology import load
 _SCENARIOS = ("replace", "insert", "remove", "drain", "contend")
 _GATEWAY = "gateway"
 _BALANCE = "balance"
+_REMOVAL = "proxy-removal"
 _PROCESS = "process-move"
 _MOBILITY = ("handover", "ping-pong", "outage", "server-move")
 _INTERRUPTED = 130  # what a shell reports for Ctrl-C
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         help="change the chains of live sessions under load, move their endpoints, or spread them"
         " over instances, and count what it did to them",
     )
-    scenarios = (*_SCENARIOS, *_MOBILITY, _PROCESS, _GATEWAY, _BALANCE)
+    scenarios = (*_SCENARIOS, *_MOBILITY, _PROCESS, _GATEWAY, _BALANCE, _REMOVAL)
     play.add_argument("scenario", metavar="NAME", choices=scenarios, help=", ".join(scenarios))
     play.add_argument(
         "--moves", type=int, default=10, metavar="N",
@@ -212,6 +213,10 @@ def _play(options: argparse.Namespace) -> int:
         from m2m.lab import balance
 
         return trio_run(lambda: balance.run(keep=options.keep, as_json=options.json))
+    if options.scenario == _REMOVAL:
+        from m2m.lab import removal
+
+        return trio_run(lambda: removal.run(keep=options.keep, as_json=options.json))
     if options.scenario == _PROCESS:
         from m2m.lab import process_move
 

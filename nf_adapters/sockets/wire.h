@@ -35,9 +35,9 @@
  *
  * LEAVE (docs/splicing.md), with two descriptors beside it (SCM_RIGHTS), of the connection that was accepted and
  * of the one that continues it: the proxy only copies between them from now on, and would leave. After
- * LEAVING the kernel holds what comes; the proxy reads and passes on what there is, and says PASSED, on
- * the same connection to the agent, when it has nothing in its own hands any more. After MORE there is
- * something to be read again. After LEFT both connections are gone, and the descriptors are to be closed;
+ * LEAVING the kernel soon holds what comes; the proxy reads and passes on what there is, and says PASSED, on
+ * the same connection to the agent, when it has nothing in its own hands and finds nothing to be read. After
+ * MORE there is something to be read again. After LEFT both connections are gone, and the descriptors are to be closed;
  * after STAYS, or without an answer, it goes on as before. It does not touch the two between PASSED and
  * the answer. A process that has thought better of it closes the connection to the agent.
  */

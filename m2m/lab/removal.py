@@ -1,0 +1,234 @@
+"""``m2m-lab run proxy-removal``: Squid takes itself out of downloads that it may not keep.
+
+::
+
+    client ─── core ─── srv
+                │  └─ control
+              cache
+
+All of the client's sessions to the server's port go through Squid at ``cache``; another port's go
+straight. The same downloads are made in three ways: Squid leaves each after a while, stays, or is not
+there at all. ``cache`` is beside the way, so what it still sees of a session can be told by its link.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+import trio
+from rich.console import Console
+from rich.padding import Padding
+
+from m2m.lab import demo_report, removal_figure, state
+from m2m.lab.demo_results import Check
+from m2m.lab.lab import Lab, open_lab
+from m2m.lab.pace import SLOWNESS
+from m2m.lab.programs import tool
+from m2m.lab.removal_results import Moment, Report, Trial, Way, around, checks
+from m2m.lab.topology import Command, Host, Link, PolicyServer, Ready, Role, Topology, checked
+from m2m.lab.traffic.downloads import BIN, Loaded
+
+CLIENT, CACHE, SERVER, CORE, CONTROL = "client", "cache", "srv", "core", "control"
+_PORT, _STRAIGHT = 80, 81
+_LISTENS = 3129
+_USER = "proxy"  # Debian's, of Squid
+_BUNDLES = (1, 8)  # downloads at once
+_SECONDS = 6.0 * SLOWNESS  # of a trial
+_BEFORE = 2.0 * SLOWNESS  # s, about, that downloads go through Squid before it leaves
+_SIZE = 1 << 40  # octets: more than any trial loads
+_LOOK = 0.1  # s
+_PATIENCE = 10.0 * SLOWNESS  # s
+_FIGURES = Path("bench-results")
+_HERTZ = 100  # of the times in /proc (USER_HZ)
+
+_SQUID = """\
+http_port {port} intercept
+http_port 127.0.0.1:{other}
+visible_hostname cache
+cache_effective_user {user}
+pid_filename none
+cache_log stdio:/dev/null
+access_log none
+cache_mem 16 MB
+http_access allow all
+pinger_enable off
+shutdown_lifetime 0 seconds
+"""
+_LEFT = re.compile(r'timestamp=(\S+) .*event="a proxy has left"')
+
+
+def lab_of_removal(name: str = "removal") -> Topology:
+    """The lab, without Squid."""
+    hosts = {
+        CLIENT: Host(role=Role.CLIENT),
+        CACHE: Host(role=Role.MIDDLEBOX, agent=["--proxy-group", _USER]),
+        SERVER: Host(role=Role.SERVER, run=[_downloads(_PORT), _downloads(_STRAIGHT)]),
+        CORE: Host(),
+        CONTROL: Host(),
+    }
+    links = [
+        Link((host, CORE), (f"10.0.{number}.2/24", f"10.0.{number}.1/24"))
+        for number, host in enumerate((CLIENT, CACHE, SERVER, CONTROL), start=1)
+    ]
+    policy = f"""\
+nf cache proxy port={_LISTENS} {{ {CACHE} = 10.0.2.2 }}
+match(srcip=10.0.1.0/24 & dstport={_PORT} & proto=tcp) >> {{cache}} allow={{operator, nf, policy}}
+"""
+    topology = Topology(name, hosts=hosts, links=links, policy=PolicyServer(CONTROL, text=policy))
+    return checked(topology, "m2m.lab.removal")
+
+
+def _downloads(port: int) -> Command:
+    serve = [sys.executable, "-m", "m2m.lab.traffic.downloads", "serve", str(port)]
+    return Command(f"downloads-{port}", serve, Ready(port=port))
+
+
+class _Stage:
+    def __init__(self, lab: Lab, console: Console, report: Report) -> None:
+        self._lab = lab
+        self._console = console
+        self._report = report
+        self._moments: list[Moment] = []
+        self._squids = 0
+
+    def check(self, *found: Check) -> None:
+        self._report.checks += found
+        demo_report.checks(self._console, found)
+
+    async def bundle(self, flows: int, seconds: float = _SECONDS, before: float = _BEFORE) -> None:
+        """So many downloads, in each of the three ways."""
+        demo_report.heading(self._console, f"{flows} download{'s' * (flows > 1)} at once")
+        direct = await self._trial(Way.DIRECT, flows, seconds)
+        through = await self._trial(Way.THROUGH, flows, seconds)
+        each = through.goodput(0.1, through.end - BIN) / flows
+        removed = await self._trial(Way.REMOVED, flows, seconds, after=int(each * before))
+        self._report.trials += [removed, through, direct]
+        self._table(removed, through, direct)
+        self.check(*checks(self._report, flows))
+
+    async def _trial(self, way: Way, flows: int, seconds: float, after: int = 0) -> Trial:
+        lab = self._lab
+        name = f"squid{self._squids}"
+        if way is not Way.DIRECT:
+            await self._start_squid(name, after)
+        with self._console.status(f"{way} …"):
+            port = _STRAIGHT if way is Way.DIRECT else _PORT
+            self._moments = []
+            skipped = len(_departures(lab))
+            async with trio.open_nursery() as nursery:
+                if way is not Way.DIRECT:
+                    nursery.start_soon(self._look, lab.pid(CACHE, name))
+                done = await lab.run(
+                    CLIENT, sys.executable, "-m", "m2m.lab.traffic.downloads", "load",
+                    lab.address(SERVER), f"{port}", f"{flows}", f"{_SIZE}", f"{seconds:g}",
+                )  # fmt: skip
+                nursery.cancel_scope.cancel()
+        loaded = msgspec.json.decode(done.out, type=Loaded)
+        left = [when - loaded.began for when in _departures(lab)[skipped:]]
+        found = Trial(
+            way, flows, BIN, loaded.bins,
+            [msgspec.structs.replace(one, at=one.at - loaded.began) for one in self._moments],
+            sum(one.right for one in loaded.flows), sum(one.whole for one in loaded.flows),
+            left, _longest(loaded, left), await self._rest(),
+        )  # fmt: skip
+        if way is not Way.DIRECT:
+            await lab.stop(CACHE, name)
+        return found
+
+    async def _start_squid(self, name: str, after: int) -> None:
+        lab = self._lab
+        self._squids += 1
+        conf = lab.directory / "squid.conf"
+        settings = {"port": _LISTENS, "other": _LISTENS + 1, "user": _USER}
+        conf.write_text(_SQUID.format(**settings))
+        leave = ["--leave", f"{after}"] if after else []
+        command = [
+            tool("m2m-nf"), "run", *leave, "--", "squid", "-N", "-n", f"lab{self._squids}",
+            "-f", str(conf),
+        ]  # fmt: skip
+        await lab.start(CACHE, name, command, ready=Ready(port=_LISTENS))
+
+    async def _look(self, pid: int) -> None:
+        """See what Squid uses and its host's link carries, once in a while."""
+        while True:
+            packets = 0
+            for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]:
+                link, counters = line.split(":")
+                if link.strip() == CORE:
+                    fields = counters.split()
+                    packets += int(fields[1]) + int(fields[9])
+            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            used = (int(stat[11]) + int(stat[12])) / _HERTZ
+            self._moments.append(Moment(time.time(), used, packets))
+            await trio.sleep(_LOOK)
+
+    async def _rest(self) -> int:
+        """How many sessions the proxy's host keeps when the client's are over."""
+        left = -1
+        with trio.move_on_after(_PATIENCE):
+            while left:
+                left = len(await self._lab.sessions(CACHE))
+                await trio.sleep(_LOOK)
+        return left
+
+    def _table(self, removed: Trial, through: Trial, direct: Trial) -> None:
+        rows = demo_report.plain_table("", ">goodput", ">Squid's processor", ">packets at its host")
+        whole = through.end - BIN
+        for name, trial, begin, end in (
+            ("Squid leaves: before", removed, 0.1, removed.first),
+            ("              after", removed, removed.last + 1.0, removed.end - BIN),
+            (through.way, through, 0.1, whole),
+            (direct.way, direct, 0.1, direct.end - BIN),
+        ):
+            rows.add_row(
+                name, f"{trial.goodput(begin, end) * 8e-9:.2f} Gbit/s",
+                f"{trial.cpu(begin, end):.0%}" if trial.moments else "",
+                f"{trial.packets(begin, end):,.0f}/s" if trial.moments else "",
+            )  # fmt: skip
+        self._console.print(Padding(rows, (0, 0, 0, 2)))
+
+
+def _departures(lab: Lab) -> list[float]:
+    """When Squid has left a session, s since 1970, by the agent's log."""
+    log = lab.log(CACHE, "agent").read_text()
+    return [datetime.fromisoformat(when).timestamp() for when in _LEFT.findall(log)]
+
+
+def _longest(loaded: Loaded, left: list[float]) -> float:
+    if not left:
+        return max((one.gap for one in loaded.flows), default=0.0)
+    return max(around(one.gaps, when, BIN) for one in loaded.flows for when in left)
+
+
+async def run(
+    *, keep: bool, as_json: bool, figures: Path = _FIGURES, bundles: tuple[int, ...] = _BUNDLES
+) -> int:
+    """Play it; 0 when every check held, else 1. Raises :exc:`LabError`."""
+    console = Console(stderr=as_json, highlight=False)
+    console.width = min(console.width, demo_report.WIDTH)
+    topology = lab_of_removal()
+    report = Report()
+    state.check_possible(topology.name)
+    console.print("\n[bold]M2M proxy-removal[/]: a cache leaves downloads that it may not keep")
+    if shutil.which("squid") is None:
+        console.print("squid is missing: apt-get install squid")
+        return 1
+    async with open_lab(topology) as lab:
+        stage = _Stage(lab, console, report)
+        for flows in bundles:
+            await stage.bundle(flows)
+        if keep:
+            lab.detach()
+    removal_figure.write(figures, report)
+    console.print(f"\nIn {figures}: proxy-removal.png shows it, proxy-removal.csv has every bin.")
+    if keep:
+        console.print(f"The lab is still up. End it: m2m-lab down {topology.name}")
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
+    return 0 if report.held else 1

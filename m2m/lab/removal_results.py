@@ -1,0 +1,149 @@
+"""What ``m2m-lab run proxy-removal`` finds: goodput and the proxy's work over time, in three ways."""
+
+from __future__ import annotations
+
+import statistics
+from enum import StrEnum
+
+import msgspec
+
+from m2m.lab.demo_results import Check
+
+__all__ = ["Moment", "Report", "Trial", "Way", "checks"]
+
+_STALL = 0.05  # s
+_AROUND = 0.25  # s before and after the removal in which a gap counts as one of it
+_SHARE = 0.97  # of the goodput without a proxy
+_SILENT = 0.01  # of the packets before, what hosts say to each other now and then
+
+
+class Way(StrEnum):
+    """How the downloads go."""
+
+    REMOVED = "Squid leaves"
+    THROUGH = "through Squid"
+    DIRECT = "without Squid"
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """The proxy's host, once in a while."""
+
+    at: float  # s since the beginning of the downloads
+    cpu: float  # s that Squid has used so far
+    packets: int  # that its host has sent and received
+
+
+class Trial(msgspec.Struct):
+    """Some downloads, all at once, in one way."""
+
+    way: Way
+    flows: int
+    bin: float  # s
+    bytes: list[int]  # that came, bin by bin
+    moments: list[Moment]
+    right: int  # flows whose bytes were the right ones
+    whole: int  # that came whole
+    left: list[float]  # when Squid left each, s
+    longest: float  # s in which nothing came for one of the flows, around its removal; or at all
+    rest: int = 0  # sessions of the proxy's host afterwards
+
+    @property
+    def first(self) -> float:
+        """When the first was left."""
+        return min(self.left, default=0.0)
+
+    @property
+    def last(self) -> float:
+        return max(self.left, default=0.0)
+
+    @property
+    def end(self) -> float:
+        return len(self.bytes) * self.bin
+
+    def goodput(self, begin: float, end: float) -> float:
+        """Octets a second between two times."""
+        first, last = int(begin / self.bin) + 1, int(end / self.bin)
+        found = self.bytes[first:last]
+        return statistics.fmean(found) / self.bin if found else 0.0
+
+    def before(self) -> float:
+        return self.goodput(0.1, self.first)
+
+    def after(self) -> float:
+        """From when all have left."""
+        return self.goodput(self.last + _AROUND, self.end - self.bin)
+
+    def cpu(self, begin: float, end: float) -> float:
+        """Squid's share of a processor between two times."""
+        inside = [one for one in self.moments if begin <= one.at <= end]
+        if len(inside) < 2:
+            return 0.0
+        return (inside[-1].cpu - inside[0].cpu) / (inside[-1].at - inside[0].at)
+
+    def packets(self, begin: float, end: float) -> float:
+        """Of the proxy's host, a second."""
+        inside = [one for one in self.moments if begin <= one.at <= end]
+        if len(inside) < 2:
+            return 0.0
+        return (inside[-1].packets - inside[0].packets) / (inside[-1].at - inside[0].at)
+
+
+class Report(msgspec.Struct):
+    """What ``m2m-lab run proxy-removal --json`` prints."""
+
+    scenario: str = "proxy-removal"
+    trials: list[Trial] = []
+    checks: list[Check] = []
+
+    @property
+    def held(self) -> bool:
+        """Whether there are checks, and all of them held."""
+        return bool(self.checks) and all(check.held for check in self.checks)
+
+    def of(self, way: Way, flows: int) -> Trial:
+        """The trial of so many flows."""
+        return next(one for one in self.trials if (one.way, one.flows) == (way, flows))
+
+
+def around(gaps: dict[int, float], left: float, size: float) -> float:
+    """The longest of the *gaps*, by bins of *size*, that ended shortly before or after *left*."""
+    near = [
+        gap for number, gap in gaps.items() if left - _AROUND <= number * size <= left + _AROUND
+    ]
+    return max(near, default=0.0)
+
+
+def checks(report: Report, flows: int) -> list[Check]:
+    """What must hold of so many flows."""
+    removed, direct = report.of(Way.REMOVED, flows), report.of(Way.DIRECT, flows)
+    after, without = removed.after(), direct.goodput(0.1, direct.end - direct.bin)
+    busy = removed.packets(0.0, removed.first)
+    silent = removed.packets(removed.last + 4 * _AROUND, removed.end)
+    return [
+        Check(
+            "All bytes are the right ones",
+            removed.right == flows,
+            f"{removed.right} of {flows} flows, {sum(removed.bytes) / 1e9:.2f} GB",
+        ),
+        Check(
+            "Squid has left every session, and its host all chains",
+            len(removed.left) == flows and removed.rest == 0,
+            f"{len(removed.left)} of {flows}; {removed.rest} sessions at its host",
+        ),
+        Check(
+            "Its host's packet counters stop",
+            silent < _SILENT * busy,
+            f"{busy:,.0f} packets a second before, {silent:,.0f} after",
+        ),
+        Check(
+            f"No download stalls for more than {_STALL * 1e3:.0f} ms when its session is left",
+            removed.longest <= _STALL,
+            f"at most {removed.longest * 1e3:.1f} ms without a byte",
+        ),
+        Check(
+            f"Afterwards goodput is at least {_SHARE:.0%} of that without a proxy",
+            after >= _SHARE * without,
+            f"{after * 8e-9:.2f} Gbit/s, without a proxy {without * 8e-9:.2f}"
+            f" ({after / without:.1%})",
+        ),
+    ]

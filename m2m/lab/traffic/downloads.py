@@ -1,0 +1,182 @@
+"""Long downloads by HTTP that no cache may keep, byte by byte the right ones, and when they came.
+
+``python -m m2m.lab.traffic.downloads serve PORT`` answers ``GET /SIZE`` until it is killed. ``...
+load ADDRESS PORT COUNT SIZE SECONDS`` has so many connections load so much each, all at once, gives up
+those that have not all of it after some seconds, and prints a :class:`Loaded` as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+__all__ = ["BIN", "Flow", "Loaded"]
+
+BIN = 0.05  # s
+_PERIOD = (1 << 20) + 7  # octets after which the content begins anew: no power of two
+_PERIODS = 32  # that the server keeps
+_PIECE = 1 << 18  # octets read at once
+_HEAD = (
+    "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n"
+    "Content-Length: {}\r\nCache-Control: no-store\r\n\r\n"
+)
+_ASK = "GET /{} HTTP/1.1\r\nHost: {}\r\n\r\n"
+
+
+class Flow(msgspec.Struct):
+    """One download."""
+
+    bytes: int = 0
+    right: bool = True  # all that came
+    whole: bool = False  # all of it came
+    gap: float = 0.0  # s: the longest in which nothing came, once something had,
+    gap_at: float = 0.0  # and when that ended, s since the beginning
+    gaps: dict[int, float] = {}  # by number of the bin in which it ended, its longest, above 10 ms
+
+
+class Loaded(msgspec.Struct):
+    """All of them."""
+
+    began: float  # s since 1970
+    bins: list[int]  # bytes of all flows, in pieces of BIN
+    flows: list[Flow]
+
+
+def _period() -> bytes:
+    return hashlib.shake_128(b"m2m").digest(_PERIOD)
+
+
+def serve(port: int) -> None:
+    """Answer, for ever."""
+    content = os.memfd_create("content")
+    for _ in range(_PERIODS):
+        os.write(content, _period())
+    listener = socket.create_server(("0.0.0.0", port), backlog=512)
+    print("listening", flush=True)
+    while True:
+        sock, _ = listener.accept()
+        threading.Thread(target=_answer, args=(sock, content), daemon=True).start()
+
+
+def _answer(sock: socket.socket, content: int) -> None:
+    with sock:
+        asked = b""
+        try:
+            while b"\r\n\r\n" not in asked:
+                more = sock.recv(4096)
+                if not more:
+                    return
+                asked += more
+            size = int(asked.split()[1].strip(b"/"))
+            sock.sendall(_HEAD.format(size).encode())
+            sent = 0
+            while sent < size:
+                at = sent % (_PERIOD * _PERIODS)
+                most = min(size - sent, _PERIOD * _PERIODS - at)
+                sent += os.sendfile(sock.fileno(), content, at, most)
+            while sock.recv(4096):
+                pass
+        except OSError:
+            pass  # the client has had enough
+
+
+class _Loading:
+    """One connection: its response, compared as it comes."""
+
+    def __init__(self, sock: socket.socket, size: int) -> None:
+        self.sock = sock
+        self.flow = Flow(gaps={})
+        self._size = size
+        self._head = b""
+        self._last: float | None = None
+
+    def take(self, data: memoryview, now: float, right: memoryview) -> int:
+        """How much of *data*, which came at *now*, is of the body."""
+        flow = self.flow
+        if b"\r\n\r\n" not in self._head:
+            self._head += data
+            end = self._head.find(b"\r\n\r\n")
+            if end < 0:
+                return 0
+            flow.right &= self._head.startswith(b"HTTP/1.1 200")
+            data = memoryview(self._head[end + 4 :])
+        if self._last is not None:
+            self._note(now - self._last, now)
+        self._last = now
+        at = 0
+        while at < len(data):
+            place = (flow.bytes + at) % _PERIOD
+            most = min(len(data) - at, _PERIOD - place)
+            flow.right &= data[at : at + most] == right[place : place + most]
+            at += most
+        flow.bytes += len(data)
+        flow.whole = flow.bytes == self._size
+        flow.right &= flow.bytes <= self._size
+        return len(data)
+
+    def _note(self, gap: float, now: float) -> None:
+        flow = self.flow
+        if gap > flow.gap:
+            flow.gap, flow.gap_at = gap, now
+        if gap > 0.01:
+            number = int(now / BIN)
+            flow.gaps[number] = max(gap, flow.gaps.get(number, 0.0))
+
+
+def load(address: str, port: int, count: int, size: int, seconds: float) -> Loaded:
+    """Have *count* connections load *size* bytes each, for so long at most."""
+    right = memoryview(_period())
+    buffer = memoryview(bytearray(_PIECE))
+    selector = selectors.DefaultSelector()
+    began, wall = time.monotonic(), time.time()
+    loadings = []
+    for _ in range(count):
+        sock = socket.create_connection((address, port))
+        sock.sendall(_ASK.format(size, address).encode())
+        loadings.append(_Loading(sock, size))
+        selector.register(sock, selectors.EVENT_READ, loadings[-1])
+    bins: list[int] = []
+    while selector.get_map() and (now := time.monotonic() - began) < seconds:
+        for key, _ in selector.select(seconds - now):
+            loading: _Loading = key.data
+            got = loading.sock.recv_into(buffer)
+            now = time.monotonic() - began
+            number = int(now / BIN)
+            bins += [0] * (number + 1 - len(bins))
+            bins[number] += loading.take(buffer[:got], now, right)
+            if not got or loading.flow.whole:
+                selector.unregister(loading.sock)
+                loading.sock.close()
+    return Loaded(wall, bins, [one.flow for one in loadings])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run ``serve`` or ``load``."""
+    parser = argparse.ArgumentParser(prog="m2m.lab.traffic.downloads")
+    parts = parser.add_subparsers(dest="part", required=True)
+    parts.add_parser("serve").add_argument("port", type=int)
+    client = parts.add_parser("load")
+    client.add_argument("address")
+    for name, kind in (("port", int), ("count", int), ("size", int), ("seconds", float)):
+        client.add_argument(name, type=kind)
+    options = parser.parse_args(argv)
+    if options.part == "serve":
+        serve(options.port)
+        return
+    found = load(
+        options.address, options.port, options.count, options.size, options.seconds
+    )
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main()
