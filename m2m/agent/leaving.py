@@ -23,6 +23,7 @@ from m2m.agent.tcp_ends import (
     Ends,
     Kept,
     NoConnection,
+    ask_peer,
     end_unheard,
     flow_of,
     say_now,
@@ -32,7 +33,7 @@ from m2m.datapath import DatapathError
 from m2m.datapath.tcp_sockets import TcpSockets
 from m2m.errors import M2MError
 from m2m.policy.rules import ALLOWED, Asker, ChangeMode
-from m2m.protocol.events import Spliced
+from m2m.protocol.events import Counts, Spliced
 from m2m.protocol.flow import Flow
 from m2m.protocol.session import Role, Session, State
 from m2m.protocol.splice import NotSpliceable
@@ -187,6 +188,7 @@ class Departure:
         self.ids = {came.id, half.id}
         self._until = trio.current_time() + _LIMIT
         self._holds = self._is_over = False
+        self._since = 0.0  # when what comes began to wait
         self._check()
         self._look()
         self._kept = [Kept(sock) for sock in (left, right)]
@@ -212,6 +214,7 @@ class Departure:
             except DatapathError as error:
                 raise Stays(str(error)) from error
             self._holds = True
+            self._since = trio.current_time()
 
     def _check(self) -> None:
         """Nothing else may be done to either half."""
@@ -246,8 +249,10 @@ class Departure:
                     raise Stays("what was sent is not acknowledged in time")
                 if not said:
                     said = True
-                    for sock in (self._left, self._right):
+                    for sock, end in ((self._left, ends.left), (self._right, ends.right)):
                         say_now(sock)
+                        if end.acked != end.written:
+                            ask_peer(sock)
                 await trio.sleep(pause)
                 pause = min(2 * pause, _LOOK_AGAIN_MOST)
         except Stays:
@@ -262,14 +267,15 @@ class Departure:
             async with sessions.turn:
                 self._check()
                 await datapath.hold(self._comes)
-                rows = await datapath.rows(self._comes)
+                rows = await datapath.rows((*self._comes, *self._leaves))
                 ends = self._look()
-                passed = [row.counters.max_seq for row in rows]
+                passed = [row.counters.max_seq for row in rows[:2]]
                 if not ends.at_rest or passed != [ends.left.receives, ends.right.receives]:
                     return False
                 try:
                     splice = splice_ends(ends, self._left, self._right)
-                    event = Spliced(self._came.id, self._half.id, splice)
+                    counts = Counts(*(row.counters.packets for row in rows))
+                    event = Spliced(self._came.id, self._half.id, splice, counts)
                     held = await sessions.splice(event, self._leaves)
                 except (NotSpliceable, DatapathError) as error:
                     raise Stays(str(error)) from error
@@ -281,7 +287,10 @@ class Departure:
         sessions.journal.tell(
             EventKind.LEFT, f"{held} packets held", came.id, came.supersession
         )
-        _log.info("a proxy has left", session=format_session(came.id), held=held)
+        _log.info(
+            "a proxy has left", session=format_session(came.id), held=held,
+            waited=f"{trio.current_time() - self._since:.4f} s",
+        )  # fmt: skip
         return True
 
     async def stay(self) -> None:

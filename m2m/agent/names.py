@@ -126,8 +126,8 @@ class NamingDatapath(Datapath):
 
     async def splice(
         self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
-    ) -> None:
-        await self._datapath.splice(rows, silent)
+    ) -> tuple[bool, bool]:
+        return await self._datapath.splice(rows, silent)
 
     async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
         await self._datapath.rename(keys, session, name)

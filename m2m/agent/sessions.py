@@ -214,9 +214,10 @@ class Sessions:
             position=Position.TAP, right=half.right, splice=event.splice
         )
         right, left = entries_for(view, self._next_hops.to)
-        await self.datapath.splice((right, left), silent)
+        more_right, more_left = await self.datapath.splice((right, left), silent)
         held = await self.datapath.resume((right.key, left.key))
-        await self._carry_out(event)
+        counts = event.counts._replace(more_right=more_right, more_left=more_left)
+        await self._carry_out(event._replace(counts=counts))
         await self.datapath.forget([event.half])
         self._keeping.may_be_over()
         return sum(held)

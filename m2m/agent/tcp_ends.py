@@ -17,7 +17,7 @@ from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.splice import NotSpliceable, Socket, Splice, splice_of
 
 __all__ = [
-    "LITTLE", "Ends", "Kept", "NoConnection", "clock", "end_unheard", "flow_of", "say_now",
+    "LITTLE", "Ends", "Kept", "NoConnection", "ask_peer", "clock", "end_unheard", "flow_of", "say_now",
     "splice_ends",
 ]  # fmt: skip
 
@@ -158,6 +158,13 @@ class Kept:
 def say_now(sock: socket.socket) -> None:
     """What it has kept back of acknowledgements it sends."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def ask_peer(sock: socket.socket) -> None:
+    """Have the peer tell at once what it has got, which it may have kept back for a while: when
+    repair mode is over, the kernel sends it what it has had already."""
+    for mode in (1, 0):
+        sock.setsockopt(socket.IPPROTO_TCP, _REPAIR, mode)
 
 
 def end_unheard(sock: socket.socket) -> None:

@@ -289,13 +289,14 @@ class Datapath(ABC):
     @abstractmethod
     async def splice(
         self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
-    ) -> None:
+    ) -> tuple[bool, bool]:
         """Two sessions become one at a moment at which all waits (``docs/splicing.md``).
 
         The rows with the keys of *rows*, towards the right and towards the left, are those of a
         tap with a splice from now on. All that comes to them is held, and stays so; counters live
         on, in the numbers left of the splice. What meets the keys *silent* is dropped for some
-        seconds, as of a refused flow. Raises :exc:`DatapathError`, and does nothing, when a row is
+        seconds, as of a refused flow. Returns whether each row may have counted more packets than
+        came: such as were made while it was held, of a substream. Raises :exc:`DatapathError`, and does nothing, when a row is
         not there, or not held.
         """
 

@@ -200,9 +200,9 @@ class EbpfDatapath(Datapath):
 
     async def splice(
         self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
-    ) -> None:
+    ) -> tuple[bool, bool]:
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._changes.splice(rows, silent)
+        return self._changes.splice(rows, silent)
 
     async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()

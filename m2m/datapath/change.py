@@ -59,7 +59,8 @@ class _Record:
     """What is known of an entry that changes."""
 
     __slots__ = (
-        "awaited", "checkpoint", "count_serial", "held_from", "hold_serial", "session", "since",
+        "awaited", "checkpoint", "count_serial", "has_made", "held_from", "hold_serial", "session",
+        "since",
         "stage", "toward", "watch_serial", "watched",
     )  # fmt: skip
 
@@ -70,6 +71,7 @@ class _Record:
         self.checkpoint: int | None = None
         self.watched = False
         self.awaited = False  # a number of packets
+        self.has_made = False  # packets, of others
         # Of the last hold, and of the last watches: what is told names it.
         self.hold_serial = self.watch_serial = self.count_serial = 0
         self.since = time.monotonic()  # of the last change, or of this stage
@@ -176,7 +178,7 @@ class Changes:
 
     def splice(
         self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
-    ) -> None:
+    ) -> tuple[bool, bool]:
         splice = rows[0].splice
         assert splice is not None
         now = layout.now_ticks()
@@ -196,8 +198,9 @@ class Changes:
             for key, _ in packed:
                 self._splices.drop(key)
             raise DatapathError(f"packets of {rows[0].match} and {rows[1].match} are not held")
-        for row, (key, _) in zip(rows, packed, strict=True):
-            self._records[key].session = row.session
+        right, left = (self._records[key] for key, _ in packed)
+        right.session = left.session = rows[0].session
+        return right.has_made, left.has_made
 
     def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
         for pair in keys:
@@ -416,6 +419,8 @@ class Changes:
                 return
             frame = split.parse(data)
             if frame is not None:
+                if frame.key in self._records:
+                    self._records[frame.key].has_made = True
                 for part in self._parts(frame):
                     self._splitter.sendto(part.pack(), (self._device.name, _ETH_P_IP))
 

@@ -102,10 +102,10 @@ class FakeDatapath(Datapath):
 
     async def splice(
         self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
-    ) -> None:
+    ) -> tuple[bool, bool]:
         await self._step()
         _check_hops(rows)
-        self.kernel.splice(rows, silent)
+        return self.kernel.splice(rows, silent)
 
     async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
         await self._step()

@@ -398,7 +398,7 @@ class FakeKernel:
 
     def splice(
         self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
-    ) -> None:
+    ) -> tuple[bool, bool]:
         slots = self._known(row.key for row in rows)
         if not all(slot.waiting is not None and slot.waiting.checkpoint is None for slot in slots):
             raise DatapathError(f"packets of {rows[0].match} and {rows[1].match} are not held")
@@ -416,6 +416,7 @@ class FakeKernel:
             self.remove(key)
             self._decided[key[1]] = _Decided(Action.DROP, trio.current_time() + SILENT)
         self._watch(rows[0].session)
+        return True, True
 
     def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
         for key in keys:

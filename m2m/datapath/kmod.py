@@ -330,7 +330,7 @@ class KmodDatapath(Datapath):
 
     async def splice(
         self, rows: tuple[Entry, Entry], silent: tuple[tuple[Hook, Flow], tuple[Hook, Flow]]
-    ) -> None:
+    ) -> tuple[bool, bool]:
         await trio.lowlevel.checkpoint_if_cancelled()
         raise DatapathError("with the module proxies stay in their sessions: use --datapath=ebpf")
 

@@ -102,12 +102,25 @@ class Adopted(NamedTuple):
     splice: Splice | None = None  # of *spare*, if that is a right leg
 
 
+class Counts(NamedTuple):
+    """What the four rows of two halves had counted when they became one's."""
+
+    came_right: int  # what came from the left,
+    came_left: int  # from the right,
+    sent_left: int  # and what the proxy's sockets had sent
+    sent_right: int
+    # Whether the first two may have counted what had not come: a part of a packet that was split.
+    more_right: bool = False
+    more_left: bool = False
+
+
 class Spliced(NamedTuple):
     """A proxy here has left: in the datapath, session and *half* are one, a tap's."""
 
     session: int
     half: int
     splice: Splice
+    counts: Counts
 
 
 class Moved(NamedTuple):

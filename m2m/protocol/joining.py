@@ -106,9 +106,13 @@ class Joining:
         session.right, session.splice = half.right, event.splice
         session.server = half.server
         session.mtu = _smaller(session.mtu, half.mtu)
-        # Rows go on that have counted what the proxy's sockets got, too.
-        session.sent_left = session.sent_right = None
-        session.more_left = session.more_right = True
+        # Neighbours have got what the proxy's sockets had sent, and get what these rows send from
+        # now on, which have counted what the sockets got, too.
+        counts = event.counts
+        session.sent_left = _base(counts.came_left, counts.sent_left, session.sent_left)
+        session.sent_right = _base(counts.came_right, counts.sent_right, half.sent_right)
+        session.more_left |= counts.more_right
+        session.more_right = half.more_right or counts.more_left
         session.through = None
         register.list(session)
         out.append(CancelTimer(half.id))
@@ -220,6 +224,12 @@ class Joining:
 
 
 _LEAST_MTU: Final = 68  # that a message can tell (RFC 791)
+
+
+def _base(came: int, sent: int, before: int | None) -> int | None:
+    """What a row is to be thought to have counted when it began to send by a leg, so that the rest
+    is what has been sent there; *before*: that of the row which has *sent* so far."""
+    return None if before is None else came - (sent - before)
 
 
 def _smaller(one: int, other: int) -> int:
