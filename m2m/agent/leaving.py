@@ -197,7 +197,7 @@ class Departure:
         """From when little is under way, or it takes too long, what comes waits."""
         try:
             with trio.move_on_after(_SHRINK):
-                while not self._holds and self._look().backlog > 2 * LITTLE:
+                while not self._holds and self._look().backlog > 2 * LITTLE:  # noqa: ASYNC110
                     await trio.sleep(_LOOK_AGAIN)
             await self._hold()
         except Stays as error:
@@ -274,7 +274,10 @@ class Departure:
                     return False
                 try:
                     splice = splice_ends(ends, self._left, self._right)
-                    counts = Counts(*(row.counters.packets for row in rows))
+                    came_right, came_left, sent_left, sent_right = (
+                        row.counters.packets for row in rows
+                    )
+                    counts = Counts(came_right, came_left, sent_left, sent_right)
                     event = Spliced(self._came.id, self._half.id, splice, counts)
                     held = await sessions.splice(event, self._leaves)
                 except (NotSpliceable, DatapathError) as error:
@@ -284,9 +287,7 @@ class Departure:
                 self._is_over = True
         came = self._came
         sessions.journal.counts["proxies left"] += 1
-        sessions.journal.tell(
-            EventKind.LEFT, f"{held} packets held", came.id, came.supersession
-        )
+        sessions.journal.tell(EventKind.LEFT, f"{held} packets held", came.id, came.supersession)
         _log.info(
             "a proxy has left", session=format_session(came.id), held=held,
             waited=f"{trio.current_time() - self._since:.4f} s",

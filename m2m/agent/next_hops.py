@@ -121,9 +121,7 @@ def _all_entries(
     if spare is not None:
         left = view.left is not None and spare.dst == view.left.dst
         assert session.change is not None
-        beside = (
-            with_left(view, spare) if left else with_right(view, spare, session.change.splice)
-        )
+        beside = with_left(view, spare) if left else with_right(view, spare, session.change.splice)
         entries += tuple(
             entry._replace(hop=hop_to(entry.rewrite.dst)) if entry.action is Action.SEND else entry
             for entry in spare_entries(view, beside)

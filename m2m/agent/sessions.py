@@ -210,9 +210,7 @@ class Sessions:
         how many had waited. In turn already. Raises :exc:`~m2m.datapath.DatapathError`, and nothing
         has changed."""
         session, half = (self.node.sessions[one] for one in (event.session, event.half))
-        view = session.view._replace(
-            position=Position.TAP, right=half.right, splice=event.splice
-        )
+        view = session.view._replace(position=Position.TAP, right=half.right, splice=event.splice)
         right, left = entries_for(view, self._next_hops.to)
         more_right, more_left = await self.datapath.splice((right, left), silent)
         held = await self.datapath.resume((right.key, left.key))
@@ -276,9 +274,7 @@ class Sessions:
                 self._next_hops.note(entries)
                 self.moves.stands(view)
                 await self.feed(
-                    Adopted(
-                        view, spare, moved, notes.pop(number, b""), splice_of_leg(kept, spare)
-                    )
+                    Adopted(view, spare, moved, notes.pop(number, b""), splice_of_leg(kept, spare))
                 )
                 self.journal.counts["adopted"] += 1
         handed = {one: note for one, note in notes.items() if is_open(note, *End)}

@@ -17,8 +17,8 @@ from m2m.protocol.flow import Flow, Proto
 from m2m.protocol.splice import NotSpliceable, Socket, Splice, splice_of
 
 __all__ = [
-    "LITTLE", "Ends", "Kept", "NoConnection", "ask_peer", "clock", "end_unheard", "flow_of", "say_now",
-    "splice_ends",
+    "LITTLE", "Ends", "Kept", "NoConnection", "ask_peer", "clock", "end_unheard", "flow_of",
+    "say_now", "splice_ends",
 ]  # fmt: skip
 
 _ORIGINAL_DST = 80  # SO_ORIGINAL_DST, linux/netfilter_ipv4.h

@@ -296,8 +296,8 @@ class Datapath(ABC):
         tap with a splice from now on. All that comes to them is held, and stays so; counters live
         on, in the numbers left of the splice. What meets the keys *silent* is dropped for some
         seconds, as of a refused flow. Returns whether each row may have counted more packets than
-        came: such as were made while it was held, of a substream. Raises :exc:`DatapathError`, and does nothing, when a row is
-        not there, or not held.
+        came: such as were made while it was held, of a substream. Raises :exc:`DatapathError`, and
+        does nothing, when a row is not there, or not held.
         """
 
     @abstractmethod

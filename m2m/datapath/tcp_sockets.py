@@ -99,14 +99,16 @@ class TcpSockets:
         frame = _ETHERNET + question + bytes(_ANSWER.size)
         answer = self._loaded.program("m2m_look_at_tcp").run(data=frame)[1]
         assert answer is not None
-        state, *numbers, scales, options = _ANSWER.unpack_from(
-            answer, len(_ETHERNET) + _QUESTION.size
-        )
+        (
+            state, receives, read, told, sends, acked, written, peer_clock, peer_window, mss,
+            peer_mss, scales, options,
+        ) = _ANSWER.unpack_from(answer, len(_ETHERNET) + _QUESTION.size)  # fmt: skip
         if not state:
             return None
+        stamps, sack, ecn, urgent = (bool(options & one) for one in (_STAMPS, _SACK, _ECN, _URGENT))
         return TcpSocket(
-            State(state), *numbers, scales & 15, scales >> 4,
-            *(bool(options & one) for one in (_STAMPS, _SACK, _ECN, _URGENT)),
+            State(state), receives, read, told, sends, acked, written, peer_clock, peer_window,
+            mss, peer_mss, scales & 15, scales >> 4, stamps, sack, ecn, urgent,
         )  # fmt: skip
 
     def close(self) -> None:

@@ -7,8 +7,8 @@
               cache
 
 All of the client's sessions to the server's port go through Squid at ``cache``; another port's go
-straight. The same downloads are made in three ways: Squid leaves each after a while, stays, or is not
-there at all. ``cache`` is beside the way, so what it still sees of a session can be told by its link.
+straight. The same downloads are made in three ways: Squid leaves each after a while, stays, or is
+not there at all. ``cache`` is beside the way: what it still sees of a session, its link tells.
 """
 
 from __future__ import annotations
@@ -157,15 +157,7 @@ class _Stage:
     async def _look(self, pid: int) -> None:
         """See what Squid uses and its host's link carries, once in a while."""
         while True:
-            packets = 0
-            for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]:
-                link, counters = line.split(":")
-                if link.strip() == CORE:
-                    fields = counters.split()
-                    packets += int(fields[1]) + int(fields[9])
-            stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            used = (int(stat[11]) + int(stat[12])) / _HERTZ
-            self._moments.append(Moment(time.time(), used, packets))
+            self._moments.append(_moment(pid))
             await trio.sleep(_LOOK)
 
     async def _rest(self) -> int:
@@ -192,6 +184,18 @@ class _Stage:
                 f"{trial.packets(begin, end):,.0f}/s" if trial.moments else "",
             )  # fmt: skip
         self._console.print(Padding(rows, (0, 0, 0, 2)))
+
+
+def _moment(pid: int) -> Moment:
+    """Squid's, by its process, and its host's."""
+    packets = 0
+    for line in Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]:
+        link, counters = line.split(":")
+        if link.strip() == CORE:
+            fields = counters.split()
+            packets += int(fields[1]) + int(fields[9])
+    stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Moment(time.time(), (int(stat[11]) + int(stat[12])) / _HERTZ, packets)
 
 
 def _departures(lab: Lab) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 from m2m.lab.removal_results import Report, Trial, Way
@@ -56,7 +57,7 @@ def _draw(path: Path, report: Report) -> None:
                 [one.at for one in moments[1:]],
                 [
                     100 * (after.cpu - before.cpu) / (after.at - before.at)
-                    for before, after in zip(moments, moments[1:], strict=False)
+                    for before, after in pairwise(moments)
                 ],
                 color=colour,
             )

@@ -1,4 +1,4 @@
-"""What ``m2m-lab run proxy-removal`` finds: goodput and the proxy's work over time, in three ways."""
+"""What ``m2m-lab run proxy-removal`` finds: goodput and the proxy's work over time."""
 
 from __future__ import annotations
 

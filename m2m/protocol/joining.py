@@ -1,9 +1,9 @@
 """Two halves become one session for all hosts of it (``docs/splicing.md``, "JOIN").
 
-The host of a proxy that has left knows the session by its left half's name; hosts to the right of it
-know it by the right half's, until JOIN has come to them. A host whose right neighbour has not said
-that it knows speaks to it of the former name, and takes either from it: what is said is changed on
-its way in and out, and no machine has to know.
+The host of a proxy that has left knows the session by its left half's name; hosts right of it
+know it by the right half's, until JOIN has come to them. A host whose right neighbour has not yet
+said that it knows speaks to it of the former name, and takes either from it: what is said is
+changed on its way in and out, and no machine has to know.
 """
 
 from __future__ import annotations
@@ -176,9 +176,7 @@ class Joining:
         out.append(
             Send(
                 peer,
-                Join(
-                    session.id, onward, message.change, message.name, message.device, session.mtu
-                ),
+                Join(session.id, onward, message.change, message.name, message.device, session.mtu),
             )
         )
 

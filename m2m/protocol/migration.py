@@ -377,9 +377,7 @@ class Migration:
         """The node has made a new hop of this host."""
         self._paths.joined(out, session, syn)
 
-    def adopted(
-        self, out: Commands, session: Session, spare: Flow, splice: Splice | None
-    ) -> None:
+    def adopted(self, out: Commands, session: Session, spare: Flow, splice: Splice | None) -> None:
         """A restarted agent has found a second leg; whoever knows what it is for will say so."""
         left = session.left is not None and spare.dst == session.left.dst
         part = Part.RIGHT if left else Part.LEFT

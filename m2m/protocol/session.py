@@ -304,8 +304,8 @@ class Session:
     __slots__ = (
         "change", "client", "delay", "ending", "fail_open", "generation", "held", "id", "left",
         "local", "more_left", "more_right", "moves", "mss", "mtu", "opening", "policy", "position",
-        "rebound", "right", "role", "sent_left", "sent_right", "server", "splice", "state", "supersession",
-        "through", "waited", "waiting",
+        "rebound", "right", "role", "sent_left", "sent_right", "server", "splice", "state",
+        "supersession", "through", "waited", "waiting",
     )  # fmt: skip
 
     def __init__(

@@ -40,7 +40,8 @@ nf firewall inline {{ fw1 = 10.9.2.2 }}
 nf cache proxy port={LISTENS} {{ cache1 = 10.9.5.2 }}
 nf filter inline {{ filter1 = 10.9.6.2 }}
 nf ids tap {{ ids1 = 10.9.3.2 }}
-match(dstport={PORT} & proto=tcp) >> {{firewall -> cache -> filter -> ids}} allow={{operator, nf, policy}}
+match(dstport={PORT} & proto=tcp) >> {{firewall -> cache -> filter -> ids}} \
+    allow={{operator, nf, policy}}
 """
 
 
@@ -58,7 +59,7 @@ class Proxied:
 
     async def until_told(self, what: str, count: int = 1) -> list[dict[str, Any]]:
         with trio.fail_after(PATIENCE):
-            while len(self.told(what)) < count:
+            while len(self.told(what)) < count:  # noqa: ASYNC110  (another process)
                 await trio.sleep(0.02)
         return self.told(what)
 
@@ -156,7 +157,6 @@ async def test_in_the_middle_of_a_download(proxied: Proxied) -> None:
         nursery.start_soon(receive, client, SIZE)
     (left,) = await proxied.until_told("left")
     assert left["copied"] < SIZE
-    print(left)
     await both_ways(client, server, 1_000_000)
     await client.aclose()
     assert await server.receive_some() == b""
@@ -172,7 +172,7 @@ async def test_all_know_one_session_and_the_host_goes(proxied: Proxied) -> None:
     (session,) = chain.client.sessions()
     with trio.fail_after(PATIENCE):
         for host in chain.hosts.values():
-            while {one.id for one in host.sessions()} - {session.id}:
+            while {one.id for one in host.sessions()} - {session.id}:  # noqa: ASYNC110
                 await trio.sleep(0.02)
     await both_ways(client, server, 1_000_000)
     await proxied.cache.until_empty()
@@ -185,7 +185,9 @@ async def test_all_know_one_session_and_the_host_goes(proxied: Proxied) -> None:
     report = await chain.client.change(do="remove", old=("firewall",), sessions=(session.id,))
     assert report.error is None, report
     await both_ways(client, server, 1_000_000)
-    report = await chain.client.change(do="insert", new=("firewall",), after="client", sessions=(session.id,))
+    report = await chain.client.change(
+        do="insert", new=("firewall",), after="client", sessions=(session.id,)
+    )
     assert report.error is None, report
     await both_ways(client, server, 1_000_000)
     await client.aclose()

@@ -108,9 +108,7 @@ async def browse(chain: LiveChain) -> Browser:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-async def test_in_the_middle_of_a_response(
-    chain: tuple[LiveChain, Path], workers: int
-) -> None:
+async def test_in_the_middle_of_a_response(chain: tuple[LiveChain, Path], workers: int) -> None:
     live, home = chain
     home.mkdir()
     cache, web = live.hosts["cache"], Web()

@@ -1,8 +1,9 @@
-"""A small TCP proxy that leaves: ``python -m tests.support.leaving_program PORT AGENT_SOCKET AFTER``.
+"""A small TCP proxy that leaves.
 
-It accepts on PORT, one thread for each connection, and begins each stream, either way, with a line of
-its own, so that numbers on both sides differ. Then it copies; after AFTER bytes of a session it would
-leave it. What it does is told line by line on standard output, as JSON.
+``python -m tests.support.leaving_program PORT AGENT_SOCKET AFTER`` accepts on PORT, one thread for
+each connection, and begins each stream, either way, with a line of its own, so that numbers on both
+sides differ. Then it copies; after AFTER bytes of a session it would leave it. What it does is told
+line by line on standard output, as JSON.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def leave(session: m2m_nf.Session, copying: Copying) -> bool:
         leaving = session.leave(client, server)
         while True:
             while copying.step(0) or not copying.empty:
-                copying.step(None) if not copying.empty else None
+                if not copying.empty:
+                    copying.step(None)
             if leaving.passed():
                 break
     except m2m_nf.Stays as error:

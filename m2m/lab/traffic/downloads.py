@@ -1,8 +1,8 @@
 """Long downloads by HTTP that no cache may keep, byte by byte the right ones, and when they came.
 
-``python -m m2m.lab.traffic.downloads serve PORT`` answers ``GET /SIZE`` until it is killed. ``...
-load ADDRESS PORT COUNT SIZE SECONDS`` has so many connections load so much each, all at once, gives up
-those that have not all of it after some seconds, and prints a :class:`Loaded` as JSON.
+``python -m m2m.lab.traffic.downloads serve PORT`` answers ``GET /SIZE`` until it is killed.
+``... load ADDRESS PORT COUNT SIZE SECONDS`` has so many connections load so much each, all at once,
+gives up those that have not all of it after some seconds, and prints a :class:`Loaded` as JSON.
 """
 
 from __future__ import annotations
@@ -172,9 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.part == "serve":
         serve(options.port)
         return
-    found = load(
-        options.address, options.port, options.count, options.size, options.seconds
-    )
+    found = load(options.address, options.port, options.count, options.size, options.seconds)
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
 
 
