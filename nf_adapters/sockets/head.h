@@ -3,6 +3,7 @@
 #ifndef M2M_SOCKETS_HEAD_H
 #define M2M_SOCKETS_HEAD_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <strings.h>

@@ -45,14 +45,6 @@ struct m2m_relay {
 
 static uint64_t m2m_leave_after; /* octets; 0: the program never leaves */
 
-static inline void m2m_leave_begin(void)
-{
-	const char *after = getenv("M2M_SOCKETS_LEAVE");
-
-	if (after)
-		m2m_leave_after = strtoull(after, NULL, 10);
-}
-
 /* Think better of it: the agent lets go what it holds. */
 static inline void m2m_relay_stay(struct m2m_relay *relay)
 {
@@ -62,13 +54,19 @@ static inline void m2m_relay_stay(struct m2m_relay *relay)
 		relay->state = M2M_RELAY_STAYS;
 }
 
-static inline void m2m_relay_free(struct m2m_socket *socket)
+static inline void m2m_relay_free(struct m2m_relay *relay)
 {
-	if (socket->relay) {
-		m2m_relay_stay(socket->relay);
-		free(socket->relay);
-		socket->relay = NULL;
-	}
+	m2m_relay_stay(relay);
+	free(relay);
+}
+
+static inline void m2m_leave_begin(void)
+{
+	const char *after = getenv("M2M_SOCKETS_LEAVE");
+
+	if (after)
+		m2m_leave_after = strtoull(after, NULL, 10);
+	m2m_relay_gone = m2m_relay_free;
 }
 
 /* A request begins: what was counted of the last one's response is over. */

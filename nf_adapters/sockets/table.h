@@ -45,7 +45,7 @@ struct m2m_socket {
 	struct m2m_relay *relay; /* of an accepted one that may be left (leave.h) */
 };
 
-static inline void m2m_relay_free(struct m2m_socket *socket);
+static void (*m2m_relay_gone)(struct m2m_relay *relay); /* set before there is one */
 
 static struct {
 	struct m2m_socket **parts[M2M_TABLE_PART];
@@ -108,7 +108,9 @@ static inline int m2m_socket_is_used(const struct m2m_socket *socket)
 
 static inline void m2m_socket_free(struct m2m_socket *socket)
 {
-	m2m_relay_free(socket);
+	if (socket->relay)
+		m2m_relay_gone(socket->relay);
+	socket->relay = NULL;
 	socket->cookie = 0;
 	socket->next = m2m_table.unused;
 	m2m_table.unused = socket;
