@@ -58,7 +58,7 @@ LAYOUTS: Final[tuple[tuple[int, type[Any], str], ...]] = (
     (32, Reject, "change:change cause:cause text:text blame:blame"),
     (33, Done, "change:change held:u32 gone:bool"),
     (34, UpdateEmpty, "subsession:flow change:change"),
-    (35, Join, "subsession:flow change:change name:u64 device:device mtu:mtu"),
+    (35, Join, "subsession:flow change:change name:change device:device mtu:mtu"),
     (36, Joined, "subsession:flow change:change"),
 )  # fmt: skip
 """Type, message, and its parts as :class:`m2m.protocol._codec.Codec` takes them."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from m2m.protocol import rebind, update, wire
 from m2m.protocol.flow import Flow, Proto, parse_address
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Position
 from m2m.protocol.wire import (
     Ack,
@@ -51,6 +52,8 @@ JOIN = update.UpdateSyn(
     SESSION, LEG, 0xC4, update.Mode.OP, LEG.src, SUPER, CHAIN[:1], SUPER.dst, 1500, 3, 9
 )
 
+SPLICE = Splice((1, 2**32 - 1), (3, 4), (-14, 14))
+
 addresses = st.binary(min_size=16, max_size=16)
 ports = st.integers(0, 0xFFFF)
 mtus = st.integers(68, 0xFFFF)
@@ -73,6 +76,9 @@ runs = st.lists(
 ).map(tuple)
 step_runs = st.lists(steps, max_size=update.MAX_RUN).map(tuple)
 modes = st.sampled_from(update.Mode)
+shifts = st.integers(-14, 14)
+u32_pairs = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+splices = st.none() | st.builds(Splice, u32_pairs, u32_pairs, st.tuples(shifts, shifts))
 counts = st.none() | st.integers(0, 2**64 - 2)
 u32 = st.integers(0, 2**32 - 1)
 devices = st.binary(min_size=32, max_size=32)
@@ -104,18 +110,22 @@ updates = st.one_of(
         update.UpdateSyn, nonzero, flows, nonzero, modes, addresses, flows, runs, addresses,
         mtus, u32, u32, devices, devices,
     ),
-    st.builds(update.UpdateSynAck, nonzero, nonzero, mtus),
+    st.builds(update.UpdateSynAck, nonzero, nonzero, mtus, splices),
     st.builds(update.UpdateAck, nonzero, flows, u64, st.integers(0, 255)),
     st.builds(update.UpdateFin, nonzero, flows, u64, counts),
     st.builds(update.UpdateFinAck, nonzero, flows, u64, counts, u32),
     st.builds(update.UpdateAsk, nonzero, flows, u64),
     st.builds(update.UpdateReject, nonzero, nonzero, *reasons),
-    st.builds(update.Lock, nonzero, flows, nonzero, modes, addresses, step_runs, addresses),
+    st.builds(
+        update.Lock, nonzero, flows, nonzero, modes, addresses, step_runs, addresses, splices
+    ),
     st.builds(update.UpdateSub, nonzero, nonzero),
     st.builds(update.UpdateSubAck, nonzero, nonzero),
     st.builds(update.UpdateDrain, nonzero, flows, nonzero, counts),
     st.builds(update.UpdateDrained, nonzero, flows, nonzero, counts),
     st.builds(update.UpdateEmpty, nonzero, flows, nonzero),
+    st.builds(update.Join, nonzero, flows, nonzero, nonzero, devices, mtus),
+    st.builds(update.Joined, nonzero, flows, nonzero),
     st.integers(1, update.MAX_PARTS).flatmap(
         lambda parts: st.builds(
             update.StatePart, nonzero, nonzero, st.integers(0, parts - 1), st.just(parts),
@@ -274,6 +284,8 @@ def patched(message: wire.Message, offset: int, new: bytes) -> bytes:
         (patched(JOIN, 72 + 106 + 16, b"\x03"), Malformed.VALUE),  # a server among them
         (patched(JOIN, 72 + 106 + 36, b"\x00\x43"), Malformed.VALUE),  # an MTU of 67
         (patched(update.UpdateSynAck(1, 2, 68), 72 + 8, b"\x00\x00"), Malformed.VALUE),
+        (patched(update.UpdateSynAck(1, 2, 68, SPLICE), 72 + 26, b"\x0f"), Malformed.VALUE),
+        (patched(update.Join(1, LEG, 2, 3, bytes(32), 68), 72 + 48, bytes(8)), Malformed.VALUE),
         (patched(update.Reject(1, 2, Cause.BUSY, "x"), 72 + 8, b"\xee"), Malformed.VALUE),
         (patched(update.Reject(1, 2, Cause.BUSY, "x"), 72 + 10, b"\x1b"), Malformed.VALUE),
         (patched(update.Reject(1, 2, Cause.BUSY, "x"), 72 + 9, b"\xc8"), Malformed.TRUNCATED),

@@ -1,0 +1,164 @@
+"""JOIN: all hosts know a session that a proxy has left by one name, and its host can go
+(docs/splicing.md). A chain in memory: client, firewall, proxy, tap, server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from m2m.agent.api import Role
+from m2m.agent.asking import Wanted
+from m2m.agent.order import Do, Wish
+from m2m.agent.plan import plan
+from m2m.datapath import EndReason
+from m2m.datapath.fake_kernel import Fate
+from m2m.policy.rules import Asker, ChangeMode
+from m2m.protocol.events import Counts, Spliced
+from m2m.protocol.flow import Address
+from m2m.protocol.session import Session, State
+from m2m.protocol.splice import Splice
+from m2m.protocol.translation import Hook, Position, Toward, receiver, sender
+from m2m.protocol.update import Join, Joined, Lock, UpdateSynAck
+from m2m.protocol.wire import Message
+from tests.support.agents import Host, pass_time
+from tests.support.proxying import PROXY, ProxyChain, proxying
+
+SPLICE = Splice((1000, 2**32 - 50), (7, 8), (1, -1))
+Loses = Callable[[Address, Address, Message], bool]
+
+
+async def leave(chain: ProxyChain) -> tuple[Session, int]:
+    """The proxy leaves a session: what that is at its host, and how the right half was called."""
+    came = await chain.come()
+    outgoing = chain.outgoing()
+    await chain.go_on(came, outgoing)
+    chain.opens(outgoing)
+    node = chain.proxy.sessions.node
+    half = node.register.with_flow(outgoing)
+    assert half is not None
+    former, comes = half.id, (
+        receiver(came.view, Toward.RIGHT), receiver(half.view, Toward.LEFT),
+    )  # fmt: skip
+    silent = sender(came.view, Toward.LEFT), sender(half.view, Toward.RIGHT)
+    await chain.proxy.datapath.hold(comes)
+    async with chain.proxy.sessions.turn:
+        event = Spliced(came.id, former, SPLICE, Counts(3, 2, 1, 0))
+        await chain.proxy.sessions.splice(event, silent)
+    return came, former
+
+
+def names(chain: ProxyChain) -> set[int]:
+    return {one for host in chain.all for one in host.sessions.node.sessions}
+
+
+def rows_of(host: Host) -> set[int]:
+    return {row.entry.session for row in host.kernel.rows()}
+
+
+def loses_first(kind: type[Message], times: int) -> Loses:
+    left = [times]
+
+    def lose(_sender: Address, _receiver: Address, message: Message) -> bool:
+        left[0] -= isinstance(message, kind)
+        return isinstance(message, kind) and left[0] >= 0
+
+    return lose
+
+
+async def remove(chain: ProxyChain, session: int) -> str | None:
+    """Have the proxy's host taken out; why not."""
+    chains, wish = chain.client.sessions.chains, Wish(Do.REMOVE, ("cache",))
+    wanted = Wanted(
+        lambda hops, here, flow: plan(wish, hops, here, flow, chains.policy),
+        Asker.OPERATOR, ChangeMode.LF,
+    )  # fmt: skip
+    return (await chain.client.asking.change(session, wanted)).error
+
+
+@pytest.mark.parametrize(
+    "lose", [lambda *_: False, loses_first(Join, 5), loses_first(Joined, 4)], ids=str
+)
+async def test_all_know_one_name(autojump_clock: MockClock, lose: Loses) -> None:
+    async with proxying() as chain:
+        told: list[int] = []
+        chain.proxy.sessions.left = told.append
+        chain.lose = lose
+        came, former = await leave(chain)
+        assert former != came.id
+        await pass_time(2)
+        assert names(chain) == {came.id}
+        for host in chain.all:
+            assert rows_of(host) == {came.id}
+        assert told == [came.id]
+        client = chain.client.sessions.node.sessions[came.id]
+        server = chain.server.sessions.node.sessions[came.id]
+        assert (client.client, client.server) == (chain.client.device, chain.server.device)
+        assert (server.client, server.server) == (chain.client.device, chain.server.device)
+
+
+async def test_who_does_not_know_yet_is_spoken_to_as_before(autojump_clock: MockClock) -> None:
+    async with proxying() as chain:
+        chain.lose = lambda _s, _r, message: isinstance(message, Join)
+        came, former = await leave(chain)
+        await pass_time(1)
+        assert chain.server.sessions.node.sessions.keys() == {former}
+        # The client's end is the end of both.
+        await chain.client.sessions.ended(came.id, EndReason.FIN)
+        await pass_time(30)
+        assert chain.left_over() == {}
+
+
+async def test_the_hop_goes_and_what_it_added_is_added_before(autojump_clock: MockClock) -> None:
+    async with proxying() as chain:
+        came, _ = await leave(chain)
+        await pass_time(1)
+        tap = chain.proxy.sessions.node.sessions[came.id]
+        assert (tap.position, tap.splice) == (Position.TAP, SPLICE)
+        assert await remove(chain, came.id) is None
+        await pass_time(10)
+        assert len(chain.proxy.sessions.node.sessions) == 0
+        locks = [one for _, _, one in chain.seen if isinstance(one, Lock)]
+        assert [one.splice for one in locks] == [None, SPLICE]
+        assert {one.splice for _, _, one in chain.seen if isinstance(one, UpdateSynAck)} == {SPLICE}
+        at_firewall = chain.firewall.sessions.node.sessions[came.id]
+        assert at_firewall.splice == SPLICE
+        spliced = {
+            (row.entry.hook, row.entry.toward) for row in chain.firewall.kernel.rows()
+            if row.entry.splice is not None
+        }  # fmt: skip
+        assert spliced == {(Hook.OUT, Toward.RIGHT), (Hook.IN, Toward.LEFT)}
+        outcome = chain.client.datapath.packet(Hook.OUT, came.supersession, seq=5)
+        host, flow = chain.walk(outcome)
+        assert (host, flow) == (chain.server, came.supersession)
+
+
+async def test_a_removal_that_is_undone_leaves_it_where_it_was(autojump_clock: MockClock) -> None:
+    async with proxying() as chain:
+        came, _ = await leave(chain)
+        await pass_time(1)
+        chain.lose = lambda _s, _r, message: isinstance(message, UpdateSynAck)
+        assert await remove(chain, came.id) is not None
+        await pass_time(10)
+        assert chain.firewall.sessions.node.sessions[came.id].splice is None
+        assert chain.proxy.sessions.node.sessions[came.id].splice == SPLICE
+        assert all(row.entry.splice is None for row in chain.firewall.kernel.rows())
+        outcome = chain.client.datapath.packet(Hook.OUT, came.supersession, seq=5)
+        assert chain.walk(outcome)[0] is chain.server
+
+
+async def test_the_next_agent_there_finds_it(autojump_clock: MockClock) -> None:
+    async with proxying() as chain:
+        came, _ = await leave(chain)
+        await pass_time(1)
+        chain.proxy = chain.host(PROXY, Role.MIDDLEBOX, chain.kill(chain.proxy))
+        await wait_all_tasks_blocked()
+        await chain.proxy.sessions.adopt()
+        found = chain.proxy.sessions.node.sessions[came.id]
+        assert (found.position, found.splice) == (Position.TAP, SPLICE)
+        await pass_time(5)
+        assert found.state is State.ESTABLISHED
+        outcome = chain.client.datapath.packet(Hook.OUT, came.supersession, seq=5)
+        assert outcome.fate is Fate.SENT
+        assert chain.walk(outcome)[0] is chain.server
