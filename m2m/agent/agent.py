@@ -158,7 +158,7 @@ class Agent:
     async def _run_with(self, datapath: NamingDatapath, task_status: trio.TaskStatus[None]) -> None:
         config = self._config
         sessions = Sessions(
-            self._node(), datapath, self._network, self.transport.send, self.journal,
+            self._node(datapath), datapath, self._network, self.transport.send, self.journal,
             self._can_forward, self._keeping, self.turn, self._own_traffic(),
             role=self._role,
         )  # fmt: skip
@@ -239,9 +239,9 @@ class Agent:
             return frozenset((ALL_ADDRESSES,))
         return self._keeping.kept.union(self.addresses())
 
-    def _node(self) -> Node:
+    def _node(self, datapath: NamingDatapath) -> Node:
         rng = random.SystemRandom()
-        settings = Settings(setup_timeout=self._config.setup_timeout)
+        settings = Settings(setup_timeout=self._config.setup_timeout, renames=datapath.splices)
         ports = PortAllocator(*self._config.ports, rng)
         return Node(settings, ports, rng, self._identity, self._association.devices)
 

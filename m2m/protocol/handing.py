@@ -405,6 +405,8 @@ class Handing:
 
 def _objection(session: Session) -> str:
     """Why it cannot be handed over now; empty if it can."""
+    if session.splice is not None:
+        return "a proxy has left it, and what is added to its numbers has no place in a deed"
     if session.role is Role.MIDDLE:
         where = format_address((session.left or session.supersession).dst)
         return f"{where} is in the middle of it: only its client's or server's end can move"

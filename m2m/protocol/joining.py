@@ -53,8 +53,10 @@ class _Asking:
 class Joining:
     """The names of one host's sessions that others may know by another one."""
 
-    def __init__(self, register: Register, rng: random.Random) -> None:
+    def __init__(self, register: Register, rng: random.Random, *, renames: bool) -> None:
+        """*renames*: whether sessions here can get other names."""
         self._register = register
+        self._renames = renames
         self._rng = rng
         self._names: dict[int, int] = {}  # a former name, and the present one
         self._said: dict[int, tuple[Address, int]] = {}  # of sessions here: who says which name
@@ -185,7 +187,8 @@ class Joining:
         former = session.id
         if former == name:
             return True
-        if session.change is not None or self._register.get(name) is not None:
+        taken = self._register.get(name) is not None
+        if not self._renames or taken or session.change is not None:
             return False
         out.append(CancelTimer(former))
         out.append(Rename(session.view, name))

@@ -121,7 +121,7 @@ class Node:
         self._steps = Steps(settings, ports, self._register, rng, self._join, identity, devices)
         self._migration = self._steps.migration
         self.mobility = self._steps.mobility
-        self.joining = Joining(self._register, rng)
+        self.joining = Joining(self._register, rng, renames=settings.renames)
 
     def view(self, session: int) -> SessionView | None:
         """A session as the datapath knows it; None when it is not here."""

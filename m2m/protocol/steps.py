@@ -41,7 +41,7 @@ __all__ = ["SetUp", "Settings", "Steps"]
 
 
 class Settings(NamedTuple):
-    """Times, in seconds."""
+    """Times, in seconds, and what can be done."""
 
     setup_timeout: float = 1.0  # a client waits this long for its chain
     confirm_timeout: float = 3.0  # other hosts for the client's ACK
@@ -52,6 +52,7 @@ class Settings(NamedTuple):
     teardown_retry: float = 0.2
     probe: float = 60.0  # before a client asks whether its path is still there; doubles
     probe_max: float = 3600.0
+    renames: bool = True  # whether the datapath can give sessions other names
     update: UpdateSettings = UpdateSettings()
 
 
