@@ -46,6 +46,7 @@ _log = structlog.get_logger()
 _AT_ONCE = 8  # removals
 _TRIES, _PAUSE = 5, 1.0  # of one, and seconds before the second, which doubles
 _LIMIT = 1.5  # s: less than packets are held, and than a process waits for an answer
+_LATE = 0.2  # s after that: nobody waits for an answer
 _SHRINK = 0.5  # s: how long packets may go on until little is under way
 _LOOK_AGAIN, _LOOK_AGAIN_MOST = 0.0005, 0.01  # s; doubles
 _STANDING = (State.ESTABLISHED, State.ADOPTED)
@@ -194,12 +195,15 @@ class Departure:
         self._kept = [Kept(sock) for sock in (left, right)]
 
     async def hold_soon(self) -> None:
-        """From when little is under way, or it takes too long, what comes waits."""
+        """From when little is under way, or it takes too long, what comes waits; and no longer, if
+        the proxy does not say that it has passed on what it had."""
         try:
             with trio.move_on_after(_SHRINK):
                 while not self._holds and self._look().backlog > 2 * LITTLE:  # noqa: ASYNC110
                     await trio.sleep(_LOOK_AGAIN)
             await self._hold()
+            await trio.sleep_until(self._until + _LATE)
+            await self.stay()
         except Stays as error:
             _log.debug("nothing is held", why=str(error))  # the proxy will be told
 
@@ -239,6 +243,8 @@ class Departure:
     async def passed(self) -> bool:
         """The proxy has passed on what it had: leave, and tell that it is done. False: there is
         something to be read again. Raises :exc:`Stays`; then all is as before."""
+        if self._is_over:
+            raise Stays("it took too long")
         try:
             await self._hold()
             said, pause = False, _LOOK_AGAIN

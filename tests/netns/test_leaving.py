@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,8 @@ import pytest
 import trio
 
 from m2m.lab.pace import SLOWNESS
+from nf_adapters.sockets import SIZE as MESSAGE
+from nf_adapters.sockets import Kind, Message, decode, encode
 from tests.support.chain import LiveChain, LiveHost, live_chain
 from tests.support.leaving_program import TO_CLIENT, TO_SERVER
 from tests.support.live import PATIENCE
@@ -244,3 +247,48 @@ async def test_many_at_once(proxied: Proxied) -> None:
     assert {host.label: host.stats().ports for host in chain.hosts.values()} == dict.fromkeys(
         chain.hosts, 0
     )
+
+
+async def test_the_agent_or_the_proxy_dies_afterwards(
+    netns: NamespaceFactory, tmp_path: Path
+) -> None:
+    """I6: from then on the kernel alone carries the session."""
+    async with live_chain(
+        netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=POLICY
+    ) as chain:
+        log = tmp_path / "proxy.log"
+        async with proxy(chain.hosts["cache"], log, AFTER):
+            proxied = Proxied(chain, log)
+            client, server = await proxied.connect()
+            await send(server, AFTER)
+            await receive(client, AFTER)
+            await proxied.until_told("left")
+            cache = proxied.cache
+            assert cache.agent is not None
+            await cache.agent.stop(signal.SIGKILL)
+        await both_ways(client, server, 1_000_000)
+        await cache.start()
+        await both_ways(client, server, 1_000_000)
+        await client.aclose()
+        assert await server.receive_some() == b""
+        await server.aclose()
+        await chain.until_empty()
+
+
+async def test_only_its_own_can_be_left(proxied: Proxied) -> None:
+    """LEAVE is about connections of a session that has come to a proxy here."""
+    client, server = await proxied.connect()
+    path = proxied.cache.run_dir / f"{proxied.cache.name}.proxy"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        line.connect(str(path))
+        one, other = socket.socketpair()
+        with one, other:
+            message = encode(Message(Kind.LEAVE, 1))
+            socket.send_fds(line, [message], [one.fileno(), other.fileno()])
+            answer = decode(await trio.to_thread.run_sync(line.recv, MESSAGE))
+            assert (answer.kind, answer.number) == (Kind.STAYS, 1)
+            line.send(encode(Message(Kind.PASSED, 2)))
+            assert decode(await trio.to_thread.run_sync(line.recv, MESSAGE)).kind is Kind.STAYS
+    await both_ways(client, server, AFTER // 4)
+    for stream in (client, server):
+        await stream.aclose()
