@@ -294,7 +294,8 @@ unsigned int m2m_meet(struct m2m_state *state, struct m2m_row *row, struct sk_bu
 	m2m_key_widen(&wide, key);
 	m2m_edit_of(&edit, &wide, &row->entry);
 	edit.port_diff = row->port_diff; /* the same, once for all */
-	edit.splice = row->splice;
+	if (unlikely(edit.spliced))
+		edit.splice = row->splice;
 	m2m_measure(skb, headers, hook, edit.mtu, &wire);
 	packet.hook = hook;
 	packet.ttl = headers->ttl;
