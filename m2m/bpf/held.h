@@ -54,20 +54,24 @@ static __noinline int m2m_in_turn(struct __sk_buff *skb, u8 hook, u32 number, __
 	return 1;
 }
 
-/* The interface by which it came to the host, though it may have been to the agent since. */
-static __noinline u32 m2m_came_by(struct __sk_buff *skb, u8 hook)
+/*
+ * Write down (skb->cb: of the stack there is not much) by which interface it came to the host, though
+ * it may have been to the agent since; 0: by none.
+ */
+static __noinline int m2m_came_by(struct __sk_buff *skb, u8 hook)
 {
 	const struct m2m_change *change;
 	struct m2m_headers headers;
 	struct m2m_key key;
 
-	if (skb->ingress_ifindex)
-		return skb->ingress_ifindex;
-	if (!m2m_parse(skb, &headers))
+	skb->cb[0] = skb->ingress_ifindex;
+	if (skb->ingress_ifindex || !m2m_parse(skb, &headers))
 		return 0;
 	m2m_key_of(&key, hook, &headers);
 	change = bpf_map_lookup_elem(&changes, &key);
-	return change ? change->came_by : 0;
+	if (change)
+		skb->cb[0] = change->came_by;
+	return 0;
 }
 
 /*

@@ -240,7 +240,6 @@ int m2m_held(struct __sk_buff *skb)
 	struct ethhdr *ethernet = data;
 	struct m2m_waiting *all = m2m_get_waiting();
 	__be32 late = 0;
-	u32 came_by;
 	u8 hook, kind;
 	int action;
 
@@ -263,7 +262,7 @@ int m2m_held(struct __sk_buff *skb)
 			return m2m_wait_at(all->ifindex, late);
 		skb->tc_index = M2M_RELEASED;
 	}
-	came_by = m2m_came_by(skb, hook);
+	m2m_came_by(skb, hook);
 	if (hook == M2M_HOOK_IN)
 		action = m2m_process(skb, M2M_HOOK_IN);
 	else
@@ -271,10 +270,10 @@ int m2m_held(struct __sk_buff *skb)
 	if (action != TC_ACT_UNSPEC)
 		return action;
 	/* There is no way on from here but the entry's, or to the stack, from where it came in. */
-	if (hook == M2M_HOOK_OUT || !came_by)
+	if (hook == M2M_HOOK_OUT || !skb->cb[0])
 		return m2m_drop(M2M_NO_ENTRY, 1);
 	skb->tc_index = M2M_GIVEN_BACK;
-	return bpf_redirect(came_by, BPF_F_INGRESS);
+	return bpf_redirect(skb->cb[0], BPF_F_INGRESS);
 }
 
 /* On the way in by it. */
