@@ -74,7 +74,7 @@ def _draw(path: Path, report: Report) -> None:
     panels[0][0].set_ylabel("goodput of all [Gbit/s]")
     panels[1][0].set_ylabel("Squid's processor [%]")
     panels[0][0].legend(fontsize="small")
-    figure.suptitle("A cache takes itself out of the sessions whose responses it may not keep")
+    figure.suptitle("Squid leaves downloads that it may not keep", fontsize="medium")
     figure.savefig(path, dpi=150)
 
 
