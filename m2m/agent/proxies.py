@@ -255,14 +255,27 @@ class _Line:
 
 
 async def _receive(process: trio.socket.SocketType) -> tuple[bytes, list[socket.socket]]:
-    """A message and the sockets beside it, which are the caller's."""
+    """A message and the sockets beside it, which are the caller's.
+
+    Raises :exc:`OSError`, also where one of them is no socket; none is left open then.
+    """
     room = socket.CMSG_SPACE(_DESCRIPTORS * _INT.size)
     data, beside, _, _ = await process.recvmsg(SIZE + 1, room, socket.MSG_CMSG_CLOEXEC)
-    found = []
+    numbers: list[int] = []
     for level, kind, content in beside:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             whole = len(content) // _INT.size * _INT.size
-            found += [socket.socket(fileno=fd) for (fd,) in _INT.iter_unpack(content[:whole])]
+            numbers += [fd for (fd,) in _INT.iter_unpack(content[:whole])]
+    found: list[socket.socket] = []
+    try:
+        for fd in numbers:
+            found.append(socket.socket(fileno=fd))  # noqa: PERF401  (one may fail, and those before stay)
+    except OSError:
+        for sock in found:
+            sock.detach()
+        for fd in numbers:
+            os.close(fd)
+        raise
     return data, found
 
 

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 import msgspec
 
-from m2m.lab.demo_results import Check
+from m2m.lab.demo_results import Check, Judged
 
 __all__ = ["Moment", "Report", "Trial", "Way", "checks"]
 
@@ -88,17 +88,12 @@ class Trial(msgspec.Struct):
         return (inside[-1].packets - inside[0].packets) / (inside[-1].at - inside[0].at)
 
 
-class Report(msgspec.Struct):
+class Report(Judged, msgspec.Struct):
     """What ``m2m-lab run proxy-removal --json`` prints."""
 
     scenario: str = "proxy-removal"
     trials: list[Trial] = []
     checks: list[Check] = []
-
-    @property
-    def held(self) -> bool:
-        """Whether there are checks, and all of them held."""
-        return bool(self.checks) and all(check.held for check in self.checks)
 
     def of(self, way: Way, flows: int) -> Trial:
         """The trial of so many flows."""

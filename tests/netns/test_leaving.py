@@ -291,3 +291,20 @@ async def test_only_its_own_can_be_left(proxied: Proxied) -> None:
     await both_ways(client, server, AFTER // 4)
     for stream in (client, server):
         await stream.aclose()
+
+
+async def test_what_is_no_socket_is_not_kept_open(proxied: Proxied) -> None:
+    client, server = await proxied.connect()
+    path = proxied.cache.run_dir / f"{proxied.cache.name}.proxy"
+    assert proxied.cache.agent is not None
+    files = f"/proc/{proxied.cache.agent.process.pid}/fd"
+    before = len(os.listdir(files))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:
+        line.connect(str(path))
+        null = os.open(os.devnull, os.O_RDONLY)
+        socket.send_fds(line, [encode(Message(Kind.LEAVE, 1))], [line.fileno(), null])
+        os.close(null)
+        assert await trio.to_thread.run_sync(line.recv, MESSAGE) == b""  # it is answered no more
+        assert len(os.listdir(files)) == before
+    await client.aclose()
+    await server.aclose()
