@@ -35,7 +35,7 @@ CHAIN, CLOSED, OPEN, EDGE = 80, 81, 82, 83
 through a chain of which the first and the last NF are the gateways' own."""
 
 PORTS = (CHAIN, CLOSED, OPEN, EDGE)
-PAGE = 8_000_000  # bytes
+PAGE = round(8_000_000 / SLOWNESS)  # bytes
 
 # Sessions that a host forwards with their own addresses: what an inline NF sees, and what must not
 # be seen in the core, where packets go from host to host.
