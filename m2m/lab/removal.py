@@ -8,13 +8,15 @@
 
 All of the client's sessions to the server's port go through Squid at ``cache``; another port's go
 straight. The same downloads are made in three ways: Squid leaves each after a while, stays, or is
-not there at all. ``cache`` is beside the way: what it still sees of a session, its link tells.
+not there at all. The first and the last are compared, and take turns. ``cache`` is beside the way:
+what it still sees of a session, its link tells.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import statistics
 import sys
 import time
 from datetime import datetime
@@ -39,6 +41,7 @@ _PORT, _STRAIGHT = 80, 81
 _LISTENS = 3129
 _USER = "proxy"  # Debian's, of Squid
 _BUNDLES = (1, 8)  # downloads at once
+_TURNS = 5
 _SECONDS = 6.0 * SLOWNESS  # of a trial
 _BEFORE = 2.0 * SLOWNESS  # s, about, that downloads go through Squid before it leaves
 _SIZE = 1 << 40  # octets: more than any trial loads
@@ -101,23 +104,25 @@ class _Stage:
         self._report.checks += found
         demo_report.checks(self._console, found)
 
-    async def bundle(self, flows: int, seconds: float = _SECONDS, before: float = _BEFORE) -> None:
+    async def bundle(self, flows: int, turns: int = _TURNS) -> None:
         """So many downloads, in each of the three ways."""
         demo_report.heading(self._console, f"{flows} download{'s' * (flows > 1)} at once")
-        direct = await self._trial(Way.DIRECT, flows, seconds)
-        through = await self._trial(Way.THROUGH, flows, seconds)
-        each = through.goodput(0.1, through.end - BIN) / flows
-        removed = await self._trial(Way.REMOVED, flows, seconds, after=int(each * before))
-        self._report.trials += [removed, through, direct]
-        self._table(removed, through, direct)
+        through = await self._trial(Way.THROUGH, 0, flows)
+        each = through.throughout() / flows
+        self._report.trials.append(through)
+        for turn in range(turns):
+            direct = await self._trial(Way.DIRECT, turn, flows)
+            removed = await self._trial(Way.REMOVED, turn, flows, after=int(each * _BEFORE))
+            self._report.trials += [removed, direct]
+        self._table(flows)
         self.check(*checks(self._report, flows))
 
-    async def _trial(self, way: Way, flows: int, seconds: float, after: int = 0) -> Trial:
+    async def _trial(self, way: Way, turn: int, flows: int, after: int = 0) -> Trial:
         lab = self._lab
         name = f"squid{self._squids}"
         if way is not Way.DIRECT:
             await self._start_squid(name, after)
-        with self._console.status(f"{way} …"):
+        with self._console.status(f"{way}, turn {turn + 1} …"):
             port = _STRAIGHT if way is Way.DIRECT else _PORT
             self._moments = []
             skipped = len(_departures(lab))
@@ -126,13 +131,13 @@ class _Stage:
                     nursery.start_soon(self._look, lab.pid(CACHE, name))
                 done = await lab.run(
                     CLIENT, sys.executable, "-m", "m2m.lab.traffic.downloads", "load",
-                    lab.address(SERVER), f"{port}", f"{flows}", f"{_SIZE}", f"{seconds:g}",
+                    lab.address(SERVER), f"{port}", f"{flows}", f"{_SIZE}", f"{_SECONDS:g}",
                 )  # fmt: skip
                 nursery.cancel_scope.cancel()
         loaded = msgspec.json.decode(done.out, type=Loaded)
         left = [when - loaded.began for when in _departures(lab)[skipped:]]
         found = Trial(
-            way, flows, BIN, loaded.bins,
+            way, turn, flows, BIN, loaded.bins,
             [msgspec.structs.replace(one, at=one.at - loaded.began) for one in self._moments],
             sum(one.right for one in loaded.flows), sum(one.whole for one in loaded.flows),
             left, _longest(loaded, left), await self._rest(),
@@ -169,20 +174,27 @@ class _Stage:
                 await trio.sleep(_LOOK)
         return left
 
-    def _table(self, removed: Trial, through: Trial, direct: Trial) -> None:
+    def _table(self, flows: int) -> None:
+        """Medians of all turns."""
         rows = demo_report.plain_table("", ">goodput", ">Squid's processor", ">packets at its host")
-        whole = through.end - BIN
-        for name, trial, begin, end in (
-            ("Squid leaves: before", removed, 0.1, removed.first),
-            ("              after", removed, removed.last + 1.0, removed.end - BIN),
-            (through.way, through, 0.1, whole),
-            (direct.way, direct, 0.1, direct.end - BIN),
+        begin = 0.1
+        for name, way, span in (
+            ("Squid leaves: before", Way.REMOVED, lambda one: (begin, one.first)),
+            ("              after", Way.REMOVED, lambda one: (one.last + 1.0, one.end - BIN)),
+            (Way.THROUGH, Way.THROUGH, lambda one: (begin, one.end - BIN)),
+            (Way.DIRECT, Way.DIRECT, lambda one: (begin, one.end - BIN)),
         ):
+            trials = self._report.of(way, flows)
+            goodput = statistics.median(one.goodput(*span(one)) for one in trials)
+            cpu = statistics.median(one.cpu(*span(one)) for one in trials)
+            packets = statistics.median(one.packets(*span(one)) for one in trials)
+            seen = way is not Way.DIRECT
             rows.add_row(
-                name, f"{trial.goodput(begin, end) * 8e-9:.2f} Gbit/s",
-                f"{trial.cpu(begin, end):.0%}" if trial.moments else "",
-                f"{trial.packets(begin, end):,.0f}/s" if trial.moments else "",
-            )  # fmt: skip
+                name,
+                f"{goodput * 8e-9:.2f} Gbit/s",
+                f"{cpu:.0%}" * seen,
+                f"{packets:,.0f}/s" * seen,
+            )
         self._console.print(Padding(rows, (0, 0, 0, 2)))
 
 
@@ -211,7 +223,12 @@ def _longest(loaded: Loaded, left: list[float]) -> float:
 
 
 async def run(
-    *, keep: bool, as_json: bool, figures: Path = _FIGURES, bundles: tuple[int, ...] = _BUNDLES
+    *,
+    keep: bool,
+    as_json: bool,
+    figures: Path = _FIGURES,
+    bundles: tuple[int, ...] = _BUNDLES,
+    turns: int = _TURNS,
 ) -> int:
     """Play it; 0 when every check held, else 1. Raises :exc:`LabError`."""
     console = Console(stderr=as_json, highlight=False)
@@ -226,7 +243,7 @@ async def run(
     async with open_lab(topology) as lab:
         stage = _Stage(lab, console, report)
         for flows in bundles:
-            await stage.bundle(flows)
+            await stage.bundle(flows, turns)
         if keep:
             lab.detach()
     removal_figure.write(figures, report)

@@ -1,4 +1,7 @@
-"""Goodput and the proxy's processor over time, from what the scenario of removal has measured."""
+"""Goodput and the proxy's processor over time, from what the scenario of removal has measured.
+
+The picture shows the first turn.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,15 @@ def _write_bins(path: Path, report: Report) -> None:
     """Every bin of every trial, one a line."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("way", "flows", "s", "gbit_s", "cpu", "proxy_packets_s", "left"))
+        writer.writerow(("way", "turn", "flows", "s", "gbit_s", "cpu", "proxy_packets_s", "left"))
         for trial in report.trials:
             for number, size in enumerate(trial.bytes):
                 begin = number * trial.bin
                 # Squid's work is looked at less often than bytes come.
                 near = begin - 2 * trial.bin, begin + 3 * trial.bin
                 writer.writerow((
-                    trial.way, trial.flows, f"{begin:.2f}", f"{size * 8e-9 / trial.bin:.4f}",
+                    trial.way, trial.turn, trial.flows,
+                    f"{begin:.2f}", f"{size * 8e-9 / trial.bin:.4f}",
                     f"{trial.cpu(*near):.3f}", f"{trial.packets(*near):.0f}",
                     sum(one <= begin for one in trial.left),
                 ))  # fmt: skip
@@ -48,7 +52,7 @@ def _draw(path: Path, report: Report) -> None:
     for column, flows in enumerate(bundles):
         goodput, work = panels[0][column], panels[1][column]
         for trial in report.trials:
-            if trial.flows != flows:
+            if trial.flows != flows or trial.turn:
                 continue
             colour = _COLOURS[trial.way]
             goodput.plot(*_rates(trial), color=colour, label=trial.way)

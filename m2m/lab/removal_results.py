@@ -37,6 +37,7 @@ class Trial(msgspec.Struct):
     """Some downloads, all at once, in one way."""
 
     way: Way
+    turn: int  # from 0: the ways take turns, since a machine is not as fast at all times
     flows: int
     bin: float  # s
     bytes: list[int]  # that came, bin by bin
@@ -69,6 +70,9 @@ class Trial(msgspec.Struct):
     def before(self) -> float:
         return self.goodput(0.1, self.first)
 
+    def throughout(self) -> float:
+        return self.goodput(0.1, self.end - self.bin)
+
     def after(self) -> float:
         """From when all have left."""
         return self.goodput(self.last + _AROUND, self.end - self.bin)
@@ -95,9 +99,9 @@ class Report(Judged, msgspec.Struct):
     trials: list[Trial] = []
     checks: list[Check] = []
 
-    def of(self, way: Way, flows: int) -> Trial:
-        """The trial of so many flows."""
-        return next(one for one in self.trials if (one.way, one.flows) == (way, flows))
+    def of(self, way: Way, flows: int) -> list[Trial]:
+        """The trials of so many flows, turn by turn."""
+        return [one for one in self.trials if (one.way, one.flows) == (way, flows)]
 
 
 def around(gaps: dict[int, float], left: float, size: float) -> float:
@@ -109,21 +113,31 @@ def around(gaps: dict[int, float], left: float, size: float) -> float:
 
 
 def checks(report: Report, flows: int) -> list[Check]:
-    """What must hold of so many flows."""
+    """What must hold of so many flows: of every turn, but for goodput, which is a median."""
     removed, direct = report.of(Way.REMOVED, flows), report.of(Way.DIRECT, flows)
-    after, without = removed.after(), direct.goodput(0.1, direct.end - direct.bin)
-    busy = removed.packets(0.0, removed.first)
-    silent = removed.packets(removed.last + 4 * _AROUND, removed.end)
+    wanted = flows * len(removed)
+    right, left = sum(one.right for one in removed), sum(len(one.left) for one in removed)
+    rest = sum(one.rest for one in removed)
+    busy = min(one.packets(0.0, one.first) for one in removed)
+    silent = max(one.packets(one.last + 4 * _AROUND, one.end) for one in removed)
+    longest, by_itself = (max(one.longest for one in trials) for trials in (removed, direct))
+    shares = [
+        with_removal.after() / without.throughout()
+        for with_removal, without in zip(removed, direct, strict=True)
+    ]
+    after = statistics.median(one.after() for one in removed)
+    without = statistics.median(one.throughout() for one in direct)
+    share = statistics.median(shares)
     return [
         Check(
             "All bytes are the right ones",
-            removed.right == flows,
-            f"{removed.right} of {flows} flows, {sum(removed.bytes) / 1e9:.2f} GB",
+            right == wanted,
+            f"{right} of {wanted} flows, {sum(sum(one.bytes) for one in removed) / 1e9:.2f} GB",
         ),
         Check(
             "Squid has left every session, and its host all chains",
-            len(removed.left) == flows and removed.rest == 0,
-            f"{len(removed.left)} of {flows}; {removed.rest} sessions at its host",
+            left == wanted and rest == 0,
+            f"{left} of {wanted}; {rest} sessions at its host",
         ),
         Check(
             "Its host's packet counters stop",
@@ -133,14 +147,14 @@ def checks(report: Report, flows: int) -> list[Check]:
         Check(
             f"No download stalls for more than {_STALL * 1e3:.0f} ms when its session is left,"
             " or than one does by itself",
-            removed.longest <= max(_STALL, direct.longest),
-            f"at most {removed.longest * 1e3:.1f} ms without a byte; without a proxy"
-            f" {direct.longest * 1e3:.1f} ms at times",
+            longest <= max(_STALL, by_itself),
+            f"at most {longest * 1e3:.1f} ms without a byte; without a proxy"
+            f" {by_itself * 1e3:.1f} ms at times",
         ),
         Check(
             f"Afterwards goodput is at least {_SHARE:.0%} of that without a proxy",
-            after >= _SHARE * without,
-            f"{after * 8e-9:.2f} Gbit/s, without a proxy {without * 8e-9:.2f}"
-            f" ({after / without:.1%})",
+            share >= _SHARE,
+            f"{after * 8e-9:.2f} Gbit/s, without a proxy {without * 8e-9:.2f}; by turns"
+            f" {share:.1%} ({', '.join(f'{one:.0%}' for one in sorted(shares))})",
         ),
     ]
