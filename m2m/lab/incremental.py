@@ -131,7 +131,9 @@ class _Stage:
     async def unserved(self) -> None:
         """A server without agent and gateway."""
         demo_report.heading(self._console, f"Nobody stands for {OLD}: fail= decides")
-        closed, _ = await self._fetch(UE, OLD, CHAIN, patience=3)
+        # No longer than until that is decided: agents ask a silent one again after ten seconds,
+        # whatever machine they are on.
+        closed, _ = await self._fetch(UE, OLD, CHAIN, patience=2)
         again, _ = await self._fetch(UE, OLD, OPEN)
         counted = (await self._lab.stats(UE)).setups.get("no agent", 0)
         self.check(
