@@ -14,7 +14,7 @@ from m2m.datapath._core import RuleTable
 from m2m.policy.choose import ChainError, resolve
 from m2m.policy.gateways import between, gateway_of
 from m2m.policy.parts import Part, parts_of
-from m2m.policy.rules import EMPTY, Kind, Policy, PolicySet
+from m2m.policy.rules import EMPTY, Kind, NfType, Policy, PolicySet
 from m2m.protocol.devices import has_moved
 from m2m.protocol.flow import Address, Flow, format_address
 from m2m.protocol.session import Session
@@ -137,15 +137,17 @@ class Chains:
         hops = [Hop(one.address, _POSITIONS[one.kind], one.nf_type) for one in (*chain, *proxies)]
         return tuple(hops) if proxies else (*hops, Hop(end, Position.SERVER))
 
-    def going_on(self, policy: Policy, came: SessionView, flow: Flow) -> tuple[Hop, ...]:
-        """The hops by which a session that *came* to a proxy here is to go on as *flow*, under
-        *policy*. Raises :exc:`ChainError`."""
+    def proxy_of(self, policy: Policy, came: SessionView) -> NfType:
+        """The proxy here that a session *came* to and is to go on from, under *policy*.
+
+        Raises :exc:`ChainError`.
+        """
         assert came.left is not None
         own = came.left.dst
         for nf in self.policy.nfs:
             runs_here = any(one.address == own for one in nf.instances)
             if nf.kind is Kind.PROXY and nf.name in policy.chain and runs_here:
-                return self.hops(policy, flow, nf.name)
+                return nf
         raise ChainError(
             f"{came.supersession}: the policy names no proxy at {format_address(own)} (any more)"
         )

@@ -22,7 +22,7 @@ from m2m.agent.turn import Turn
 from m2m.agent.watch import NoRoute
 from m2m.datapath import Datapath, Verdict
 from m2m.policy.choose import ChainError
-from m2m.policy.rules import Fail
+from m2m.policy.rules import Fail, Shows
 from m2m.protocol.commands import Refuse, Steer
 from m2m.protocol.events import Event, Opened, Route
 from m2m.protocol.flow import Address, Flow, format_address
@@ -129,11 +129,12 @@ class Openings:
         if policy is None or not policy.chain:
             return Outcome(Fate.PASSED, "no policy is about it")
         fail_open = policy.fail is Fail.OPEN
-        name = came.supersession._replace(dst=outgoing.dst, dport=outgoing.dport)
         waiting = self._halves[outgoing] = _Waiting()
         self._since[outgoing] = perf_counter()
         try:
-            hops = chains.going_on(policy, came.view, name)
+            proxy = chains.proxy_of(policy, came.view)
+            name, local = _names(came.supersession, outgoing, proxy.shows)
+            hops = chains.hops(policy, name, proxy.name)
             route = self._route_to(hops[0].address) if hops else None
         except (ChainError, NoRoute) as error:
             await self.refuse(Refuse(outgoing, fail_open, str(error), None))
@@ -141,8 +142,7 @@ class Openings:
         if route is None:
             del self._halves[outgoing], self._since[outgoing]
             return Outcome(Fate.PASSED, "it ends here")
-        local: Flow | None = outgoing
-        if await self._is_in_use(name, outgoing):
+        if local is not None and await self._is_in_use(name, outgoing):
             self._journal.counts["named after the proxy"] += 1
             name, local = outgoing, None
         chains.loads.begins(name, hops[:-1])
@@ -198,3 +198,11 @@ class Openings:
         who = "" if blame is None else f" (at {format_address(blame)})"
         _log.warning("session refused", flow=str(flow), packets=fate, why=why + who)
         self._journal.tell(EventKind.REFUSED, f"{why}{who}; its packets are {fate}", None, flow)
+
+
+def _names(came: Flow, outgoing: Flow, shows: Shows) -> tuple[Flow, Flow | None]:
+    """What the half by which a session that *came* to a proxy goes on is called behind it, and
+    what its socket has, if that is something else."""
+    if shows is Shows.PROXY:
+        return outgoing, None
+    return came._replace(dst=outgoing.dst, dport=outgoing.dport), outgoing

@@ -63,7 +63,7 @@ def compile_policy(policy: PolicyFile, generation: int = 0, max_rows: int = MAX_
     nfs = tuple(
         NfType(
             nf.name, nf.kind, nf.choose, tuple(Instance(i.name, i.address) for i in nf.instances),
-            nf.port,
+            nf.port, nf.shows,
         )
         for nf in policy.nfs
     )  # fmt: skip

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 from lark import Lark, Token
 from lark.exceptions import UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
-from m2m.policy.rules import ALLOWED, Asker, ChangeMode, Choose, Fail, Kind, Live
+from m2m.policy.rules import ALLOWED, Asker, ChangeMode, Choose, Fail, Kind, Live, Shows
 from m2m.policy.source import Place, PolicyError, Source, shown
 from m2m.policy.syntax import (
     And,
@@ -60,6 +60,7 @@ _TERMINALS = {
     "_SERVES": "'serves'",
     "_MATCH": "'match'",
     "_PORT": "'port'",
+    "_SHOWS": "'shows'",
     "_CHOOSE": "'choose'",
     "FAIL": "'fail'",
     "CHANGE": "'change'",
@@ -244,7 +245,7 @@ class _Reader:
         return low, high
 
     def _nf(self, tree: _Node) -> NfDecl:
-        name, kind, port, choice, *rest = tree.children
+        name, kind, port, shown_as, choice, *rest = tree.children
         place = _place(name)
         self._name(name, _NF_NAME, "an NF type", 15)
         instances: dict[str, InstanceDecl] = {}
@@ -282,6 +283,7 @@ class _Reader:
             tuple(instances.values()),
             place,
             self._port(named, port, place),
+            self._shows(named, shown_as),
         )
 
     def _port(self, kind: Kind, token: Token | None, place: Place) -> int:
@@ -309,6 +311,19 @@ class _Reader:
         if low != high or not low:
             raise self._error(_place(token), "one port from 1 to 65535", shown(token))
         return low
+
+    def _shows(self, kind: Kind, token: Token | None) -> Shows:
+        """What is seen behind a proxy; behind others it is the session itself."""
+        if token is None:
+            return Shows.CLIENT
+        if kind is not Kind.PROXY:
+            raise self._error(
+                _place(token),
+                "shows= of proxies alone",
+                f"that of one that is {kind}",
+                "behind it sessions are what they were: leave shows= out",
+            )
+        return self._word(Shows, token, "whose connections are seen behind a proxy")
 
     def _instance(self, tree: _Node) -> InstanceDecl:
         name, address = tree.children

@@ -28,6 +28,13 @@ class Choose(StrEnum):
     AGENT = "agent"  # left to the client's agent: it avoids instances that did not answer
 
 
+class Shows(StrEnum):
+    """Whose connections hosts behind a proxy, and the server, see."""
+
+    CLIENT = "client"  # those of the session's client
+    PROXY = "proxy"  # the proxy's own
+
+
 class Fail(StrEnum):
     """What becomes of a matching session whose chain cannot be set up."""
 
@@ -78,6 +85,7 @@ class NfType(msgspec.Struct, frozen=True):
     choose: Choose
     instances: tuple[Instance, ...]
     port: int = 0  # a proxy: where it listens
+    shows: Shows = Shows.CLIENT  # a proxy: what is seen behind it
 
 
 class Network(msgspec.Struct, frozen=True):

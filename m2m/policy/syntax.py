@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-from m2m.policy.rules import Asker, ChangeMode, Choose, Fail, Kind, Live
+from m2m.policy.rules import Asker, ChangeMode, Choose, Fail, Kind, Live, Shows
 from m2m.policy.source import Place, Source
 from m2m.protocol.flow import Address, Flow, Proto, format_address
 
@@ -111,7 +111,7 @@ class InstanceDecl(NamedTuple):
 
 
 class NfDecl(NamedTuple):
-    """``nf name kind [port=...] [choose=...] { ... }``."""
+    """``nf name kind [port=...] [shows=...] [choose=...] { ... }``."""
 
     name: str
     kind: Kind
@@ -119,6 +119,7 @@ class NfDecl(NamedTuple):
     instances: tuple[InstanceDecl, ...]
     place: Place
     port: int = 0  # a proxy: where it listens
+    shows: Shows = Shows.CLIENT  # a proxy: what is seen behind it
 
 
 class Step(NamedTuple):

@@ -147,10 +147,12 @@ async def proxy(host: LiveHost, log: Path) -> AsyncIterator[None]:
             await process.wait()
 
 
-@pytest.fixture
-async def proxied(netns: NamespaceFactory, tmp_path: Path) -> AsyncIterator[Proxied]:
+@asynccontextmanager
+async def chain_with_proxy(
+    netns: NamespaceFactory, tmp_path: Path, policy: str = POLICY
+) -> AsyncIterator[Proxied]:
     async with live_chain(
-        netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=POLICY
+        netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=policy
     ) as chain:
         log = tmp_path / "proxy.log"
         async with proxy(chain.hosts["cache"], log), trio.open_nursery() as nursery:
@@ -161,11 +163,28 @@ async def proxied(netns: NamespaceFactory, tmp_path: Path) -> AsyncIterator[Prox
             nursery.cancel_scope.cancel()
 
 
+@pytest.fixture
+async def proxied(netns: NamespaceFactory, tmp_path: Path) -> AsyncIterator[Proxied]:
+    async with chain_with_proxy(netns, tmp_path) as made:
+        yield made
+
+
+def count_behind(proxied: Proxied) -> None:
+    behind = proxied.chain.hosts["filter"]
+    behind.namespace.run("sh", "-c", f"nft -f - <<'END'{COUNTERS}END")
+
+
+def counted_behind(proxied: Proxied) -> dict[str, int]:
+    """What the filter behind the proxy has seen, of packets that name the client, and others."""
+    listed = proxied.chain.hosts["filter"].namespace.run("nft", "list", "counters").stdout
+    parts = listed.split("counter ")[1:]
+    return {part.split()[0]: int(part.split("packets ")[1].split()[0]) for part in parts}
+
+
 async def test_many_at_once_are_all_told_apart(proxied: Proxied) -> None:
     """I3, I9: the server sees each client, so does what is behind the proxy; hits stay hits."""
     chain, count = proxied.chain, 50 if SLOWNESS == 1 else 10
-    behind = chain.hosts["filter"]
-    behind.namespace.run("sh", "-c", f"nft -f - <<'END'{COUNTERS}END")
+    count_behind(proxied)
     seen: dict[str, str] = {}
 
     async def one(number: int) -> None:
@@ -185,8 +204,7 @@ async def test_many_at_once_are_all_told_apart(proxied: Proxied) -> None:
     assert {mine for mine, its in seen.items() if its != mine} == set()
     assert [line["answer"] for line in proxied.told("connecting")] == [["READY", ""]] * len(seen)
     assert {line["found"][0] for line in proxied.told("accepted")} == {"FOUND"}
-    counters = behind.namespace.run("nft", "list", "counters").stdout.split("counter ")
-    packets = {part.split()[0]: int(part.split("packets ")[1].split()[0]) for part in counters[1:]}
+    packets = counted_behind(proxied)
     assert packets["named"] >= 6 * len(seen)
     assert packets["other"] == 0
     await proxied.until_empty()
@@ -238,6 +256,19 @@ async def test_a_connection_after_the_other_and_one_that_fails(proxied: Proxied)
     for client in (first, second):
         await client.close()
     await proxied.until_empty()
+
+
+async def test_a_proxy_shows_its_own_connections(netns: NamespaceFactory, tmp_path: Path) -> None:
+    """The server sees the proxy, by way of the rest of the chain, where the policy says so."""
+    policy = POLICY.replace(f"port={LISTENS}", f"port={LISTENS} shows=proxy")
+    async with chain_with_proxy(netns, tmp_path, policy) as proxied:
+        count_behind(proxied)
+        client = await proxied.connect(CLOSED)
+        assert (await client.ask("GET one")).startswith("one 10.9.5.2:")
+        packets = counted_behind(proxied)
+        assert (packets["named"], packets["other"] > 0) == (0, True)
+        await client.close()
+        await proxied.until_empty()
 
 
 async def test_agents_that_are_away(proxied: Proxied) -> None:

@@ -31,9 +31,9 @@ match(dstport={OPEN} & proto=tcp) >> {{firewall -> cache -> ids}} fail=open
 
 
 class ProxyChain(Wire):
-    """All know :data:`POLICY`; :meth:`come` opens a session, :meth:`go_on` is the proxy."""
+    """All know one policy; :meth:`come` opens a session, :meth:`go_on` is the proxy."""
 
-    async def start(self) -> None:
+    async def start(self, policy: str) -> None:
         self.client = self.host(CLIENT, Role.CLIENT)
         self.firewall = self.host(FIREWALL, Role.MIDDLEBOX)
         self.proxy = self.host(PROXY, Role.MIDDLEBOX)
@@ -41,7 +41,7 @@ class ProxyChain(Wire):
         self.server = self.host(SERVER, Role.SERVER)
         self.proxies = Proxies(self.proxy.sessions)
         for host in self.all:
-            await host.sessions.load_policy(policy_set(POLICY))
+            await host.sessions.load_policy(policy_set(policy))
         await wait_all_tasks_blocked()
 
     @property
@@ -81,10 +81,10 @@ class ProxyChain(Wire):
 
 
 @asynccontextmanager
-async def proxying() -> AsyncIterator[ProxyChain]:
+async def proxying(policy: str = POLICY) -> AsyncIterator[ProxyChain]:
     """A fresh chain that ends with the block."""
     async with trio.open_nursery() as nursery:
         chain = ProxyChain(nursery)
-        await chain.start()
+        await chain.start(policy)
         yield chain
         nursery.cancel_scope.cancel()

@@ -130,6 +130,18 @@ async def test_two_at_once_cannot_have_one_name(autojump_clock: MockClock) -> No
         assert chain.proxy.journal.counts["named after the proxy"] == 1
 
 
+async def test_a_proxy_can_show_its_own_connections(autojump_clock: MockClock) -> None:
+    async with proxying(POLICY.replace("port=3129", "port=3129 shows=proxy")) as chain:
+        came = await chain.come()
+        for port in (50001, 50002):
+            outgoing = chain.outgoing(port)
+            assert await chain.go_on(came, outgoing) == STEERED
+            await wait_all_tasks_blocked()
+            assert chain.opens(outgoing) == (chain.server, outgoing)
+        assert chain.halves(chain.ids) == 2
+        assert chain.proxy.journal.counts["named after the proxy"] == 0
+
+
 async def test_a_balancer_goes_on_to_another_server(autojump_clock: MockClock) -> None:
     async with proxying() as chain:
         backend = chain.host("10.0.0.7", Role.SERVER)

@@ -9,7 +9,7 @@ from m2m.policy.compile import compile_policy
 from m2m.policy.explain import explain
 from m2m.policy.language import PolicyError, parse, parse_source
 from m2m.policy.parts import Part, parts_of
-from m2m.policy.rules import Choose, Fail, Kind, Policy, PolicySet
+from m2m.policy.rules import Choose, Fail, Kind, Policy, PolicySet, Shows
 from m2m.policy.source import Source
 from m2m.protocol.flow import Flow, parse_address
 
@@ -35,6 +35,12 @@ def test_what_a_proxy_is() -> None:
     assert (cache.kind, cache.port, cache.choose) == (Kind.PROXY, 3129, Choose.HASH)
     assert (balance.port, balance.choose) == (8000, Choose.AGENT)
     assert ids.port == 0
+
+
+def test_what_is_seen_behind_a_proxy() -> None:
+    nf = "nf cache proxy port=3129 {}choose=agent {{ c1 = 10.0.3.2 }}"
+    shown = [compiled("", nf.format(word)).nfs[0].shows for word in ("", "shows=proxy ")]
+    assert shown == [Shows.CLIENT, Shows.PROXY]
 
 
 def test_a_chain_is_cut_behind_each_proxy() -> None:
