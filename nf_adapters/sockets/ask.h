@@ -4,8 +4,8 @@
  * threads do not wait for each other; connections are kept for later questions.
  *
  * An agent that is away costs a failed connect(). One that does not answer costs M2M_SAY_PATIENCE_MS;
- * if the next question is not answered either, it is left alone for a second, then for two, and
- * so on up to a minute.
+ * if a question that is put after that is not answered either, it is left alone for a second, then for
+ * two, and so on up to a minute. Questions that wait at the same time are one silence, not many.
  */
 #ifndef M2M_SOCKETS_ASK_H
 #define M2M_SOCKETS_ASK_H
@@ -43,7 +43,8 @@ static struct {
 	struct m2m_line kept[M2M_ASK_KEPT];
 	unsigned int count;
 	uint32_t number;
-	unsigned int silences; /* questions that were not answered, since the last that was */
+	unsigned int silences; /* one after the other, since the last answer */
+	int64_t silent_since;  /* ms; when the last one was noticed */
 	int64_t silent_until;  /* ms */
 } m2m_agent; /* under the lock, but for the path, which does not change */
 
@@ -219,13 +220,15 @@ static inline int m2m_ask_on(struct m2m_line *used, struct m2m_say *say, const i
 	struct m2m_line line;
 	sigset_t before;
 	int kept, left_alone;
+	int64_t began;
 
 	if (!m2m_agent.path.sun_family)
 		return 0;
 	m2m_enter(&before);
 	say->magic = M2M_SAY_MAGIC;
 	say->number = ++m2m_agent.number;
-	left_alone = m2m_agent.silent_until && m2m_now() < m2m_agent.silent_until;
+	began = m2m_now();
+	left_alone = m2m_agent.silent_until && began < m2m_agent.silent_until;
 	m2m_leave(&before);
 	if (left_alone)
 		return 0;
@@ -245,10 +248,13 @@ static inline int m2m_ask_on(struct m2m_line *used, struct m2m_say *say, const i
 	if (heard == M2M_HEARD) {
 		m2m_agent.silences = 0;
 		m2m_agent.silent_until = 0;
-	} else if (heard == M2M_SILENT && m2m_agent.silences++) {
-		unsigned int pause = 1000u << (m2m_agent.silences > 8 ? 6 : m2m_agent.silences - 2);
+	} else if (heard == M2M_SILENT && began >= m2m_agent.silent_since) {
+		m2m_agent.silent_since = m2m_now();
+		if (m2m_agent.silences++) {
+			unsigned int doubled = m2m_agent.silences > 8 ? 6 : m2m_agent.silences - 2;
 
-		m2m_agent.silent_until = m2m_now() + pause;
+			m2m_agent.silent_until = m2m_agent.silent_since + (1000u << doubled);
+		}
 	}
 	m2m_leave(&before);
 	return heard == M2M_HEARD;
