@@ -34,8 +34,7 @@ from m2m.protocol.wire import MAX_CHAIN, Message, PathRep, PathReq
 
 __all__ = ["Paths", "directions", "halves", "position_name"]
 
-_PATIENCE = 0.25  # s to wait for a hop's answer, each time
-_TRIES = 3
+_PATIENCE = (0.25, 0.5, 1.0)  # s to wait for a hop's answer, try by try: it may be busy
 _WALKS = 4  # of a path that a change is just altering
 _HALVES = 8  # shown on either side of a path
 _BETWEEN = 0.05  # s from one to the next: by then the change is further on
@@ -220,9 +219,9 @@ class Paths:
         if question is None:  # else somebody asks already: wait for the same answer
             question = self._questions[key] = _Question()
         try:
-            for _ in range(_TRIES):
+            for patience in _PATIENCE:
                 self._send(peer, PathReq(session), None)
-                with trio.move_on_after(_PATIENCE):
+                with trio.move_on_after(patience):
                     await question.answered.wait()
                     break
             return question.answer

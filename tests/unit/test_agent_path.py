@@ -56,7 +56,7 @@ async def test_a_silent_hop_ends_the_walk_in_bounded_time(autojump_clock: MockCl
         chain.kill(chain.ids)
         start = trio.current_time()
         path = await chain.client.paths.path(session)
-        assert trio.current_time() - start < 1
+        assert trio.current_time() - start < 2
         assert not path.complete
         assert path.problem == f"{IDS} does not answer"
         assert [hop.state for hop in path.hops] == [
