@@ -278,6 +278,8 @@ class Departure:
                 passed = [row.counters.max_seq for row in rows[:2]]
                 if not ends.at_rest or passed != [ends.left.receives, ends.right.receives]:
                     return False
+                if trio.current_time() > self._until + _LATE:  # the proxy may have gone on
+                    raise Stays("it took too long")
                 try:
                     splice = splice_ends(ends, self._left, self._right)
                     came_right, came_left, sent_left, sent_right = (

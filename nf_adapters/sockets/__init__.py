@@ -10,6 +10,8 @@ preload.c               the library that is loaded into those that do not (``lib
 ``library``             where that is, and whether a program gets it
 ask.h                   asking the agent, for both
 table.h, stitch.h       which socket of a process continues which
+leave.h, counts.h       leaving a session in the stead of a program, by the kernel's own counts
+relay.h, http.h         when: what a program reads and writes at both connections
 ======================  ============================================================================
 """
 

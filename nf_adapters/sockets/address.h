@@ -19,7 +19,9 @@
 #endif
 
 #define M2M_ORIGINAL_DST 80     /* SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST, of netfilter */
-#define M2M_TCP_BYTES_ACKED 120 /* offset of tcpi_bytes_acked in the kernel's struct tcp_info */
+/* Offsets of tcpi_bytes_acked and tcpi_bytes_received in the kernel's struct tcp_info. */
+#define M2M_TCP_BYTES_ACKED 120
+#define M2M_TCP_BYTES_RECEIVED 128
 
 union m2m_sockaddr {
 	struct sockaddr any;
@@ -187,10 +189,10 @@ static inline int m2m_bind_outgoing(int fd, struct m2m_flow *flow)
 	       m2m_address_read(&from.any, length, flow->src, &flow->sport);
 }
 
-/* The C library's struct tcp_info ends before tcpi_bytes_acked. */
+/* The C library's struct tcp_info ends before these two. */
 union m2m_tcp_info {
 	struct tcp_info known;
-	uint64_t number[16];
+	uint64_t number[M2M_TCP_BYTES_RECEIVED / 8 + 1];
 };
 
 static inline int m2m_tcp_info(int fd, union m2m_tcp_info *info)

@@ -198,7 +198,7 @@ static inline enum m2m_heard m2m_line_ask(const struct m2m_line *line, const str
 			return M2M_SILENT;
 		if (poll(&ready, 1, (int)left) < 0 && errno != EINTR)
 			return M2M_BROKEN;
-		got = recv(line->fd, answer, sizeof(*answer), MSG_DONTWAIT);
+		got = m2m_libc(recv)(line->fd, answer, sizeof(*answer), MSG_DONTWAIT);
 		if (got < 0 && (errno == EAGAIN || errno == EINTR))
 			continue;
 		if (got != sizeof(*answer) || answer->magic != M2M_SAY_MAGIC ||

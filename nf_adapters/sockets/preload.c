@@ -23,6 +23,9 @@ static struct {
 	int (*close)(int);
 	ssize_t (*read)(int, void *, size_t);
 	ssize_t (*write)(int, const void *, size_t);
+	ssize_t (*recv)(int, void *, size_t, int);
+	ssize_t (*send)(int, const void *, size_t, int);
+	int (*shutdown)(int, int);
 	int (*close_range)(unsigned int, unsigned int, int);
 	void (*closefrom)(int);
 	int (*dup)(int);
@@ -48,6 +51,9 @@ static void m2m_find_all(void)
 	FIND(getsockopt);
 	FIND(read);
 	FIND(write);
+	FIND(recv);
+	FIND(send);
+	FIND(shutdown);
 	FIND(close_range); /* these two came with glibc 2.34 */
 	FIND(closefrom);
 	FIND(dup);
@@ -170,14 +176,35 @@ M2M_HOOK ssize_t read(int fd, void *buffer, size_t size)
 {
 	if (!m2m_is_relayed(fd))
 		return m2m_real.read(fd, buffer, size);
-	return m2m_relayed_read(fd, buffer, size, m2m_real.read);
+	return m2m_relayed_read(fd, buffer, size, M2M_NO_FLAGS);
 }
 
 M2M_HOOK ssize_t write(int fd, const void *buffer, size_t size)
 {
 	if (!m2m_is_relayed(fd))
 		return m2m_real.write(fd, buffer, size);
-	return m2m_relayed_write(fd, buffer, size, m2m_real.write);
+	return m2m_relayed_write(fd, buffer, size, M2M_NO_FLAGS);
+}
+
+M2M_HOOK ssize_t recv(int fd, void *buffer, size_t size, int flags)
+{
+	if (!m2m_is_relayed(fd))
+		return m2m_real.recv(fd, buffer, size, flags);
+	return m2m_relayed_read(fd, buffer, size, flags);
+}
+
+M2M_HOOK ssize_t send(int fd, const void *buffer, size_t size, int flags)
+{
+	if (!m2m_is_relayed(fd))
+		return m2m_real.send(fd, buffer, size, flags);
+	return m2m_relayed_write(fd, buffer, size, flags);
+}
+
+M2M_HOOK int shutdown(int fd, int how)
+{
+	if (!m2m_is_relayed(fd))
+		return m2m_real.shutdown(fd, how);
+	return m2m_relayed_shutdown(fd, how);
 }
 
 /* Those of a range of descriptors that are known of. */

@@ -106,11 +106,16 @@ static inline int m2m_socket_is_used(const struct m2m_socket *socket)
 	return socket->descriptors || socket->outgoing;
 }
 
-static inline void m2m_socket_free(struct m2m_socket *socket)
+static inline void m2m_relay_drop(struct m2m_socket *socket)
 {
 	if (socket->relay)
 		m2m_relay_gone(socket->relay);
 	socket->relay = NULL;
+}
+
+static inline void m2m_socket_free(struct m2m_socket *socket)
+{
+	m2m_relay_drop(socket);
 	socket->cookie = 0;
 	socket->next = m2m_table.unused;
 	m2m_table.unused = socket;
@@ -139,6 +144,8 @@ static inline void m2m_table_drop(int fd)
 		return;
 	m2m_table_set(fd, NULL);
 	socket->descriptors--;
+	if (!socket->descriptors)
+		m2m_relay_drop(socket); /* its record may be kept, for its token */
 	m2m_socket_release(socket);
 }
 

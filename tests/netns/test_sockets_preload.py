@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import textwrap
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -389,3 +391,134 @@ async def test_a_program_says_itself_what_it_continues(
         assert second.flow == Flow.of(6, *name, SERVER, PORT)
         assert second.session == 1
         here.close()
+
+
+LEAVES = {"M2M_SOCKETS_LEAVE": "10", "M2M_SOCKETS_TUNNEL": "1"}
+COPIES = """\
+def copy(one, other, size):
+    while size:
+        data = one.recv(size)
+        other.sendall(data)
+        size -= len(data)
+sock, _ = listener.accept()
+out = socket.create_connection(original(sock))
+"""
+
+
+def kinds(peer: Agent) -> list[Kind]:
+    return [said.kind for said in peer.heard if said.kind in (Kind.LEAVE, Kind.PASSED)]
+
+
+async def test_a_program_that_copies_leaves_when_it_has_passed_all_on(
+    place: Namespace, peer: Agent, server: socket.socket
+) -> None:
+    """It is asked again when there was more, stays until twice as much has passed, and leaves."""
+    answers = iter([Kind.MORE, Kind.STAYS, Kind.LEFT])
+    peer.answer = lambda said: (
+        said._replace(kind=next(answers)) if said.kind is Kind.PASSED else peer.usual(said)
+    )
+    text = """
+    copy(sock, out, 9)
+    tell("nine")
+    first = out.recv(3)
+    sock.sendall(first[:1])
+    tell("ten")
+    sock.sendall(first[1:])
+    tell("twelve")
+    copy(out, sock, 2)
+    copy(sock, out, 9)
+    tell("twenty-three")
+    copy(sock, out, 5)
+    tell("twenty-eight")
+    signal.pause()
+    """
+    async with running(place, peer.path, COPIES + textwrap.dedent(text), **LEAVES) as program:
+        here = await client(place)
+        there, _ = await trio.to_thread.run_sync(server.accept)
+        here.sendall(b"x" * 9)
+        assert await program.told() == ["nine"]
+        assert kinds(peer) == []
+        there.sendall(b"yyy")
+        assert await program.told() == ["ten"]
+        assert kinds(peer) == [Kind.LEAVE]
+        assert await program.told() == ["twelve"]
+        await peer.until(Kind.PASSED)
+        there.sendall(b"zz")
+        await peer.until(Kind.PASSED, 2)
+        here.sendall(b"x" * 9)
+        assert await program.told() == ["twenty-three"]
+        assert kinds(peer) == [Kind.LEAVE, Kind.PASSED, Kind.PASSED]
+        here.sendall(b"x" * 5)
+        assert await program.told() == ["twenty-eight"]
+        await peer.until(Kind.LEAVE, 2)
+        here.close()
+        there.close()
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_what_comes_while_it_waits_is_not_touched(
+    place: Namespace, peer: Agent, server: socket.socket, blocking: bool
+) -> None:
+    """Before the answer the agent might make one connection of both: the call waits for it."""
+    peer.waits_for[Kind.PASSED] = trio.Event()
+    peer.answer = lambda said: (
+        said._replace(kind=Kind.MORE) if said.kind is Kind.PASSED else peer.usual(said)
+    )
+    text = f"""
+    copy(sock, out, 10)
+    sock.setblocking({blocking})
+    out.setblocking({blocking})
+    try:
+        tell("nothing", sock.recv(1, socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        tell("waits")
+    if not {blocking}:
+        select.select([out], [], [])
+    tell(out.recv(10).decode(), time.monotonic())
+    """
+    async with running(place, peer.path, COPIES + textwrap.dedent(text), **LEAVES) as program:
+        here = await client(place)
+        there, _ = await trio.to_thread.run_sync(server.accept)
+        here.sendall(b"x" * 10)
+        assert await program.told() == ["waits"]
+        await peer.until(Kind.PASSED)
+        there.sendall(b"more")
+        answered = time.monotonic()
+        peer.waits_for[Kind.PASSED].set()
+        said, when = await program.told()
+        assert said == "more"
+        assert when >= answered
+        here.close()
+        there.close()
+
+
+@pytest.mark.parametrize(
+    "unseen",
+    [
+        "out.sendmsg([sock.recv(10)])",
+        "out.sendall(sock.recvmsg(10)[0])",
+        "out.sendall(sock.recv(10) + b'more')",
+    ],
+)
+async def test_a_program_of_which_not_all_is_seen_stays(
+    place: Namespace, peer: Agent, server: socket.socket, unseen: str
+) -> None:
+    """By other calls it may have bytes in hand that nobody knows of; or it does not only copy."""
+    text = f"""
+    {unseen}
+    out.sendall(b"z" * 20)
+    tell("written")
+    copy(out, sock, 20)
+    tell("copied")
+    signal.pause()
+    """
+    async with running(place, peer.path, COPIES + textwrap.dedent(text), **LEAVES) as program:
+        here = await client(place)
+        there, _ = await trio.to_thread.run_sync(server.accept)
+        here.sendall(b"x" * 10)
+        assert await program.told() == ["written"]
+        there.sendall(b"y" * 20)
+        assert await program.told() == ["copied"]
+        assert Kind.PASSED not in kinds(peer)
+        here.close()
+        there.close()

@@ -22,6 +22,13 @@ from tests.support.namespaces import Namespace, NamespaceFactory
 
 Answer = Callable[[Message], Message | None]
 
+_USUAL = {
+    Kind.CONNECTING: Kind.READY,
+    Kind.REVOKED: Kind.GONE,
+    Kind.LEAVE: Kind.LEAVING,
+    Kind.PASSED: Kind.LEFT,
+}
+
 CLIENT, PROXY, SERVER = "10.7.0.1", "10.7.0.2", "10.7.0.3"
 PORT, PORT_OF_PROXY = 80, 3128
 
@@ -67,6 +74,7 @@ class Agent:
         self.heard: list[Message] = []
         self.lines = 0  # connections that there have been
         self.answer: Answer = self.usual
+        self.waits_for: dict[Kind, trio.Event] = {}  # before it answers
         self.sessions: dict[Flow, int] = {}
         self._changed = trio.Event()
 
@@ -75,8 +83,7 @@ class Agent:
             assert asked.flow is not None
             session = self.sessions.setdefault(asked.flow, len(self.sessions) + 1)
             return Message(Kind.FOUND, asked.number, session, asked.flow)
-        kind = Kind.READY if asked.kind is Kind.CONNECTING else Kind.GONE
-        return asked._replace(kind=kind)
+        return asked._replace(kind=_USUAL[asked.kind])
 
     def of(self, kind: Kind) -> list[Message]:
         """What was said of this kind."""
@@ -103,6 +110,8 @@ class Agent:
                     self.heard.append(asked)
                     self._changed.set()
                     self._changed = trio.Event()
+                    if asked.kind in self.waits_for:
+                        await self.waits_for[asked.kind].wait()
                     answer = self.answer(asked)
                     if answer is not None:
                         await line.send(encode(answer))
