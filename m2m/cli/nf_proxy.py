@@ -19,6 +19,8 @@ __all__ = ["doctor", "run"]
 
 def run(args: argparse.Namespace, command: Sequence[str]) -> int:
     """Become the program; returns only by raising."""
+    if args.tunnel and not args.leave:
+        raise M2MError("--tunnel says how a proxy leaves: add --leave OCTETS")
     verdict = examine(command[0])
     if verdict.served is False:
         raise LibraryError("; ".join(verdict.findings))
@@ -29,6 +31,7 @@ def run(args: argparse.Namespace, command: Sequence[str]) -> int:
         "M2M_SOCKETS": str(_socket(args)),
         **({"M2M_SOCKETS_LAST": "1"} if args.last_accept else {}),
         **({"M2M_SOCKETS_LEAVE": str(args.leave)} if args.leave else {}),
+        **({"M2M_SOCKETS_TUNNEL": "1"} if args.tunnel else {}),
     }
     try:
         os.execvpe(command[0], list(command), environment)

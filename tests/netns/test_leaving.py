@@ -6,13 +6,12 @@ The chain of :mod:`tests.support.chain` with two middleboxes more: ``cache`` run
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from tests.support.chain import LiveChain, LiveHost, live_chain
 from tests.support.leaving_program import TO_CLIENT, TO_SERVER
 from tests.support.live import PATIENCE
 from tests.support.namespaces import NamespaceFactory
+from tests.support.streams import both_ways, exactly, receive, send
 
 pytestmark = [
     pytest.mark.needs("netns", "bpffs", "nfqueue", "nft", "iptables"),
@@ -35,7 +35,6 @@ pytestmark = [
 PORT, LISTENS = 80, 3129
 AFTER = 200_000  # bytes of a session, after which the proxy leaves it
 SIZE = 20_000_000
-_ONCE = 1 << 18
 
 POLICY = f"""
 nf firewall inline {{ fw1 = 10.9.2.2 }}
@@ -109,42 +108,6 @@ async def proxied(netns: NamespaceFactory, tmp_path: Path) -> AsyncIterator[Prox
         log = tmp_path / "proxy.log"
         async with proxy(chain.hosts["cache"], log, AFTER):
             yield Proxied(chain, log)
-
-
-def stream(size: int, seed: bytes) -> Iterator[bytes]:
-    """So many bytes that are never the same twice."""
-    block = hashlib.shake_128(seed).digest(_ONCE)
-    for start in range(0, size, _ONCE):
-        yield (start.to_bytes(8, "big") + block[8:])[: size - start]
-
-
-async def send(to: trio.SocketStream, size: int, seed: bytes = b"") -> None:
-    for piece in stream(size, seed):
-        await to.send_all(piece)
-
-
-async def exactly(one: trio.SocketStream, size: int) -> bytes:
-    got = bytearray()
-    with trio.fail_after(PATIENCE):
-        while len(got) < size:
-            data = await one.receive_some(size - len(got))
-            assert data, f"it ended after {len(got)} of {size}"
-            got += data
-    return bytes(got)
-
-
-async def receive(one: trio.SocketStream, size: int, seed: bytes = b"") -> None:
-    """Take so many bytes, and see that they are the right ones."""
-    for piece in stream(size, seed):
-        assert await exactly(one, len(piece)) == piece
-
-
-async def both_ways(client: trio.SocketStream, server: trio.SocketStream, size: int) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send, server, size, b"down")
-        nursery.start_soon(receive, client, size, b"down")
-        nursery.start_soon(send, client, size, b"up")
-        nursery.start_soon(receive, server, size, b"up")
 
 
 def sockets(host: LiveHost) -> int:

@@ -7,6 +7,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tests.support.chain import LiveChain, live_chain
 from tests.support.live import PATIENCE
 from tests.support.namespaces import NamespaceFactory
 from tests.support.real_proxies import USER, Proxy, library_installed
+from tests.support.streams import both_ways
 
 pytestmark = [
     pytest.mark.needs("netns", "bpffs", "nfqueue", "nft", "iptables", "squid"),
@@ -32,6 +34,10 @@ nf cache proxy port={LISTENS} {{ cache1 = 10.9.5.2 }}
 nf ids tap {{ ids1 = 10.9.3.2 }}
 match(dstport={PORT} & proto=tcp) >> {{firewall -> cache -> ids}} allow={{operator, nf, policy}}
 """
+
+
+UPGRADE = b"GET / HTTP/1.1\r\nHost: 10.9.4.2\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+SWITCHES = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
 
 
 def block(number: int) -> bytes:
@@ -89,6 +95,15 @@ class Browser:
         return bytes(data)
 
 
+async def head_of(stream: trio.SocketStream) -> bytes:
+    """A header, of which nothing comes behind it yet."""
+    head = b""
+    with trio.fail_after(PATIENCE):
+        while not head.endswith(b"\r\n\r\n"):
+            head += await stream.receive_some()
+    return head
+
+
 @pytest.fixture
 async def chain(netns: NamespaceFactory) -> AsyncIterator[tuple[LiveChain, Path]]:
     folder = Path(tempfile.mkdtemp(prefix="m2m-proxies-"))  # workers of Squid must get there
@@ -107,12 +122,29 @@ async def browse(chain: LiveChain) -> Browser:
     return Browser(trio.SocketStream(here))
 
 
+@asynccontextmanager
+async def squid(live: LiveChain, home: Path, workers: int = 0) -> AsyncIterator[None]:
+    """It leaves sessions after :data:`AFTER` octets."""
+    cache = live.hosts["cache"]
+    proxy = Proxy(cache.namespace, home, cache.control, LISTENS, "--leave", str(AFTER))
+    with library_installed():
+        async with proxy.squid(workers):
+            yield
+
+
+async def until_left(live: LiveChain) -> None:
+    """The session has one half, and Squid's host is out of it."""
+    await live.hosts["cache"].until_empty()
+    (session,) = live.client.sessions()
+    path = await trio.to_thread.run_sync(live.fw.path, session.id)
+    assert path.complete
+    assert [hop.nf for hop in path.hops[1:-1]] == ["firewall/fw1", "ids/ids1"]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 async def test_in_the_middle_of_a_response(chain: tuple[LiveChain, Path], workers: int) -> None:
     live, home = chain
-    home.mkdir()
     cache, web = live.hosts["cache"], Web()
-    proxy = Proxy(cache.namespace, home, cache.control, LISTENS, AFTER)
 
     async def serve(listener: trio.socket.SocketType) -> None:
         async with trio.open_nursery() as conversations:
@@ -120,25 +152,40 @@ async def test_in_the_middle_of_a_response(chain: tuple[LiveChain, Path], worker
                 there, _ = await listener.accept()
                 conversations.start_soon(web.converse, trio.SocketStream(there))
 
-    with library_installed():
-        async with proxy.squid(workers), trio.open_nursery() as nursery:
-            nursery.start_soon(serve, await live.listen(PORT))
-            # What may be kept is, and Squid stays.
-            browser = await browse(live)
-            await browser.get("/5000000/max-age=1000")
-            (came, half) = cache.sessions()
-            assert {came.position, half.position} == {"proxy"}
-            # What may not is none of its business.
-            head = await browser.get(f"/{SIZE}/no-store")
-            assert b"squid" in head
-            await cache.until_empty()
-            (session,) = live.client.sessions()
-            path = await trio.to_thread.run_sync(live.fw.path, session.id)
-            assert path.complete
-            assert [hop.nf for hop in path.hops[1:-1]] == ["firewall/fw1", "ids/ids1"]
-            # The client goes on, with the server itself.
-            head = await browser.get("/1000000/no-store")
-            assert b"squid" not in head
-            await browser.stream.aclose()
-            nursery.cancel_scope.cancel()
+    async with squid(live, home, workers), trio.open_nursery() as nursery:
+        nursery.start_soon(serve, await live.listen(PORT))
+        # What may be kept is, and Squid stays.
+        browser = await browse(live)
+        await browser.get("/5000000/max-age=1000")
+        (came, half) = cache.sessions()
+        assert {came.position, half.position} == {"proxy"}
+        # What may not is none of its business.
+        head = await browser.get(f"/{SIZE}/no-store")
+        assert b"squid" in head
+        await until_left(live)
+        # The client goes on, with the server itself.
+        head = await browser.get("/1000000/no-store")
+        assert b"squid" not in head
+        await browser.stream.aclose()
+        nursery.cancel_scope.cancel()
+    await live.until_empty()
+
+
+async def test_a_connection_that_has_switched_protocols(chain: tuple[LiveChain, Path]) -> None:
+    """Behind 101 Squid is a tunnel, both ways."""
+    live, home = chain
+    async with squid(live, home):
+        with await live.listen(PORT) as listener, trio.fail_after(PATIENCE):
+            client = (await browse(live)).stream
+            await client.send_all(UPGRADE)
+            server = trio.SocketStream((await listener.accept())[0])
+        assert b"Upgrade: echo" in await head_of(server)
+        await server.send_all(SWITCHES)
+        assert (await head_of(client)).startswith(b"HTTP/1.1 101")
+        await both_ways(client, server, 4 * AFTER)
+        await until_left(live)
+        await both_ways(client, server, AFTER)
+        await client.aclose()
+        assert await server.receive_some() == b""
+        await server.aclose()
     await live.until_empty()

@@ -26,6 +26,7 @@ _SQUID = """\
 http_port {port} intercept
 http_port 127.0.0.1:{other}
 visible_hostname squid.test
+http_upgrade_request_protocols OTHER allow all
 cache_effective_user {user}
 pid_filename {home}/squid.pid
 cache_log {home}/cache.log
@@ -45,7 +46,7 @@ global
     maxconn 2000
     nbthread 2
 defaults
-    mode http
+    mode {mode}
     timeout connect 20s
     timeout client 20s
     timeout server 20s
@@ -71,9 +72,9 @@ class Proxy:
     *home* is a folder that everybody may enter."""
 
     def __init__(
-        self, place: Namespace, home: Path, agent: Path | None, port: int, leave: int = 0
+        self, place: Namespace, home: Path, agent: Path | None, port: int, *leave: str
     ) -> None:
-        """*leave*: of a response, after which it leaves a session (``m2m-nf run --leave``)."""
+        """*leave*: how it leaves sessions (``m2m-nf run``)."""
         self.place = place
         self.home = home
         self.port = port
@@ -81,8 +82,7 @@ class Proxy:
         self._leave = leave
 
     def command(self, *program: str) -> list[str]:
-        leave = ["--leave", str(self._leave)] if self._leave else []
-        led = [] if self._agent is None else [tool("m2m-nf"), "run", *leave, "--"]
+        led = [] if self._agent is None else [tool("m2m-nf"), "run", *self._leave, "--"]
         return self.place.command(*led, *program)
 
     @property
@@ -139,9 +139,9 @@ class Proxy:
         return pid.exists() and listens(int(pid.read_text()), self.port, self.place.path)
 
     @asynccontextmanager
-    async def haproxy(self) -> AsyncIterator[None]:
+    async def haproxy(self, mode: str = "http") -> AsyncIterator[None]:
         conf = self.home / "haproxy.conf"
-        conf.write_text(_HAPROXY.format(port=self.port))
+        conf.write_text(_HAPROXY.format(port=self.port, mode=mode))
         async with self._running(["haproxy", "-db", "-f", str(conf)]):
             yield
 
