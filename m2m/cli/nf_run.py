@@ -48,8 +48,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
                      "connection after the other, in each of its processes or threads")  # fmt: skip
     run.add_argument("--leave", type=_octets, metavar="OCTETS", help="a proxy that passes on a "
                      "response that may not be cached, by HTTP, leaves its session when so many "
-                     "octets have gone through it, if as many are left; one that has switched "
-                     "protocols (Upgrade) after so many, both ways together")  # fmt: skip
+                     "octets have gone through it, if as many are left; one of a tunnel (CONNECT, "
+                     "Upgrade) after so many, both ways together")  # fmt: skip
     run.add_argument("--tunnel", action="store_true", help="with --leave: a proxy that copies all "
                      "from the first octet on, both ways, and adds nothing")  # fmt: skip
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="PROGRAM")

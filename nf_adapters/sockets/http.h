@@ -24,6 +24,7 @@ enum m2m_http_state {
 	M2M_HTTP_CHUNK,
 	M2M_HTTP_AFTER, /* the end of line behind a chunk */
 	M2M_HTTP_TRAILER,
+	M2M_HTTP_REST,	  /* of the connection, is the body */
 	M2M_HTTP_COPIED, /* a tunnel: anything */
 	M2M_HTTP_LOST,
 };
@@ -39,6 +40,7 @@ struct m2m_http {
 	/* of this message */
 	uint16_t status;
 	uint8_t is_get;
+	uint8_t is_connect;
 	uint8_t has_length;
 	uint8_t is_chunked;
 	uint8_t is_uncacheable;
@@ -121,14 +123,14 @@ static inline void m2m_http_start(struct m2m_http *http, const char *line, const
 	int has_version = end - line > 9 && !memcmp(end - 9, " HTTP/1.", 8);
 
 	http->status = 0;
-	http->is_get = http->has_length = http->is_chunked = http->is_uncacheable = 0;
+	http->is_get = http->is_connect = http->has_length = http->is_chunked = http->is_uncacheable = 0;
 	http->length = 0;
 	http->state = M2M_HTTP_FIELDS;
 	if (http->is_request) {
 		http->is_get = end - line > 4 && !memcmp(line, "GET ", 4);
-		/* how a response to these ends, its header does not tell */
-		if ((!has_version && http->size <= M2M_HTTP_KEPT) || !memcmp(line, "HEAD ", 5) ||
-		    !memcmp(line, "CONNECT ", 8))
+		http->is_connect = end - line > 8 && !memcmp(line, "CONNECT ", 8);
+		/* the header of a response to HEAD tells of a body that does not come */
+		if ((!has_version && http->size <= M2M_HTTP_KEPT) || !memcmp(line, "HEAD ", 5))
 			m2m_http_lose(http);
 	} else {
 		int64_t status = end - line >= 12 ? m2m_http_number(line + 9, line + 12) : -1;
@@ -182,7 +184,7 @@ static inline void m2m_http_head(struct m2m_http *http)
 	http->begun++;
 	http->body = 0;
 	http->left = http->length;
-	if (http->status == 101)
+	if (http->status == 101 || http->is_connect)
 		http->state = M2M_HTTP_COPIED;
 	else if (http->is_chunked && http->has_length)
 		m2m_http_lose(http);
@@ -195,7 +197,7 @@ static inline void m2m_http_head(struct m2m_http *http)
 	else if (http->has_length || http->is_request)
 		m2m_http_end(http);
 	else
-		m2m_http_lose(http); /* until the connection ends */
+		http->state = M2M_HTTP_REST;
 }
 
 static inline void m2m_http_chunk(struct m2m_http *http, const char *line, const char *end)
@@ -274,6 +276,7 @@ static inline void m2m_http_feed(struct m2m_http *http, const char *data, size_t
 		size_t some = size;
 
 		switch (http->state) {
+		case M2M_HTTP_REST:
 		case M2M_HTTP_COPIED:
 			http->body += size;
 			return;

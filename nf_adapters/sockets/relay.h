@@ -6,7 +6,7 @@
  * response: in the middle of the body of a response that may not be cached, when the same octets come out
  *   that went in: a Content-Length, the same on both sides. Headers the program makes anew.
  * tunnel: all octets are copied, both ways; from the first one on where the program's user has said so, else from
- *   the header of a response 101 (Switching Protocols).
+ *   the header of a response 101 (Switching Protocols), or of one to CONNECT, for which a connection of its own is begun.
  *
  * What the program has in hand is the difference of two counts. They are right if it has used no calls but those that are
  * seen here: so the kernel has to agree.
@@ -28,7 +28,7 @@ enum m2m_relay_state {
 struct m2m_streams {
 	struct m2m_http asks, sent; /* from the client; to the server */
 	struct m2m_http from, to;   /* from the server; to the client */
-	uint32_t request;	    /* of the client's, during which the last one to the server began */
+	uint32_t request; /* of the client's, during which the last one to the server, or its connection, began */
 };
 
 enum m2m_copies { M2M_COPIES_NOTHING, M2M_COPIES_RESPONSE, M2M_COPIES_TUNNEL };
@@ -38,6 +38,7 @@ static inline void m2m_streams_begin(struct m2m_streams *all, int is_tunnel)
 {
 	memset(&all->sent, 0, sizeof(all->sent));
 	memset(&all->from, 0, sizeof(all->from));
+	all->request = all->asks.begun;
 	all->sent.is_request = 1;
 	all->sent.state = all->from.state = is_tunnel ? M2M_HTTP_COPIED : M2M_HTTP_START;
 }
@@ -76,12 +77,21 @@ static inline void m2m_streams_feed(struct m2m_streams *all, int is_server, int 
 	}
 }
 
+/* Whether the client has asked for a tunnel, and been told that it stands. */
+static inline int m2m_streams_connect(const struct m2m_streams *all)
+{
+	return all->asks.is_connect && all->asks.state == M2M_HTTP_COPIED &&
+	       all->to.state == M2M_HTTP_REST && all->to.status == 200 &&
+	       all->to.begun == all->asks.begun && all->request == all->asks.begun;
+}
+
 static inline enum m2m_copies m2m_streams_copy(const struct m2m_streams *all)
 {
 	const struct m2m_http *from = &all->from, *to = &all->to;
 
-	if (all->asks.state == M2M_HTTP_COPIED && all->sent.state == M2M_HTTP_COPIED &&
-	    from->state == M2M_HTTP_COPIED && to->state == M2M_HTTP_COPIED)
+	if (m2m_streams_connect(all) ||
+	    (all->asks.state == M2M_HTTP_COPIED && all->sent.state == M2M_HTTP_COPIED &&
+	     from->state == M2M_HTTP_COPIED && to->state == M2M_HTTP_COPIED))
 		return M2M_COPIES_TUNNEL;
 	if (m2m_streams_await(all) && all->asks.is_get && !all->asks.has_length &&
 	    !all->asks.is_chunked && all->sent.is_get && from->state == M2M_HTTP_BODY &&
@@ -95,7 +105,7 @@ static inline enum m2m_copies m2m_streams_copy(const struct m2m_streams *all)
 /* Octets that have been copied. */
 static inline uint64_t m2m_streams_copied(const struct m2m_streams *all)
 {
-	return all->to.body + all->sent.body;
+	return all->to.body + (m2m_streams_connect(all) ? all->sent.fed : all->sent.body);
 }
 
 /* Whether leaving is worth while: so much has been copied and, of a response, as much is left. */
@@ -118,6 +128,8 @@ static inline int m2m_streams_are_off(const struct m2m_streams *all)
 /* Whether the program has nothing in hand. */
 static inline int m2m_streams_are_even(const struct m2m_streams *all)
 {
+	if (m2m_streams_connect(all)) /* to the server nothing else is said */
+		return all->to.body == all->from.fed && all->sent.fed == all->asks.body;
 	return all->to.body == all->from.body && all->sent.body == all->asks.body;
 }
 

@@ -122,8 +122,15 @@ def relay_seeds() -> list[bytes]:
     exact = b"".join(
         bytes([ways[way], octet]) for way, data in once.items() for octet in data + b"body"
     )
-    return [exact, calls(**once), calls(asks=get, sent=get, **{"from": switches}, to=switches),
-            calls(asks=post, sent=post, to=uncacheable), b"\xff" + calls(**once)]  # fmt: skip
+    connect = b"".join(bytes([2, octet]) for octet in b"CONNECT")
+    return [
+        exact,
+        exact.replace(b"\2G\2E\2T", connect),
+        calls(**once),
+        b"\xff" + calls(**once),
+        calls(asks=get, sent=get, **{"from": switches}, to=switches),
+        calls(asks=post, sent=post, to=uncacheable),
+    ]
 
 
 @pytest.mark.needs("fuzzer")

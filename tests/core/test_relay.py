@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).parents[2]
 NOTHING, RESPONSE, TUNNEL = range(3)
-LOST = 8
+LOST = 9
 
 
 class Stream(IntEnum):
@@ -326,6 +326,45 @@ def test_a_client_that_does_not_wait_for_the_tunnel(library: ctypes.CDLL) -> Non
     """What the program has of it in hand is not known: it stays."""
     relay = Relay(library)(Stream.ASKS, UPGRADE + b"at once")(Stream.SENT, UPGRADE)
     relay(Stream.FROM, SWITCHES)(Stream.TO, SWITCHES)
+    assert relay.copies == NOTHING
+
+
+CONNECT = b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n"
+CONNECTED = b"HTTP/1.0 200 Connection established\r\nProxy-agent: a\r\n\r\n"
+
+
+@given(*[CUTS] * 3)
+def test_connect_is_a_tunnel(
+    library: ctypes.CDLL, head: list[int], down: list[int], up: list[int]
+) -> None:
+    """What goes to the server and comes from it is no message of the proxy's."""
+    relay = Relay(library)(Stream.ASKS, *cut(CONNECT + b"at once", head))
+    relay(Stream.FROM, b"first")
+    assert relay.copies == NOTHING
+    relay(Stream.TO, *cut(CONNECTED, head))
+    assert relay.copies == NOTHING, "which connection is the tunnel's is not known yet"
+    relay(Stream.SENT, *cut(b"at once", up))
+    assert relay.copies == TUNNEL
+    assert not relay.is_even
+    relay(Stream.TO, *cut(b"first", down))
+    assert relay.is_even
+    relay(Stream.FROM, *cut(SERVER, down))
+    assert not relay.is_even
+    relay(Stream.TO, *cut(SERVER, up))(Stream.ASKS, GET)
+    assert not relay.is_even
+    relay(Stream.SENT, *cut(GET, up))
+    assert relay.is_even
+    assert relay.is_due(12 + len(SERVER) + len(GET))
+    assert not relay.is_due(13 + len(SERVER) + len(GET))
+    assert not relay.is_off
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [CONNECTED.replace(b"200", b"403"), CONNECTED.replace(b"Proxy-agent: a", b"Content-Length: 5")],
+)
+def test_connect_is_refused(library: ctypes.CDLL, answer: bytes) -> None:
+    relay = Relay(library)(Stream.ASKS, CONNECT)(Stream.TO, answer)(Stream.SENT, b"hello")
     assert relay.copies == NOTHING
 
 

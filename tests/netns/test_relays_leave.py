@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,9 @@ from tests.support.real_proxies import Proxy
 from tests.support.streams import both_ways, receive, send
 
 pytestmark = [
-    pytest.mark.needs("netns", "bpffs", "nfqueue", "nft", "iptables", "haproxy", "socat"),
+    pytest.mark.needs(
+        "netns", "bpffs", "nfqueue", "nft", "iptables", "haproxy", "socat", "tinyproxy"
+    ),
     pytest.mark.timeout(180),
 ]
 
@@ -28,7 +30,8 @@ POLICY = f"""
 nf firewall inline {{ fw1 = 10.9.2.2 }}
 nf balancer proxy port={LISTENS} {{ balancer1 = 10.9.5.2 }}
 nf ids tap {{ ids1 = 10.9.3.2 }}
-match(dstport={PORT} & proto=tcp) >> {{firewall -> balancer -> ids}} allow={{operator, nf, policy}}
+match((dstport={PORT} | dstport={LISTENS}) & proto=tcp) >> {{firewall -> balancer -> ids}} \
+    allow={{operator, nf, policy}}
 """
 
 
@@ -46,8 +49,17 @@ def proxy(chain: LiveChain, tmp_path: Path) -> Proxy:
     return Proxy(host.namespace, tmp_path, host.control, LISTENS, "--leave", str(AFTER), "--tunnel")
 
 
-async def connect(chain: LiveChain) -> tuple[trio.SocketStream, trio.SocketStream]:
-    return tuple(map(trio.SocketStream, await chain.connect(PORT)))
+Ends = tuple[trio.SocketStream, trio.SocketStream]
+
+
+async def connect(chain: LiveChain, to: tuple[str, int] | None = None) -> Ends:
+    """A session and what continues it. *to*: whom the client addresses, else the server."""
+    with await chain.listen(PORT) as listener, trio.fail_after(PATIENCE):
+        here = chain.client.socket(socket.SOCK_STREAM)
+        await here.connect(to or (chain.server.address, PORT))
+        there, peer = await listener.accept()
+    assert peer == here.getsockname()
+    return trio.SocketStream(here), trio.SocketStream(there)
 
 
 def octets(chain: LiveChain) -> int:
@@ -78,22 +90,53 @@ async def end(one: trio.SocketStream, other: trio.SocketStream) -> None:
         assert await other.receive_some() == b""
 
 
-@pytest.mark.parametrize("program", ["haproxy", "socat"])
-async def test_in_the_middle_of_a_download(chain: LiveChain, proxy: Proxy, program: str) -> None:
-    running: AbstractAsyncContextManager[None] = (
-        proxy.haproxy("tcp") if program == "haproxy" else proxy.socat((chain.server.address, PORT))
-    )
-    async with running:
-        client, server = await connect(chain)
-        await all_of(server, client)
-        await until_left(chain)
-        before = octets(chain)
-        await both_ways(client, server, SIZE)
-        assert octets(chain) - before < AFTER
-        await client.aclose()
-        assert await server.receive_some() == b""
-        await server.aclose()
-        await chain.until_empty()
+async def seen_through(
+    chain: LiveChain, client: trio.SocketStream, server: trio.SocketStream
+) -> None:
+    """A download, which the program leaves, and what comes then; packets at its host stop."""
+    await all_of(server, client)
+    await until_left(chain)
+    before = octets(chain)
+    await both_ways(client, server, SIZE)
+    assert octets(chain) - before < AFTER
+    await client.aclose()
+    assert await server.receive_some() == b""
+    await server.aclose()
+    await chain.until_empty()
+
+
+async def test_in_the_middle_of_a_download(chain: LiveChain, proxy: Proxy) -> None:
+    async with proxy.haproxy("tcp"):
+        await seen_through(chain, *await connect(chain))
+
+
+async def test_a_program_that_is_the_server_its_client_means(
+    chain: LiveChain, proxy: Proxy
+) -> None:
+    """The session goes to the program's own host, and ends at another one in the end."""
+    async with proxy.socat((chain.server.address, PORT)):
+        own = chain.hosts["balancer"].address, LISTENS
+        await seen_through(chain, *await connect(chain, own))
+
+
+async def test_connect(chain: LiveChain, tmp_path: Path) -> None:
+    """What a proxy's client has asked it to connect to: behind the headers, a tunnel."""
+    host = chain.hosts["balancer"]
+    proxy = Proxy(host.namespace, tmp_path, host.control, LISTENS, "--leave", str(AFTER))
+    async with proxy.tinyproxy():
+        with await chain.listen(PORT) as listener, trio.fail_after(PATIENCE):
+            here = chain.client.socket(socket.SOCK_STREAM)
+            await here.connect((host.address, LISTENS))
+            client = trio.SocketStream(here)
+            target = f"{chain.server.address}:{PORT}"
+            await client.send_all(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += await client.receive_some()
+            assert b" 200 " in head
+            server = trio.SocketStream((await listener.accept())[0])
+        await both_ways(client, server, 1000)
+        await seen_through(chain, client, server)
 
 
 async def test_half_closed(chain: LiveChain, proxy: Proxy) -> None:

@@ -1,5 +1,5 @@
 """Debian's proxies, each private to a test and led by ``m2m-nf run``: Squid, HAProxy, socat (a
-process for each connection) and stunnel (a thread for each)."""
+process for each connection), stunnel and tinyproxy (a thread for each)."""
 
 from __future__ import annotations
 
@@ -55,6 +55,12 @@ frontend web
     default_backend meant
 backend meant
     server meant 0.0.0.0:0
+"""
+
+_TINYPROXY = """\
+Port {port}
+Timeout 60
+MaxClients 100
 """
 
 _STUNNEL = """\
@@ -149,6 +155,14 @@ class Proxy:
     async def socat(self, server: tuple[str, int]) -> AsyncIterator[None]:
         listen = f"TCP-LISTEN:{self.port},fork,reuseaddr,backlog=512"
         async with self._running(["socat", listen, "TCP:{}:{}".format(*server)]):
+            yield
+
+    @asynccontextmanager
+    async def tinyproxy(self) -> AsyncIterator[None]:
+        """Its clients address it; a thread for each connection."""
+        conf = self.home / "tinyproxy.conf"
+        conf.write_text(_TINYPROXY.format(port=self.port))
+        async with self._running(["tinyproxy", "-d", "-c", str(conf)]):
             yield
 
     @asynccontextmanager
