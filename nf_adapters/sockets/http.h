@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The messages of HTTP/1 (RFC 9112) in one direction of a connection, followed octet by octet: where each begins
- * and ends, and what a proxy's leaving depends on. However the stream is cut into calls, the same is found.
+ * The messages of HTTP/1 (RFC 9112) in one direction of a connection, followed octet by octet: where
+ * each begins and ends, and what a proxy's leaving depends on. However the stream is cut into calls,
+ * the same is found.
  *
  * What two readers may understand in different ways is not followed: from there on the stream is lost.
  */

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * How a program that knows nothing of M2M leaves a session (docs/splicing.md): its calls that read, write and
- * end are looked at (relay.h says for what), and the agent is asked in its stead. M2M_SOCKETS_LEAVE is how many octets
- * go through it before; without it nothing of this is done. With M2M_SOCKETS_TUNNEL=1 it copies from the first one on.
+ * How a program that knows nothing of M2M leaves a session (docs/splicing.md): its calls that read,
+ * write and end are looked at (relay.h says for what), and the agent is asked in its stead.
+ * M2M_SOCKETS_LEAVE is how many octets go through it before; without it nothing of this is done. With
+ * M2M_SOCKETS_TUNNEL=1 it copies from the first one on.
  *
  * The agent is asked, and answers, while the program's other connections wait: for LEAVE a fraction of a
- * millisecond. The answer to PASSED may take long: the program finds nothing to be read meanwhile (EAGAIN), which is true. What
- * comes all the same may not be touched before the answer, which is about to come then: for that it waits. It learns by
- * an error at both connections that they are gone.
+ * millisecond. The answer to PASSED may take long: the program finds nothing to be read meanwhile
+ * (EAGAIN), which is true. What comes all the same may not be touched before the answer, which is about
+ * to come then: for that it waits. It learns by an error at both connections that they are gone.
  *
  * For programs in which one thread serves a connection.
  */

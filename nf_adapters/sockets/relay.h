@@ -3,13 +3,14 @@
  * When a program that knows nothing of M2M may leave a session (docs/splicing.md), by what it reads
  * and writes at its two connections. Two such moments:
  *
- * response: in the middle of the body of a response that may not be cached, when the same octets come out
- *   that went in: a Content-Length, the same on both sides. Headers the program makes anew.
- * tunnel: all octets are copied, both ways; from the first one on where the program's user has said so, else from
- *   the header of a response 101 (Switching Protocols), or of one to CONNECT, for which a connection of its own is begun.
+ * response: in the middle of the body of a response that may not be cached, when the same octets
+ *   come out that went in: a Content-Length, the same on both sides. Headers the program makes anew.
+ * tunnel: all octets are copied, both ways; from the first one on where the program's user has said
+ *   so, else from the header of a response 101 (Switching Protocols), or of one to CONNECT, for which
+ *   a connection of its own is begun.
  *
- * What the program has in hand is the difference of two counts. They are right if it has used no calls but those that are
- * seen here: so the kernel has to agree.
+ * What the program has in hand is the difference of two counts. They are right if it has used no
+ * calls but those that are seen: so the kernel has to agree.
  */
 #ifndef M2M_SOCKETS_RELAY_H
 #define M2M_SOCKETS_RELAY_H
@@ -28,7 +29,7 @@ enum m2m_relay_state {
 struct m2m_streams {
 	struct m2m_http asks, sent; /* from the client; to the server */
 	struct m2m_http from, to;   /* from the server; to the client */
-	uint32_t request; /* of the client's, during which the last one to the server, or its connection, began */
+	uint32_t request; /* the client's, during which the last to the server, or its connection, began */
 };
 
 enum m2m_copies { M2M_COPIES_NOTHING, M2M_COPIES_RESPONSE, M2M_COPIES_TUNNEL };

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * libFuzzer target: any bytes in the four streams of a relay, in any order of calls, under ASan and UBSan. However they are
- * cut, the same becomes of them; what is found adds up; and what may be left is what a reader of the
- * whole header finds, too.
+ * libFuzzer target: any bytes in the four streams of a relay, in any order of calls, under ASan and
+ * UBSan. However they are cut, the same becomes of them, and what is found adds up.
  *
  * Input: for each call an octet that says where and how much, and that much.
  */
