@@ -39,13 +39,13 @@ def retransmissions(flow: Flow) -> int | None:
         b"\xff" * 8,
     )  # fmt: skip
     length = _NLMSG.size + len(body)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
-        kernel.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
+            kernel.setblocking(False)
             kernel.send(_NLMSG.pack(length, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0) + body)
             answer = kernel.recv(8192)
-        except OSError:
-            return None
+    except OSError:
+        return None
     return _total(answer)
 
 
