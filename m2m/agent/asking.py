@@ -25,6 +25,7 @@ from m2m.protocol.events import ChangeWanted, RequestWanted
 from m2m.protocol.flow import Address, Flow, Proto, format_address
 from m2m.protocol.reasons import own_address
 from m2m.protocol.session import Session, State
+from m2m.protocol.splice import Splice
 from m2m.protocol.update import Mode
 from m2m.protocol.wire import Cause
 
@@ -49,6 +50,7 @@ class Wanted(NamedTuple):
     progress: Callable[[str, str], None] = lambda _session, _stage: None
     # Sessions that were not named themselves need not fit: Unfit is raised, not reported.
     named: bool = True
+    added: Splice | None = None  # to numbers, by a function of this host, which is to be taken out
 
 
 class _Refused(M2MError):
@@ -119,13 +121,14 @@ class Asking:
             plan = wanted.planner(case.before.hops, format_address(own), flow)
             case.leader = plan.leader
             number = secrets.randbits(64) or 1
-            event = self._event(session, plan, number, Mode[case.mode.name])
+            event = self._event(session, plan, number, Mode[case.mode.name], wanted.added)
             case.expected = await self._await(event, number, wanted)
             result = case.expected.result
             if isinstance(result, ChangeDone):
                 return
             if result is None:
-                raise _Refused(f"nothing was heard of it for {_PATIENCE:g} s", self._name)
+                text = f"nothing was heard of it for {_PATIENCE:g} s"
+                raise _Refused(text, self._name, Cause.TIMEOUT)
             if result.cause is not Cause.MOVED or not tries_left:
                 raise self._refusal(case, result)
 
@@ -148,7 +151,7 @@ class Asking:
         return ChangeMode.OP if mode is ChangeMode.SS_OP and not tcp else mode
 
     def _event(
-        self, session: Session, plan: Plan, number: int, mode: Mode
+        self, session: Session, plan: Plan, number: int, mode: Mode, added: Splice | None
     ) -> ChangeWanted | RequestWanted:
         own, (leader, steps, right, hops) = own_address(session), plan
         if leader == own:
@@ -156,7 +159,7 @@ class Asking:
             return ChangeWanted(session.id, number, mode, steps, right, hops, route)
         if [step.address for step in steps] == [own]:
             # About this host itself: whoever is its left neighbour at the time is asked.
-            return RequestWanted(session.id, number, mode, None, (), None, hops)
+            return RequestWanted(session.id, number, mode, None, (), None, hops, added)
         return RequestWanted(session.id, number, mode, leader, steps, right, hops)
 
     async def _await(

@@ -148,6 +148,9 @@ class NfChange(msgspec.Struct, frozen=True, tag_field="request", tag="me"):
     match: str | None = None
     mode: ChangeMode | None = None
     nf: str | None = None  # its NF type, where this host runs several
+    # Octets that it has added to the session's streams to server and client, and adds no more; for
+    # removals of one session (``docs/splicing.md``).
+    added: tuple[int, int] | None = None
 
 
 class NfRun(msgspec.Struct, frozen=True, tag_field="request", tag="run"):
@@ -192,11 +195,13 @@ def order_of(request: Change | NfChange) -> Order:
         return Order(wish, Asker.OPERATOR, sessions, predicate, request.mode)
     if request.do is Do.DRAIN:
         raise M2MError("a network function is not drained, it migrates: say replace")
+    if request.added is not None and request.do is not Do.REMOVE:
+        raise M2MError("what was added is told for a removal alone")
     if request.do is Do.INSERT:
         wish = Wish(Do.INSERT, new=request.new, after=ME)
     else:
         wish = Wish(request.do, (ME,), request.new)
-    return Order(wish, Asker.NF, sessions, predicate, request.mode, request.nf)
+    return Order(wish, Asker.NF, sessions, predicate, request.mode, request.nf, request.added)
 
 
 class SessionItem(msgspec.Struct, frozen=True, tag_field="item", tag="session"):

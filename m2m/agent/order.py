@@ -47,3 +47,5 @@ class Order(NamedTuple):
     predicate: Predicate | None = None
     mode: ChangeMode | None = None  # None: what each session's policy says
     nf: str | None = None  # only those to which this host is this NF type
+    # Octets that the asker has added to a session's stream to the right, and to the left.
+    added: tuple[int, int] | None = None

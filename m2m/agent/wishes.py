@@ -13,7 +13,9 @@ from m2m.agent.plan import Plan, Unfit, check, plan
 from m2m.agent.sessions import Sessions
 from m2m.errors import M2MError
 from m2m.policy.syntax import matches
-from m2m.protocol.flow import Flow
+from m2m.protocol.flow import Flow, Proto
+from m2m.protocol.splice import Splice
+from m2m.protocol.translation import Position
 
 __all__ = ["carry_out"]
 
@@ -36,6 +38,7 @@ async def carry_out(
     chains = sessions.chains
     check(order.wish, chains.policy)
     selected = _selected(order, sessions)
+    added = None if order.added is None else _added(order.added, selected, sessions)
     limiter = trio.CapacityLimiter(_AT_ONCE)
     unfit: list[Unfit] = []
 
@@ -48,7 +51,9 @@ async def carry_out(
         chains.loads.moves(made.hops, made.steps)
         return made
 
-    wanted = Wanted(planner, order.asker, order.mode, progress, named=bool(order.sessions))
+    wanted = Wanted(
+        planner, order.asker, order.mode, progress, named=bool(order.sessions), added=added
+    )
 
     async def one(session: int) -> None:
         async with limiter:
@@ -76,6 +81,23 @@ def _selected(order: Order, sessions: Sessions) -> list[int]:
     if not found:
         raise M2MError("no session at this host is selected: there is nothing to change")
     return found
+
+
+def _added(octets: tuple[int, int], selected: Sequence[int], sessions: Sessions) -> Splice | None:
+    """What is to be added to numbers when the function that has added these *octets* is out; a
+    removal of this host is asked for. Raises :exc:`M2MError` for what cannot be."""
+    if not sessions.datapath.splices:
+        raise M2MError("with the module of the kernel such functions stay: use --datapath=ebpf")
+    if len(selected) != 1:
+        raise M2MError(f"what was added is told of one session: {len(selected)} are selected here")
+    session = sessions.node.sessions.get(selected[0])
+    if session is not None:
+        if session.position is not Position.INLINE:
+            name = session.position.name.lower()
+            raise M2MError(f"to this session the host is a {name}: it can have added nothing")
+        if session.supersession.proto != Proto.TCP:
+            raise M2MError("the session is not TCP's: it has no numbers that could be added to")
+    return Splice.of_sums(*octets)
 
 
 def _is_of_type(nf: str, hops: Sequence[HopReport], here: str) -> bool:

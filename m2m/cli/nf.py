@@ -17,9 +17,7 @@ from m2m.cli import nf_run
 from m2m.cli.change import add_mode, names, show
 from m2m.cli.query import RUN_DIR, ask, find_socket
 from m2m.errors import M2MError
-from m2m.policy.explain import parse_flow
-from m2m.policy.syntax import Field
-from m2m.protocol.flow import Flow
+from m2m.policy.explain import as_predicate, parse_flow
 
 __all__ = ["main"]
 
@@ -31,9 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.act is not None:
             return int(args.act(args))
         socket = find_socket(args.run_dir, args.agent, ending=".nf")
-        match = args.match if args.flow is None else _predicate(parse_flow(args.flow))
+        match = args.match if args.flow is None else as_predicate(parse_flow(args.flow))
         request = NfChange(
-            args.do, names(args.new), tuple(args.session or ()), match, args.mode, args.nf
+            args.do,
+            names(args.new),
+            tuple(args.session or ()),
+            match,
+            args.mode,
+            args.nf,
+            args.added,
         )
         return show(ask(socket, request), Console(highlight=False), as_json=args.json)
     except M2MError as error:
@@ -55,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def verb(name: str, form: str, do: Do, text: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text, usage=f"m2m-nf {form} [options]")
-        made.set_defaults(do=do, new=None, act=None)
+        made.set_defaults(do=do, new=None, act=None, added=None)
         for word in form.split()[1:]:  # words that are there to be read
             if word.isupper():
                 made.add_argument("new", metavar=word, help="a type (ids), an instance (ids/ids2)")
@@ -64,7 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         _add_options(made)
         return made
 
-    verb("remove", "remove me", Do.REMOVE, "take this network function out of the chain")
+    remove = verb("remove", "remove me", Do.REMOVE, "take this network function out of the chain")
+    remove.add_argument(
+        "--added", metavar="RIGHT,LEFT", type=_octets,
+        help="octets that it has added to the session's stream to the server, and to that to the "
+        "client, and adds no more; negative: taken out",
+    )  # fmt: skip
     verb("insert", "insert NF after me", Do.INSERT, "put another one behind this one")
     verb("migrate", "migrate me to INSTANCE", Do.REPLACE, "have another one take over")
     nf_run.add_verbs(verbs)
@@ -91,8 +100,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _predicate(flow: Flow) -> str:
-    return " & ".join(f"{field}={field.text(flow)}" for field in Field)
+def _octets(text: str) -> tuple[int, int]:
+    try:
+        right, left = map(int, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"two numbers of octets, as 22,0: {text!r}") from None
+    return right, left
 
 
 if __name__ == "__main__":

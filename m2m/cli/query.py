@@ -14,13 +14,17 @@ import msgspec
 from m2m.agent.dialogue import Done, Failed, Item, NfRequest, Request
 from m2m.errors import M2MError
 
-__all__ = ["RUN_DIR", "ask", "find_socket", "one"]
+__all__ = ["RUN_DIR", "Refusal", "ask", "find_socket", "one"]
 
 RUN_DIR = Path("/run/m2m")
 
 _PATIENCE = 30.0  # s for an answer
 
 Wanted = TypeVar("Wanted")
+
+
+class Refusal(M2MError):
+    """The agent has answered that it cannot; what was asked for has not been done."""
 
 
 def find_socket(
@@ -62,7 +66,8 @@ def find_socket(
 def ask(path: Path, request: Request | NfRequest) -> Iterator[Item]:
     """What the agent at *path* answers, up to its last line.
 
-    Raises :exc:`M2MError` when it cannot be reached, goes away or says that it failed.
+    Raises :exc:`M2MError` when it cannot be reached or goes away, :exc:`Refusal` when it says
+    that it failed.
     """
     decoder = msgspec.json.Decoder[Item](Item)
     with _connected(path) as connection:
@@ -71,7 +76,7 @@ def ask(path: Path, request: Request | NfRequest) -> Iterator[Item]:
             for line in lines:
                 item = decoder.decode(line)
                 if isinstance(item, Failed):
-                    raise M2MError(item.why)
+                    raise Refusal(item.why)
                 if isinstance(item, Done):
                     return
                 yield item

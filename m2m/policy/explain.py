@@ -13,10 +13,10 @@ from m2m.policy.compile import compile_policy, evaluate
 from m2m.policy.gateways import gateway_of
 from m2m.policy.parts import parts_of
 from m2m.policy.rules import Choose, Fail, Kind, Policy, PolicySet
-from m2m.policy.syntax import PolicyFile, refusals
+from m2m.policy.syntax import Field, PolicyFile, refusals
 from m2m.protocol.flow import Flow, Proto, format_address, is_ipv4, parse_address
 
-__all__ = ["Explanation", "Hop", "Missed", "Outcome", "explain", "parse_flow"]
+__all__ = ["Explanation", "Hop", "Missed", "Outcome", "as_predicate", "explain", "parse_flow"]
 
 _FORM = (
     "write it as 'tcp 10.0.1.5:4000 10.0.9.1:80' or '10.0.1.5:4000 > 10.0.9.1:80 tcp', "
@@ -89,6 +89,11 @@ def parse_flow(text: str) -> Flow:
             f"cannot read session '{text}': both ends of a session are of one address family"
         )
     return Flow(protos[name], src, sport, dst, dport)
+
+
+def as_predicate(flow: Flow) -> str:
+    """The predicate that this session alone matches."""
+    return " & ".join(f"{field}={field.text(flow)}" for field in Field)
 
 
 def explain(policy: PolicyFile, flow: Flow) -> Explanation:

@@ -98,10 +98,10 @@ class Change:
     """
 
     __slots__ = (
-        "acked", "count", "delay", "emptying", "exported", "far", "fin", "held", "holding", "hops",
-        "id", "imported", "incoming", "leader", "mode", "more", "mtu", "outgoing", "own_acked",
-        "part", "phase", "requester", "right", "settling", "spare", "splice", "steps", "waited",
-        "why", "wish",
+        "acked", "added", "count", "delay", "emptying", "exported", "far", "fin", "held", "holding",
+        "hops", "id", "imported", "incoming", "leader", "mode", "more", "mtu", "outgoing",
+        "own_acked", "part", "phase", "requester", "right", "settling", "spare", "splice", "steps",
+        "waited", "why", "wish",
     )  # fmt: skip
 
     def __init__(self, id: int, part: Part, mode: Mode, phase: Phase, leader: Address) -> None:  # noqa: A002
@@ -113,6 +113,7 @@ class Change:
         self.spare: Flow | None = None
         # L: of the spare leg. R, old: of the old run, up to here.
         self.splice: Splice | None = None
+        self.added: Splice | None = None  # L: by a function of the old run that has told so
         self.steps: tuple[Step, ...] = ()
         self.hops: tuple[Hop, ...] = ()
         self.right: Address = b""

@@ -144,7 +144,8 @@ class ChangeWanted(NamedTuple):
     """This host is to lead a change: replace *steps*, which end at *right*, by *hops*.
 
     ``steps[0]`` is its right neighbour, or *right* is when there are none. *change* is a random
-    number, not 0. *route* leads to the first of *hops*, or to *right* when there are none.
+    number, not 0. *route* leads to the first of *hops*, or to *right* when there are none. *added*
+    is what a function of the old run has added to the streams (``docs/splicing.md``).
     """
 
     session: int
@@ -154,6 +155,7 @@ class ChangeWanted(NamedTuple):
     right: Address
     hops: tuple[Hop, ...]
     route: Route
+    added: Splice | None = None
 
 
 class RequestWanted(NamedTuple):
@@ -171,6 +173,7 @@ class RequestWanted(NamedTuple):
     steps: tuple[Step, ...]
     right: Address | None
     hops: tuple[Hop, ...]
+    added: Splice | None = None  # to the streams, by a function here
 
 
 class Redirected(NamedTuple):

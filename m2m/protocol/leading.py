@@ -118,7 +118,8 @@ class Leading:
         session.change = change
         self._make(out, session, change)
         self._tools.repeat(out, session, self._tools.settings.patience)
-        change.splice = session.splice
+        change.added = wanted.added
+        change.splice = both(session.splice, wanted.added)
         self._tools.accept(out, session, self._spare_entries(session))
 
     def _make(self, out: Commands, session: Session, change: Change) -> None:
@@ -155,7 +156,7 @@ class Leading:
                 self.undo(out, session, Why(Cause.MODE, text, None))
                 return
             # What the hops that leave have added to numbers, this host is to add.
-            change.splice = both(session.splice, message.splice)
+            change.splice = both(both(session.splice, change.added), message.splice)
             self._tools.accept(out, session, self._spare_entries(session))
         if change.mode is Mode.LF:
             if change.hops:
@@ -450,6 +451,11 @@ def _objection(session: Session, wanted: ChangeWanted) -> Why | None:
         return Why(Cause.MODE, "ss+op is for TCP alone: choose op", own)
     if not wanted.steps and not wanted.hops:
         return Why(Cause.MODE, "nothing to take out and nothing to put in", own)
+    if wanted.added is not None and wanted.hops:
+        text = "a function that has changed lengths can be taken out, but not replaced"
+        return Why(Cause.MODE, text, own)
+    if wanted.added is not None and session.supersession.proto != Proto.TCP:
+        return Why(Cause.MODE, "only the numbers of TCP can be added to", own)
     neighbour = wanted.steps[0].address if wanted.steps else wanted.right
     if neighbour != right.dst:
         text = (

@@ -132,8 +132,9 @@ class Migration:
             self._left.refuse(out, session, change, peer, why)
         else:
             wanted = ChangeWanted(
-                session, change, message.mode, message.steps, message.right, message.hops, route
-            )
+                session, change, message.mode, message.steps, message.right, message.hops, route,
+                message.added,
+            )  # fmt: skip
             self._wish(out, _Wish(wanted, peer))
 
     def _wish(self, out: Commands, wish: _Wish) -> None:

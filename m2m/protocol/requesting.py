@@ -80,7 +80,9 @@ class Requesting:
             steps = (Step(session.left.dst, heir),)
         assert right is not None
         asking.peer = left
-        asking.message = Request(wanted.session, number, wanted.mode, steps, right, wanted.hops)
+        asking.message = Request(
+            wanted.session, number, wanted.mode, steps, right, wanted.hops, wanted.added
+        )
         return None
 
     def _send(self, out: Commands, asking: _Asking) -> None:

@@ -16,6 +16,7 @@ __all__ = ["NotSpliceable", "Socket", "Splice", "both", "splice_of"]
 _PACKED = struct.Struct("=4I2b2x")
 _WIRE = struct.Struct("!4I2b")
 _MOST_SCALE = 14  # RFC 7323, 2.3
+_WRAP = 1 << 32
 _LEAST_UNITS = 4  # of windows, in the largest that an end has had
 
 
@@ -30,6 +31,13 @@ class Splice(NamedTuple):
     seq: tuple[int, int]
     stamp: tuple[int, int]  # to TSval
     window: tuple[int, int]  # bits that windows are shifted left by; negative: right
+
+    @classmethod
+    def of_sums(cls, right: int, left: int) -> Splice | None:
+        """What has become of a function that has added so many octets to the stream to the right,
+        and to the one to the left (negative: taken out). None: nothing."""
+        seq = right % _WRAP, left % _WRAP
+        return cls(seq, (0, 0), (0, 0)) if any(seq) else None
 
     def and_then(self, right: Splice) -> Splice:
         """This hop's splice when it has taken over that of its right neighbour, too."""

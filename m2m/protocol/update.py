@@ -192,7 +192,8 @@ class StateAck(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """To L: please replace *steps*, which end at *right*, by *hops*."""
+    """To L: please replace *steps*, which end at *right*, by *hops*. *added* is what a function
+    there has made of numbers, and makes of them until its host is out."""
 
     session: int
     change: int
@@ -200,6 +201,7 @@ class Request(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
     right: Address
     hops: tuple[Hop, ...]
+    added: Splice | None = None
 
 
 class Approve(msgspec.Struct, frozen=True):

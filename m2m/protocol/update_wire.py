@@ -53,7 +53,10 @@ LAYOUTS: Final[tuple[tuple[int, type[Any], str], ...]] = (
     (27, UpdateDrained, "subsession:flow change:change count:count"),
     (28, StatePart, "change:change part:part parts:parts data:data"),
     (29, StateAck, "change:change part:u8 progress:progress"),
-    (30, Request, "change:change mode:mode steps:steps right:address hops:hops"),
+    (
+        30, Request,
+        "change:change mode:mode steps:steps right:address hops:hops added:splice",
+    ),
     (31, Approve, "change:change"),
     (32, Reject, "change:change cause:cause text:text blame:blame"),
     (33, Done, "change:change held:u32 gone:bool"),
