@@ -7,17 +7,15 @@ A packet with the mark is restored, any other one squeezed; which of them come, 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections import Counter
-from typing import NoReturn
 
-import sdnotify
 import structlog
-from netfilterqueue import NetfilterQueue, Packet
+from netfilterqueue import Packet
 
 from m2m import logs
 from m2m.errors import M2MError
+from nf_adapters.skb.serving import serve
 from nf_adapters.skb.squeeze import Garbled, is_squeezed, restore, squeeze
 
 _log = structlog.get_logger()
@@ -51,32 +49,15 @@ class Squeezer:
         packet.accept()
 
 
-def _end(*_: object) -> NoReturn:
-    raise SystemExit(0)
-
-
 def main() -> int:
     """Serve the queue until a signal comes; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m nf_adapters.skb", description=__doc__)
     parser.add_argument("--queue", type=int, required=True, help="netfilter queue, 0 to 32767")
     number = parser.parse_args().queue
     logs.configure()
-    squeezer, queue = Squeezer(), NetfilterQueue()
-    try:
-        queue.bind(number, squeezer.judge)
-    except OSError as error:
-        raise M2MError(
-            f"netfilter queue {number} cannot be had ({error}): run this as root, and see "
-            "/proc/net/netfilter/nfnetlink_queue for queues that others have"
-        ) from error
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGINT, _end)
-    sdnotify.SystemdNotifier().notify("READY=1")
-    try:
-        queue.run()
-    finally:
-        queue.unbind()
-        _log.info("ended", queue=number, **squeezer.counts)
+    squeezer = Squeezer()
+    serve(number, squeezer.judge)
+    _log.info("ended", queue=number, **squeezer.counts)
     return 0
 
 
