@@ -20,7 +20,8 @@ _END, _NOP, _SACK = 0, 1, 5  # options of TCP
 
 
 class Insertion:
-    """*octets* before the one with the number *at*, as the sender counts."""
+    """*octets* behind the one of the stream that has the number *at* - 1, as the sender counts. The
+    segment that carries that one carries them."""
 
     def __init__(self, at: int, octets: bytes) -> None:
         self._at = at

@@ -1,9 +1,9 @@
 """``python -m nf_adapters.skb.seen_by --queue N``: a header line for the first request of each HTTP
 connection, after which the function leaves.
 
-An example of a function that changes the length of a stream (``docs/inline-nfs.md``). What is queued
-for it are both directions of connections, from their SYN on. It ends by SIGTERM or SIGINT, and
-tells what it has done.
+An example of a function that changes the length of a stream (``docs/inline-nfs.md``). What is
+queued for it are both directions of connections, from their SYN on. It ends by SIGTERM or SIGINT,
+and tells what it has done.
 """
 
 from __future__ import annotations
