@@ -80,6 +80,7 @@ from m2m.protocol.translation import (
     Position,
     SessionView,
     entries_for,
+    splice_of_leg,
     view_and_spare,
     without_moved,
 )
@@ -212,8 +213,9 @@ class Host:
         self.carry_out(self.node.handle(HandedBefore(tuple(before))))
         for number, entries in self.kernel.sessions().items():
             kept, moved = without_moved(entries)
-            note = self.kernel.notes.get(number, b"")
-            self.carry_out(self.node.handle(Adopted(*view_and_spare(kept), moved, note)))
+            view, spare = view_and_spare(kept)
+            note, splice = self.kernel.notes.get(number, b""), splice_of_leg(kept, spare)
+            self.carry_out(self.node.handle(Adopted(view, spare, moved, note, splice)))
         self.check()
         self.look()
 

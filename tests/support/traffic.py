@@ -52,6 +52,14 @@ class Packet:
     ack: int | None = None
     seen_by: list[Address] = field(default_factory=list)
 
+    def count_on(self, sums: tuple[int, int]) -> None:
+        """Be on the other side of what adds *sums* to the numbers of the streams to right and
+        left."""
+        self.seq = (self.seq + sums[self.toward]) % WRAP
+        self.end = (self.end + sums[self.toward]) % WRAP
+        if self.ack is not None:
+            self.ack = (self.ack - sums[1 - self.toward]) % WRAP
+
 
 class Seen(NamedTuple):
     """What a network function noted of a packet."""
@@ -98,6 +106,8 @@ class BusyKernel(Kernel):
         if entry is None:
             self.world.lost.append((self.world.now, self.host.index, packet))
             return
+        if entry.splice is not None and entry.toward is Toward.LEFT:
+            packet.count_on(entry.splice.seq)  # rows count as it is counted left of a splice
         hold = self.holds.get(key)
         if hold is None or not self._wait(hold, key, packet):
             self._pass(key, entry, packet)
@@ -131,6 +141,8 @@ class BusyKernel(Kernel):
         if packet.ack is not None and after(packet.ack, self.max_ack.get(key, packet.ack - 1)):
             self.max_ack[key] = packet.ack
             self._look_at_watch(key)
+        if entry.splice is not None and entry.toward is Toward.RIGHT:
+            packet.count_on(entry.splice.seq)
         packet.flow = entry.rewrite
         if entry.position is Position.TAP:
             self._show(entry, packet)

@@ -14,6 +14,7 @@ from m2m.errors import M2MError
 from m2m.policy.language import parse_predicate
 from m2m.policy.rules import Asker, ChangeMode
 from m2m.protocol.flow import Flow, parse_address
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Hook
 from m2m.protocol.update import Mode, Request, UpdateSyn
 from tests.support.agents import FIREWALL, IDS, SERVER, Host
@@ -292,3 +293,49 @@ async def test_who_goes_away_leaves_nothing_behind(autojump_clock: MockClock) ->
             await ask_one(chain.client, IDS2, chain)
         assert not asking._turns
         assert not chain.client.sessions.changes._expected
+
+
+# --- a function that has changed lengths
+
+LEAVE = Wish(Do.REMOVE, (ME,))
+
+
+async def test_what_it_has_added_is_added_to_its_left(autojump_clock: MockClock) -> None:
+    async with a_live_session() as chain:
+        await chain.load(larger_policy("allow={nf}"))
+        report = await ask_one(chain.firewall, LEAVE, chain, asker=Asker.NF, added=(22, -5))
+        assert (report.error, report.after) == (None, ("10.0.0.1", "ids/ids1", SERVER))
+        splice = chain.client.sessions.node.sessions[chain.session].splice
+        assert splice == Splice((22, 2**32 - 5), (0, 0), (0, 0))
+        flow = chain.client.flow(PORT)
+        out, back = (
+            chain.client.kernel.rows([(hook, one)])[0].entry
+            for hook, one in (
+                (Hook.OUT, flow),
+                (Hook.IN, chain.client.sessions.node.sessions[chain.session].right.reverse()),
+            )
+        )
+        assert out.splice == back.splice == splice
+        assert chain.carries(IDS)
+
+
+async def test_a_sum_of_nothing_is_none(autojump_clock: MockClock) -> None:
+    async with a_live_session() as chain:
+        await chain.load(larger_policy("allow={nf}"))
+        report = await ask_one(chain.firewall, LEAVE, chain, asker=Asker.NF, added=(0, 0))
+        assert report.error is None
+        assert chain.client.sessions.node.sessions[chain.session].splice is None
+
+
+async def test_where_nothing_can_have_been_added_it_is_refused(autojump_clock: MockClock) -> None:
+    async with a_live_session() as chain:
+        with pytest.raises(M2MError, match="to this session the host is a tap"):
+            await ask(chain.ids, LEAVE, chain.session, asker=Asker.NF, added=(1, 0))
+        chain.client.open(PORT, 40001)
+        await wait_all_tasks_blocked()
+        with pytest.raises(M2MError, match="2 are selected here"):
+            await ask(chain.firewall, LEAVE, asker=Asker.NF, added=(1, 0))
+        chain.firewall.datapath.splices = False  # type: ignore[misc]  # as with the module
+        with pytest.raises(M2MError, match="use --datapath=ebpf"):
+            await ask(chain.firewall, LEAVE, chain.session, asker=Asker.NF, added=(1, 0))
+        assert chain.carries(FIREWALL, IDS)

@@ -225,6 +225,24 @@ async def test_a_network_function_names_a_session_by_what_it_sees(
     assert wrong.err.startswith("m2m-nf: cannot read session")
 
 
+async def test_a_network_function_tells_what_it_has_added(
+    tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    async with an_agent(tmp_path, DONE) as source:
+        done = await in_thread(
+            lambda: run("remove", "me", "--session", ID, "--added=-22,7", main=nf.main)
+        )
+        with pytest.raises(SystemExit):
+            run("remove", "me", "--added=22", main=nf.main)
+        async with await trio.open_unix_socket(os.fspath(tmp_path / "run" / "client.nf")) as stream:
+            request = {"request": "me", "do": "insert", "new": ["dpi"], "added": [1, 2]}
+            await stream.send_all(msgspec.json.encode(request) + b"\n")
+            assert b"a removal alone" in await stream.receive_some()
+    assert done.status == 0
+    (order,) = source.orders
+    assert (order.wish, order.added) == (Wish(Do.REMOVE, (ME,)), (-22, 7))
+
+
 async def test_a_network_functions_socket_takes_nothing_else(tmp_path: Path) -> None:
     async with an_agent(tmp_path, DONE) as source:
         async with await trio.open_unix_socket(os.fspath(tmp_path / "run" / "client.nf")) as stream:

@@ -37,6 +37,8 @@ from m2m.protocol.events import (
     Timer,
     TimerFired,
 )
+from m2m.protocol.flow import Proto
+from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Hook, Toward
 from m2m.protocol.update import (
     Mode,
@@ -60,6 +62,7 @@ from tests.support.changes import (
     CLIENT,
     CLIENT_AFTER,
     FW,
+    HOP,
     IDS,
     NEW,
     NEW_LEFT,
@@ -171,6 +174,31 @@ def test_in_lf_too_many_packets_only_overtake() -> None:
     play = removed(removing() >> HoldOverflow(ID, Toward.RIGHT))
     play >> Received(IDS, UpdateEmpty(ID, STRAIGHT, CHANGE))
     play.ends()
+
+
+def test_what_a_function_has_added_joins_what_the_old_path_has() -> None:
+    added, beside = Splice((16, 0), (0, 0), (0, 0)), Splice((1, 2), (3, 4), (1, -1))
+    play = standing(AT_CLIENT) >> wanted()._replace(hops=(), added=added)
+    accepts = [one for one in skip(play) if isinstance(one, Accept)]
+    play >> Received(IDS, UpdateSynAck(ID, CHANGE, 1400, beside))
+    accepts += [one for one in play.todo if isinstance(one, Accept)]
+    play.todo = [one for one in play.todo if not isinstance(one, Accept)]
+    play << Hold(ID, CHANGE, OUT, False) >> Holding(ID, CHANGE, 10, None)
+    (redirect,) = skip(play)
+    both = added.and_then(beside)
+    assert [one.entries[0].splice for one in accepts] == [added, both]
+    assert isinstance(redirect, Redirect)
+    assert redirect.entry.splice == both
+
+
+def test_a_function_that_has_added_something_has_no_heir_and_is_not_udps() -> None:
+    added = Splice((16, 0), (0, 0), (0, 0))
+    udp = AT_CLIENT._replace(supersession=SUPER._replace(proto=Proto.UDP))
+    for play, hops in ((standing(AT_CLIENT), (HOP,)), (standing(udp), ())):
+        play >> wanted()._replace(hops=hops, added=added)
+        (refused,) = skip(play)
+        assert isinstance(refused, ChangeRefused)
+        assert refused.cause is Cause.MODE
 
 
 def test_what_is_lost_is_sent_again() -> None:

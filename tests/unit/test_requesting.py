@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec import structs
 
 from m2m.protocol.commands import CancelTimer, ChangeDone, ChangeRefused, Send, SetTimer
 from m2m.protocol.events import Received, RequestWanted, Timer, TimerFired
+from m2m.protocol.splice import Splice
 from m2m.protocol.update import Approve, Done, Mode, Reject, Request, Step, UpdateFin
 from m2m.protocol.wire import Cause
 from tests.support.changes import (
@@ -63,6 +65,16 @@ def test_asked_anew_when_neighbours_have_changed() -> None:
     play >> TICK << Send(CLIENT, Request(ID, ID, Mode.OP, (STEP,), NEW, (HOP,))) << timer(0.02)
     play >> Received(CLIENT, Done(ID, CHANGE, 1, True))  # an answer to the first
     play >> Received(CLIENT, Done(ID, ID, 2, True)) << OFF << ChangeDone(ID, CHANGE, 2, True)
+
+
+def test_what_a_function_has_added_is_told_each_time() -> None:
+    added = Splice((16, 0), (0, 0), (0, 0))
+    request = Request(ID, CHANGE, Mode.LF, (Step(FW),), IDS, (), added)
+    play = standing(AT_FW) >> ME._replace(mode=Mode.LF, hops=(), added=added)
+    play << Send(CLIENT, request) << timer(0.02) >> TICK << Send(CLIENT, request) << timer(0.02)
+    play >> Received(CLIENT, Reject(ID, CHANGE, Cause.MOVED, "another left neighbour"))
+    play >> TICK << Send(CLIENT, structs.replace(request, change=ID)) << timer(0.04)
+    play.ends()
 
 
 NEW_NEIGHBOUR = AT_FW.right._replace(dst=NEW) if AT_FW.right is not None else OLD_LEFT

@@ -135,7 +135,7 @@ updates = st.one_of(
     st.builds(
         update.StateAck, nonzero, nonzero, st.integers(0, 255), st.sampled_from(update.Progress)
     ),
-    st.builds(update.Request, nonzero, nonzero, modes, step_runs, addresses, runs),
+    st.builds(update.Request, nonzero, nonzero, modes, step_runs, addresses, runs, splices),
     st.builds(update.Approve, nonzero, nonzero),
     st.builds(update.Reject, nonzero, nonzero, *reasons),
     st.builds(update.Done, nonzero, nonzero, u32, st.booleans()),
