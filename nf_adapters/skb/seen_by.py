@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Final
 
+import sdnotify
 import structlog
 from netfilterqueue import Packet
 
@@ -107,15 +108,19 @@ def main() -> int:
     """Serve the queue until a signal comes; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m nf_adapters.skb.seen_by", description=__doc__)
     parser.add_argument("--queue", type=int, required=True, help="netfilter queue, 0 to 32767")
-    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where the agent's sockets are")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="where sockets of agents are")
+    parser.add_argument("--agent", metavar="NAME", help="which agent (default: the only one here)")
     args = parser.parse_args()
     logs.configure()
+
+    notifier = sdnotify.SystemdNotifier()
 
     def go(flow: Flow) -> None:
         """Its packets are waited for meanwhile: not in the thread that gives verdicts."""
         try:
-            if leave(flow, (len(LINE), 0), run_dir=args.run_dir):
+            if leave(flow, (len(LINE), 0), agent=args.agent, run_dir=args.run_dir):
                 seen_by.has_left(flow)
+                notifier.notify(f"STATUS={seen_by.counts['left']} sessions left")
         except Stays as error:
             _log.warning("stays in a session", flow=str(flow), why=str(error))
 
