@@ -69,7 +69,7 @@ from m2m.protocol.commands import (
     Steer,
     Taken,
 )
-from m2m.protocol.devices import is_open
+from m2m.protocol.devices import is_open, name_in
 from m2m.protocol.events import (
     Acked,
     Adopted,
@@ -82,6 +82,7 @@ from m2m.protocol.events import (
     Received,
     Route,
     Spliced,
+    SplicedBefore,
     TimerFired,
 )
 from m2m.protocol.flow import Address, Flow
@@ -216,7 +217,6 @@ class Sessions:
         held = await self.datapath.resume((right.key, left.key))
         counts = event.counts._replace(more_right=more_right, more_left=more_left)
         await self._carry_out(event._replace(counts=counts))
-        await self.datapath.forget([event.half])
         self._keeping.may_be_over()
         return sum(held)
 
@@ -279,8 +279,10 @@ class Sessions:
                 self.journal.counts["adopted"] += 1
         handed = {one: note for one, note in notes.items() if is_open(note, *End)}
         await self.feed(HandedBefore(tuple(handed.items())))
-        async with self.turn:
-            await self.datapath.forget(notes.keys() - handed.keys())  # of sessions that are no more
+        halves = {one: name for one, note in notes.items() if (name := name_in(note)) is not None}
+        await self.feed(SplicedBefore(tuple(halves.items())))
+        async with self.turn:  # of sessions that are no more
+            await self.datapath.forget(notes.keys() - handed.keys() - halves.keys())
         if found:
             _log.info("sessions taken over", sessions=len(self))
 

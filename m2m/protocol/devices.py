@@ -12,13 +12,14 @@ from m2m.protocol.session import Session
 from m2m.protocol.translation import Position
 
 __all__ = [
-    "MAX_NUMBER", "NOTE_SIZE", "device_of", "has_moved", "is_open", "note_of", "number_of",
-    "open_note_of", "read_note", "set_device", "set_number", "set_rebound",
+    "MAX_NUMBER", "NOTE_SIZE", "device_of", "former_note", "has_moved", "is_open", "name_in",
+    "note_of", "number_of", "open_note_of", "read_note", "set_device", "set_number", "set_rebound",
 ]  # fmt: skip
 
 _NOTE = struct.Struct(f"!{DEVICE_SIZE}s{DEVICE_SIZE}sII")
 NOTE_SIZE: Final = _NOTE.size
 MAX_NUMBER: Final = 0xFFFFFFFF
+_FORMER: Final = b"\xff" * 2 * DEVICE_SIZE  # two devices that nobody has
 
 
 def device_of(session: Session, end: End) -> bytes:
@@ -78,6 +79,16 @@ def open_number(note: bytes) -> int:
     client, _, *moves = _NOTE.unpack(note)
     number: int = moves[End.CLIENT if client == ANONYMOUS else End.SERVER]
     return number
+
+
+def former_note(name: int) -> bytes:
+    """What is kept under the former name of a session that is called *name* now."""
+    return _FORMER + name.to_bytes(NOTE_SIZE - len(_FORMER))
+
+
+def name_in(note: bytes) -> int | None:
+    """The inverse of :func:`former_note`; None for any other note."""
+    return int.from_bytes(note[len(_FORMER) :]) if note.startswith(_FORMER) else None
 
 
 def read_note(session: Session, note: bytes) -> None:

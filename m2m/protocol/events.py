@@ -123,6 +123,13 @@ class Spliced(NamedTuple):
     counts: Counts
 
 
+class SplicedBefore(NamedTuple):
+    """An earlier agent of this host knew that a proxy here has left: the names of right halves, and
+    of the sessions that these belong to."""
+
+    names: tuple[tuple[int, int], ...]
+
+
 class Moved(NamedTuple):
     """The legs of these sessions between an own address and a neighbour have to go by another
     route from now on."""
@@ -296,5 +303,5 @@ Event: TypeAlias = (
     Opened | Received | TimerFired | InstallFailed | Ended | Adopted
     | ChangeWanted | RequestWanted | Redirected | Counted | Holding | Resumed | HoldOverflow
     | Acked | Reached | StateExported | StateImported | Moved | Rehomed
-    | HandOver | DeedsGiven | TakeOver | LeadHere | HandedBefore | Spliced
+    | HandOver | DeedsGiven | TakeOver | LeadHere | HandedBefore | Spliced | SplicedBefore
 )  # fmt: skip

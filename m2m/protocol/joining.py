@@ -18,14 +18,15 @@ from m2m.protocol.commands import (
     CancelTimer,
     Closed,
     Command,
+    Forget,
     HalvesJoined,
     Keep,
     Rename,
     Send,
     SetTimer,
 )
-from m2m.protocol.devices import note_of
-from m2m.protocol.events import Received, Spliced, Timer
+from m2m.protocol.devices import former_note, note_of
+from m2m.protocol.events import Received, Spliced, SplicedBefore, Timer
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.register import Register
 from m2m.protocol.session import Role, Session, State
@@ -61,13 +62,17 @@ class Joining:
         self._names: dict[int, int] = {}  # a former name, and the present one
         self._said: dict[int, tuple[Address, int]] = {}  # of sessions here: who says which name
         self._asking: dict[int, _Asking] = {}
+        self._halves: dict[int, int] = {}  # of sessions that a proxy here has left: the right one
 
     # -- names --------------------------------------------------------------------------
 
     def heard(self, event: Received) -> Received:
         """The same, about the session's present name."""
-        name = self._names.get(getattr(event.message, "session", 0))
+        said = getattr(event.message, "session", 0)
+        name = self._names.get(said)
         if name is None:
+            if said in self._said and self._said[said][0] == event.peer:
+                del self._said[said]  # it knows the name; restarted, it knows no other
             return event
         return event._replace(message=msgspec.structs.replace(event.message, session=name))
 
@@ -75,11 +80,13 @@ class Joining:
         """The same, to each neighbour about the name that it knows."""
         if not self._names:
             return commands
-        return [self._for_neighbour(command) for command in commands]
+        told = [self._for_neighbour(command) for command in commands]
+        for command in commands:
+            if isinstance(command, Closed):
+                self._forget(told, command.view.session)
+        return told
 
     def _for_neighbour(self, command: Command) -> Command:
-        if isinstance(command, Closed):
-            self._forget(command.view.session)
         if not isinstance(command, Send):
             return command
         neighbour, name = self._said.get(getattr(command.message, "session", 0), (b"", 0))
@@ -87,7 +94,10 @@ class Joining:
             return command
         return Send(command.peer, msgspec.structs.replace(command.message, session=name))
 
-    def _forget(self, session: int) -> None:
+    def _forget(self, out: Commands, session: int) -> None:
+        half = self._halves.pop(session, None)
+        if half is not None:
+            out.append(Forget((half,)))
         self._said.pop(session, None)
         self._asking.pop(session, None)
         for former in [former for former, name in self._names.items() if name == session]:
@@ -119,9 +129,25 @@ class Joining:
         register.list(session)
         out.append(CancelTimer(half.id))
         out.append(CancelTimer(session.id))
-        out.append(Keep(((session.id, note_of(session)),)))
-        self._names[half.id] = session.id
-        self._said[session.id] = half.right.dst, half.id
+        kept = (session.id, note_of(session)), (half.id, former_note(session.id))
+        out.append(Keep(kept))
+        self._call(out, session, half.id)
+
+    def spliced_before(self, out: Commands, event: SplicedBefore) -> None:
+        """A restarted agent does not know who knows: all are told (again)."""
+        for half, name in event.names:
+            session = self._register.get(name)
+            if session is None or session.splice is None or session.position is not Position.TAP:
+                out.append(Forget((half,)))
+            else:
+                self._call(out, session, half)
+
+    def _call(self, out: Commands, session: Session, half: int) -> None:
+        """Its right *half* is to be known by its own name."""
+        assert session.right is not None
+        self._halves[session.id] = half
+        self._names[half] = session.id
+        self._said[session.id] = session.right.dst, half
         self._ask(out, session)
 
     def _ask(self, out: Commands, session: Session) -> None:
@@ -129,7 +155,7 @@ class Joining:
         left, right = session.left, session.right
         assert left is not None and right is not None
         to_right, to_left = (
-            Join(session.id, leg, number, session.id, device, max(session.mtu, _LEAST_MTU))
+            Join(session.id, leg, number, session.id, device, session.mtu or _ANY_MTU)
             for leg, device in ((right, session.client), (left, session.server))
         )
         self._asking[session.id] = _Asking(number, to_right, to_left)
@@ -154,7 +180,9 @@ class Joining:
         """A neighbour says that the session is another one's other half."""
         message = event.message
         assert isinstance(message, Join)
-        session, leg = self._register.get(message.session), message.subsession
+        leg = message.subsession
+        # A neighbour that was restarted says the present name, which may not be known here yet.
+        session = self._register.get(message.session) or self._register.with_left(leg)
         if session is None or session.state not in _STANDING:
             return  # it is repeated
         if leg == session.left and event.peer == leg.src:
@@ -169,18 +197,15 @@ class Joining:
             session.server = _known(message.device, session.server)
         else:
             return
-        session.mtu = _smaller(session.mtu, message.mtu)
+        session.mtu = _smaller(session.mtu, _told(message.mtu))
         out.append(Keep(((session.id, note_of(session)),)))
         if onward is None:
             out.append(Send(event.peer, Joined(session.id, leg, message.change)))
             return
         peer = onward.dst if onward is session.right else onward.src
-        out.append(
-            Send(
-                peer,
-                Join(session.id, onward, message.change, message.name, message.device, session.mtu),
-            )
-        )
+        mtu = session.mtu or _ANY_MTU
+        passed_on = Join(session.id, onward, message.change, message.name, message.device, mtu)
+        out.append(Send(peer, passed_on))
 
     def _take_name(self, out: Commands, session: Session, name: int) -> bool:
         """Whether the session has that name (now)."""
@@ -224,7 +249,7 @@ class Joining:
             out.append(Send(peer, Joined(session.id, onward, message.change)))
 
 
-_LEAST_MTU: Final = 68  # that a message can tell (RFC 791)
+_ANY_MTU: Final = 0xFFFF  # it is not known
 
 
 def _base(came: int, sent: int, before: int | None) -> int | None:
@@ -236,6 +261,10 @@ def _base(came: int, sent: int, before: int | None) -> int | None:
 def _smaller(one: int, other: int) -> int:
     """Of two MTUs, either of which may not be known (0)."""
     return min(one, other) if one and other else one or other
+
+
+def _told(mtu: int) -> int:
+    return 0 if mtu == _ANY_MTU else mtu
 
 
 def _known(device: bytes, before: bytes) -> bytes:

@@ -46,6 +46,7 @@ from m2m.protocol.events import (
     Resumed,
     Route,
     Spliced,
+    SplicedBefore,
     StateExported,
     StateImported,
     TakeOver,
@@ -459,6 +460,11 @@ class Node:
         self.joining.spliced(out, event)
         return out
 
+    def _spliced_before(self, event: SplicedBefore) -> Commands:
+        out: Commands = []
+        self.joining.spliced_before(out, event)
+        return out
+
     def _join_halves(self, event: Received) -> Commands:
         out: Commands = []
         self.joining.join(out, event)
@@ -514,6 +520,7 @@ _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {
     StateExported: lambda node, event: node._migration.exported(event),
     StateImported: lambda node, event: node._migration.imported(event),
     Spliced: Node._spliced,
+    SplicedBefore: Node._spliced_before,
     **dict.fromkeys(
         (HandOver, DeedsGiven, TakeOver, LeadHere, HandedBefore),
         lambda node, event: node.mobility.handed(event),

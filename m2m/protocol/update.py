@@ -239,7 +239,7 @@ class Join(msgspec.Struct, frozen=True):
     change: int
     name: int
     device: bytes
-    mtu: int  # smallest of both halves
+    mtu: int  # smallest of both halves; 0xFFFF: not known
 
 
 class Joined(msgspec.Struct, frozen=True):

@@ -22,8 +22,8 @@ from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Hook, Position, Toward, receiver, sender
 from m2m.protocol.update import Join, Joined, Lock, UpdateSynAck
 from m2m.protocol.wire import Message
-from tests.support.agents import Host, pass_time
-from tests.support.proxying import PROXY, ProxyChain, proxying
+from tests.support.agents import IDS, Host, pass_time, policy_set
+from tests.support.proxying import POLICY, PROXY, ProxyChain, proxying
 
 SPLICE = Splice((1000, 2**32 - 50), (7, 8), (1, -1))
 Loses = Callable[[Address, Address, Message], bool]
@@ -162,3 +162,66 @@ async def test_the_next_agent_there_finds_it(autojump_clock: MockClock) -> None:
         outcome = chain.client.datapath.packet(Hook.OUT, came.supersession, seq=5)
         assert outcome.fate is Fate.SENT
         assert chain.walk(outcome)[0] is chain.server
+
+
+async def restart(chain: ProxyChain, host: Host, label: str) -> Host:
+    """Another agent there, which takes over what the kernel has."""
+    made = chain.host(label, Role.MIDDLEBOX, chain.kill(host))
+    await wait_all_tasks_blocked()
+    await made.sessions.load_policy(policy_set(POLICY))
+    await made.sessions.adopt()
+    return made
+
+
+def alive(chain: ProxyChain, came: Session) -> bool:
+    outcome = chain.client.datapath.packet(Hook.OUT, came.supersession, seq=5)
+    return chain.walk(outcome)[0] is chain.server
+
+
+async def test_the_next_agent_there_goes_on_asking(autojump_clock: MockClock) -> None:
+    async with proxying() as chain:
+        chain.lose = lambda _s, _r, message: isinstance(message, Join)
+        came, former = await leave(chain)
+        await pass_time(1)
+        chain.proxy = await restart(chain, chain.proxy, PROXY)
+        told: list[int] = []
+        chain.proxy.sessions.left = told.append
+        await pass_time(1)
+        assert names(chain) == {came.id, former}
+        chain.lose = lambda *_: False
+        await pass_time(6)
+        assert names(chain) == {came.id}
+        assert told == [came.id]
+        # And the one after it, for the host may still be in the chain.
+        chain.proxy = await restart(chain, chain.proxy, PROXY)
+        chain.proxy.sessions.left = told.append
+        await pass_time(1)
+        assert told == [came.id] * 2
+        assert alive(chain, came)
+        assert await remove(chain, came.id) is None
+        await pass_time(10)
+        assert not chain.proxy.kernel.notes
+        assert alive(chain, came)
+
+
+@pytest.mark.parametrize("knows", [True, False])
+async def test_a_neighbour_that_is_restarted_knows_one_name(
+    autojump_clock: MockClock, knows: bool
+) -> None:
+    """The other one, which may be the one that it is spoken to by."""
+    async with proxying() as chain:
+        to_server = chain.server.address
+        chain.lose = lambda _s, receiver, message: (
+            isinstance(message, Join) and (receiver == to_server or not knows)
+        )
+        came, former = await leave(chain)
+        await pass_time(1)
+        chain.ids = await restart(chain, chain.ids, IDS)
+        assert chain.ids.sessions.node.sessions.keys() == {came.id if knows else former}
+        await pass_time(20)
+        assert alive(chain, came)
+        chain.lose = lambda *_: False
+        await pass_time(10)
+        assert names(chain) == {came.id}
+        assert alive(chain, came)
+        assert await remove(chain, came.id) is None
