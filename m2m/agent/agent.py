@@ -169,6 +169,8 @@ class Agent:
         asking = Asking(config.name, sessions, self.paths)
         self.following = Following(sessions, asking)
         sessions.moves.on_moved = self.following.policy_changed
+        # Before sessions are taken over: of some the others say soon that a proxy has left them.
+        proxies = Proxies(sessions, lambda: self._interception.listens(self.addresses()), asking)
         if config.device_address is not None:
             self._keeping.keep_lasting(config.device_address, self._ethernets())
         datapath.begin()
@@ -199,9 +201,6 @@ class Agent:
                 )  # fmt: skip
                 await nursery.start(control.serve, config.control_socket, answers)
                 await nursery.start(control.serve_nfs, config.nf_socket, answers, functions)
-                proxies = Proxies(
-                    sessions, lambda: self._interception.listens(self.addresses()), asking
-                )
                 await nursery.start(proxies.serve, config.proxy_socket, config.proxy_group)
                 _log.info(
                     "serving", role=config.role, name=config.name, sessions=len(sessions),

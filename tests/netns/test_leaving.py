@@ -214,7 +214,8 @@ async def test_many_at_once(proxied: Proxied) -> None:
 async def test_the_agent_or_the_proxy_dies_afterwards(
     netns: NamespaceFactory, tmp_path: Path
 ) -> None:
-    """I6: from then on the kernel alone carries the session."""
+    """I6: from then on the kernel alone carries the session. The next agent has the others know
+    what the killed one could not tell them, and its host goes."""
     async with live_chain(
         netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=POLICY
     ) as chain:
@@ -222,6 +223,8 @@ async def test_the_agent_or_the_proxy_dies_afterwards(
         async with proxy(chain.hosts["cache"], log, AFTER):
             proxied = Proxied(chain, log)
             client, server = await proxied.connect()
+            silence = ("FORWARD", "-p", "udp", "-s", "10.9.5.2", "-d", "10.9.6.2", "-j", "DROP")
+            chain.router.run("iptables", "-A", *silence)
             await send(server, AFTER)
             await receive(client, AFTER)
             await proxied.until_told("left")
@@ -229,7 +232,10 @@ async def test_the_agent_or_the_proxy_dies_afterwards(
             assert cache.agent is not None
             await cache.agent.stop(signal.SIGKILL)
         await both_ways(client, server, 1_000_000)
+        chain.router.run("iptables", "-D", *silence)
         await cache.start()
+        await cache.until_empty()
+        assert not cache.rows("notes")
         await both_ways(client, server, 1_000_000)
         await client.aclose()
         assert await server.receive_some() == b""
