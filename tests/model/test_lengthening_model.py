@@ -16,12 +16,15 @@ from tests.model.test_reconfiguration_model import (
     MANY,
     MODES,
     SPARSE,
+    TROUBLE,
     crash,
     fates,
     modes,
     quiet_down,
     script,
     seeds,
+    storm,
+    times,
 )
 from tests.support.lengthening import LENGTHENS, LengtheningWorld
 from tests.support.simulation import LOST, PROMPT, Fate
@@ -84,6 +87,49 @@ def test_any_fate_of_any_message(
     world.check_bytes()
     if gone:
         assert another(world, 0, [1], path[2], [], Mode.LF) == [0, *path[2:]]
+
+
+def beside(world: LengtheningWorld, place: int, new: list[int], mode: Mode) -> None:
+    """Put other hosts to the function's left or right, or take out the one that is there."""
+    traced = world.trace(world.conversation)
+    if traced is None:
+        return
+    path = [host.index for host in traced[0]]
+    if LENGTHENS in path:
+        before, behind = path[: path.index(LENGTHENS) + 1], path[path.index(LENGTHENS) :]
+        path = behind if place % 2 else before
+    if len(path) == 2 or new:
+        at, old, right = path[0], [], path[1]
+    else:
+        at, old, right = path[0], [path[1]], path[2]
+    host = world.host(at)
+    if host.up and world.session in host.node.sessions:
+        world.change(at, old, right, new, mode)
+
+
+others = st.lists(
+    st.tuples(times, st.integers(0, 1), st.lists(st.sampled_from([5, 6]), max_size=1), modes),
+    max_size=4,
+)
+
+
+@given(sums, modes, times, others, st.floats(0, 0.4), seeds)
+@settings(max_examples=100 * MANY)
+def test_others_are_changed_meanwhile(
+    added: tuple[int, int], mode: Mode, when: float,
+    changes: list[tuple[float, int, list[int], Mode]], loss: float, seed: int,
+) -> None:  # fmt: skip
+    world = LengtheningWorld(3, random.Random(seed), added)
+    storm(world, loss, 0.2, 0.01)
+    world.talk(SPARSE)
+    world.after(when, lambda: world.ask_to_leave(mode))
+    for at, *change in changes:
+        world.after(at, lambda change=change: beside(world, *change))
+    quiet_down(world, TROUBLE + 1)
+    world.check_whole()
+    world.check_bytes()
+    go_on(world)
+    world.check_bytes()
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
