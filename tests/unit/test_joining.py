@@ -19,7 +19,7 @@ from m2m.protocol.events import Counts, Spliced
 from m2m.protocol.flow import Address
 from m2m.protocol.session import Session, State
 from m2m.protocol.splice import Splice
-from m2m.protocol.translation import Hook, Position, Toward, receiver, sender
+from m2m.protocol.translation import Hook, Position, Toward, entries_for, receiver, sender
 from m2m.protocol.update import Join, Joined, Lock, UpdateSynAck
 from m2m.protocol.wire import Message
 from tests.support.agents import IDS, Host, pass_time, policy_set
@@ -202,6 +202,19 @@ async def test_the_next_agent_there_goes_on_asking(autojump_clock: MockClock) ->
         await pass_time(10)
         assert not chain.proxy.kernel.notes
         assert alive(chain, came)
+
+
+async def test_a_session_that_has_ended_meanwhile_leaves_no_name(
+    autojump_clock: MockClock,
+) -> None:
+    async with proxying() as chain:
+        came, _ = await leave(chain)
+        await pass_time(1)
+        assert len(chain.proxy.kernel.notes) == 2
+        for entry in entries_for(came.view):
+            chain.proxy.kernel.remove(entry.key)
+        chain.proxy = await restart(chain, chain.proxy, PROXY)
+        assert not chain.proxy.kernel.notes
 
 
 @pytest.mark.parametrize("knows", [True, False])
