@@ -50,7 +50,11 @@ def leave(
     """
     request = NfChange(Do.REMOVE, match=as_predicate(flow), mode=ChangeMode.LF, added=added)
     try:
-        for item in ask(find_socket(run_dir, agent, ending=".nf"), request):
+        socket = find_socket(run_dir, agent, ending=".nf")
+    except M2MError as error:
+        raise Stays(str(error), free=True) from None
+    try:
+        for item in ask(socket, request):
             if isinstance(item, ChangedItem):
                 report = item.report
                 if report.error is not None:

@@ -23,6 +23,7 @@ from m2m.cli.change_view import Progress, report_view
 from m2m.policy.rules import Asker, ChangeMode
 from m2m.policy.syntax import matches
 from m2m.protocol.flow import Flow
+from nf_adapters.skb.leaving import Stays, leave
 from tests.support.control import FakeSource, session
 
 ID = session(0).id
@@ -317,3 +318,32 @@ def test_of_many_reasons_the_commonest_are_told() -> None:
     assert lines[0] == "0 of 13 sessions changed"
     assert lines[1] == "  2 refused by ids/ids2: reason 0"
     assert lines[-1] == "  3 for other reasons: --json tells each"
+
+
+FLOW = Flow.of(6, "10.0.1.5", 4000, "10.0.9.1", 80)
+
+
+async def test_a_function_that_leaves_knows_what_may_come_still(tmp_path: Path) -> None:
+    def go() -> bool:
+        return leave(FLOW, (16, -4), run_dir=tmp_path / "run")
+
+    async with an_agent(tmp_path, DONE) as source:
+        assert await in_thread(go)
+        (order,) = source.orders
+        assert order.predicate is not None
+        assert matches(order.predicate, FLOW)
+        assert (order.mode, order.added) == (ChangeMode.LF, (16, -4))
+        source.reports = [msgspec.structs.replace(DONE, total=None)]
+        assert not await in_thread(go)
+        for cause, free in (("busy", True), ("timeout", False)):
+            source.reports = [msgspec.structs.replace(REFUSED, cause=cause)]
+            with pytest.raises(Stays) as stays:
+                await in_thread(go)
+            assert stays.value.free is free
+        source.reports = []  # it says that there is nothing to change
+        with pytest.raises(Stays) as stays:
+            await in_thread(go)
+        assert stays.value.free
+    with pytest.raises(Stays, match="no agent") as stays:
+        await in_thread(go)
+    assert stays.value.free
