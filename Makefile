@@ -1,7 +1,7 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
 VM_PARTS := vm-scenarios vm-traffic vm-ebpf vm-module vm-dkms
-.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-debug model soak faults handovers proxies bench bench-vm \
+.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-more test-vm-debug model soak faults handovers proxies bench bench-vm \
         lint fuzz clean libpcap install-libpcap uninstall-libpcap refresh-libpcap install-sockets uninstall-sockets
 .DELETE_ON_ERROR:
 
@@ -14,6 +14,7 @@ VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain
 VM_KMOD_TESTS := tests/kmod tests/datapath tests/netns/test_kernel_datapath.py \
                  tests/netns/test_kernel_lan.py tests/netns/test_kernel_hold.py
 VM_SCENARIOS := demo replace insert remove drain contend
+VM_MORE := gateway process-move balance
 VM := tests/vm/boot.py --kernel $(VM_KERNEL)
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
@@ -46,6 +47,9 @@ vm-build: setup
 
 vm-scenarios:
 	@$(VM) --counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_SCENARIOS)
+
+test-vm-more: setup vm-build ## play more of the lab's scenarios with the module, one after the other (root)
+	@$(VM) --counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_MORE)
 
 vm-traffic: TESTS = $(filter tests/netns/%,$(VM_KMOD_TESTS))
 vm-module: TESTS = $(filter-out tests/netns/%,$(VM_KMOD_TESTS))
