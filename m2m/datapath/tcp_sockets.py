@@ -10,7 +10,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from m2m.datapath._bpf import BpfError, Object
+from m2m.datapath._bpf import BpfError, Object, Program
 from m2m.errors import UnsupportedHost
 from m2m.protocol.flow import V4_PREFIX, Flow, is_ipv4
 
@@ -72,14 +72,16 @@ class TcpSockets:
 
     def __init__(self) -> None:
         self._loaded: Object | None = None
+        self._look: Program | None = None
 
     def prepare(self) -> None:
         """Load the program, so that who asks first need not wait. Raises as :meth:`find`."""
-        if self._loaded is not None:
+        if self._look is not None:
             return
         try:
             self._loaded = Object(_PROGRAM)
             self._loaded.load()
+            self._look = self._loaded.program("m2m_look_at_tcp")
         except BpfError as error:
             raise UnsupportedHost(f"this kernel does not tell of its sockets: {error}") from error
 
@@ -91,13 +93,13 @@ class TcpSockets:
         if not (is_ipv4(flow.src) and is_ipv4(flow.dst)):
             return None
         self.prepare()
-        assert self._loaded is not None
+        assert self._look is not None
         cut = len(V4_PREFIX)
         question = _QUESTION.pack(
             flow.src[cut:], flow.dst[cut:], _network(flow.sport), _network(flow.dport)
         )
         frame = _ETHERNET + question + bytes(_ANSWER.size)
-        answer = self._loaded.program("m2m_look_at_tcp").run(data=frame)[1]
+        answer = self._look.run(data=frame)[1]
         assert answer is not None
         (
             state, receives, read, told, sends, acked, written, peer_clock, peer_window, mss,

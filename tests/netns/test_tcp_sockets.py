@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 
@@ -60,4 +61,15 @@ def test_what_is_not_read_and_what_is_over(pair: Pair) -> None:
     assert states[1] is not None and states[1].state is State.CLOSE_WAIT
     assert states[1].receives == states[1].read == states[0].written
     assert sockets.find(flow(one)._replace(sport=1)) is None
+    sockets.close()
+
+
+def test_looking_leaves_no_file_open(pair: Pair) -> None:
+    """An agent looks thousands of times while sessions are left."""
+    sockets = TcpSockets()
+    sockets.prepare()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(100):
+        assert sockets.find(flow(pair[0])) is not None
+    assert len(os.listdir("/proc/self/fd")) == before
     sockets.close()
