@@ -46,10 +46,10 @@ vm-build: setup
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
 
 vm-scenarios:
-	@$(VM) --counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_SCENARIOS)
+	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_SCENARIOS)
 
 test-vm-more: setup vm-build ## play more of the lab's scenarios with the module, one after the other (root)
-	@$(VM) --counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_MORE)
+	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_MORE)
 
 vm-traffic: TESTS = $(filter tests/netns/%,$(VM_KMOD_TESTS))
 vm-module: TESTS = $(filter-out tests/netns/%,$(VM_KMOD_TESTS))
@@ -121,8 +121,8 @@ bench: setup ## measure against plain forwarding (root)
 
 bench-vm: setup ## what the module costs, in a virtual machine: Figure 10, and forwarding beside plain (root)
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
-	@$(VENV)/bin/python tests/vm/costs.py --counted --kernel $(VM_KERNEL)
-	@tests/vm/boot.py --counted --kernel $(VM_KERNEL) -- tests/vm/with-module \
+	@$(VENV)/bin/python tests/vm/costs.py --accel counted --kernel $(VM_KERNEL)
+	@tests/vm/boot.py --accel counted --kernel $(VM_KERNEL) -- tests/vm/with-module \
 	    $(VENV)/bin/m2m-lab bench --quick throughput
 
 lint: setup ## check style, types and C headers

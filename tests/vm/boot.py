@@ -1,14 +1,16 @@
 #!/usr/bin/python3
 """Runs a command in this tree under another Debian kernel: a virtual machine, not installed.
 
-    sudo tests/vm/boot.py [--kernel PACKAGE] [--time-limit S] [--counted] -- COMMAND...
+    sudo tests/vm/boot.py [--kernel PACKAGE] [--time-limit S] [--accel WAY[:WAY]...] -- COMMAND...
 
 The machine has the host's files under an overlay in memory: it sees this tree and its `.venv`, and
 what it changes is gone with it. The command's output is this one's, as is its exit status; 124
 means that time ran out. Kernel packages are kept in a cache folder (`--cache`).
 
-With `--counted` it has one processor, and the clock that it sees counts instructions: two figures
-of one run compare as the work does, whatever else this machine is doing meanwhile.
+Its processors are this one's own (`kvm`), or emulated: `tcg`, or `counted`, which is one processor
+with a clock that counts instructions, so that two figures of one run compare as the work does,
+whatever else this machine is doing meanwhile. Of several ways the first that starts is taken: there
+are machines that have a /dev/kvm under which Linux does not.
 """
 
 from __future__ import annotations
@@ -48,6 +50,13 @@ BOOT = (
 # tsc: emulated processors count alike, and are found not to where the host is busy.
 # An emulated processor moves octets one at a time where it says that it does so fast.
 PROCESSOR = "max,-erms,-fsrm"
+WAYS = {
+    "kvm": ["-accel", "kvm", "-smp", str(os.cpu_count())],
+    "tcg": ["-accel", "tcg", "-smp", str(os.cpu_count())],
+    "counted": ["-accel", "tcg", "-smp", "1", "-icount", "shift=1"],  # 2 ns for an instruction
+}
+FIRST_LINE = b"Linux version"  # of the console
+STARTS = 10.0  # s: a kernel that has said nothing by then does not start
 KERNEL = "linux-image-amd64"
 CACHE = Path.home() / ".cache/m2m/kernels"
 TIME_IS_UP = 124  # as timeout(1) has it
@@ -55,6 +64,10 @@ TIME_IS_UP = 124  # as timeout(1) has it
 
 class Impossible(Exception):
     """The machine cannot be run; says why, and what to do."""
+
+
+class NotStarted(Exception):
+    """The kernel has not said a word."""
 
 
 def main() -> int:
@@ -69,29 +82,30 @@ def main() -> int:
         for number, module in enumerate(needed(modules, MODULES)):
             files[f"early/{number:02}.ko"] = contents(module)
         (run / "initramfs").write_bytes(b"".join(archive(files)))
-        try:
-            return machine(run, kernel, processors(args), args.time_limit)
-        finally:
-            shutil.copy(run / "console", args.cache / "console.log")
+        *first, last = args.accel
+        for way in first:
+            try:
+                return machine(run, kernel, way, args, STARTS)
+            except NotStarted:
+                sys.stderr.write(f"boot.py: with {way} no Linux starts here\n")
+        return machine(run, kernel, last, args)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kernel", default=KERNEL, metavar="PACKAGE")
     parser.add_argument("--time-limit", default=1800.0, type=float, metavar="S")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--accel", choices=("tcg", "kvm"), default="tcg")
-    how.add_argument("--counted", action="store_true")
+    parser.add_argument("--accel", type=ways, default=["kvm", "tcg"], metavar="WAY[:WAY]...")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("command", nargs="+")
     return parser.parse_args()
 
 
-def processors(args: argparse.Namespace) -> list[str]:
-    """QEMU's options for them."""
-    if args.counted:
-        return ["-accel", "tcg", "-smp", "1", "-icount", "shift=1"]  # 2 ns for an instruction
-    return ["-accel", args.accel, "-smp", str(os.cpu_count())]
+def ways(text: str) -> list[str]:
+    found = text.split(":")
+    if unknown := set(found) - set(WAYS):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not one of {', '.join(WAYS)}")
+    return found
 
 
 def ready(package: str = KERNEL, cache: Path = CACHE) -> tuple[Path, Path]:
@@ -176,9 +190,14 @@ def archive(files: dict[str, bytes]) -> Iterator[bytes]:
         yield head + bytes(-len(head) % 4) + data + bytes(-len(data) % 4)
 
 
-def machine(run: Path, kernel: Path, processors: list[str], time_limit: float) -> int:
-    """Run the machine to its end, its second serial port to our output; the third's number."""
-    console, status, shared = run / "console", run / "status", run / "virtiofs"
+def machine(
+    run: Path, kernel: Path, way: str, args: argparse.Namespace, starts: float | None = None
+) -> int:
+    """Run the machine to its end, its second serial port to our output; the third's number.
+
+    Raises NotStarted if Linux does not start in this *way* within *starts* seconds.
+    """
+    console, status, shared = (run / f"{way}-{name}" for name in ("console", "status", "virtiofs"))
     status.touch()
     virtiofsd = next(path for path in VIRTIOFSD if path.exists())
     memory = 2048
@@ -193,7 +212,7 @@ def machine(run: Path, kernel: Path, processors: list[str], time_limit: float) -
             stdout=log, stderr=log, pass_fds=[listener.fileno()],
         ))  # fmt: skip
         qemu = ended.enter_context(child(
-            ["qemu-system-x86_64", *processors, "-cpu", PROCESSOR, "-m", str(memory),
+            ["qemu-system-x86_64", *WAYS[way], "-cpu", PROCESSOR, "-m", str(memory),
              "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on",
              "-machine", "q35,memory-backend=mem", "-nodefaults", "-display", "none", "-no-reboot",
              "-chardev", f"socket,id=files,path={shared}",
@@ -203,21 +222,32 @@ def machine(run: Path, kernel: Path, processors: list[str], time_limit: float) -
              "-kernel", kernel, "-initrd", run / "initramfs", "-append", f"{BOOT} {environment}"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
         ))  # fmt: skip
-        clock = threading.Timer(time_limit, qemu.kill)
+        clock = threading.Timer(args.time_limit, qemu.kill)
         ended.callback(clock.cancel)
         clock.start()
+        if starts is not None:
+            first = threading.Timer(starts, lambda: has_started(console) or qemu.kill())
+            ended.callback(first.cancel)
+            first.start()
         assert qemu.stdout is not None
         while chunk := os.read(qemu.stdout.fileno(), 1 << 16):
             sys.stdout.buffer.write(chunk)
             sys.stdout.flush()
         in_time = clock.is_alive()
+    if starts is not None and not has_started(console):
+        raise NotStarted
+    shutil.copy(console, args.cache / "console.log")
     if told := status.read_text().strip():
         return int(told)
     if not in_time:
-        sys.stderr.write(f"boot.py: not done within {time_limit:.0f} s (--time-limit)\n")
+        sys.stderr.write(f"boot.py: not done within {args.time_limit:.0f} s (--time-limit)\n")
         return TIME_IS_UP
     last = "\n".join(console.read_text(errors="replace").splitlines()[-30:])
     raise Impossible(f"the machine ended without a result; its console's last lines:\n{last}")
+
+
+def has_started(console: Path) -> bool:
+    return FIRST_LINE in console.read_bytes()
 
 
 @contextmanager
