@@ -8,8 +8,9 @@
 
 All of the client's sessions to the server's port go through Squid at ``cache``; another port's go
 straight. The same downloads are made in three ways: Squid leaves each after a while, stays, or is
-not there at all. The first and the last are compared, and take turns. ``cache`` is beside the way:
-what it still sees of a session, its link tells.
+not there at all. To compare the first and the last, both are open at once and are read by turns of
+half a second: between two trials the same downloads differ by a tenth and more. ``cache`` is beside
+the way: what it still sees of a session, its link tells.
 """
 
 from __future__ import annotations
@@ -32,19 +33,23 @@ from m2m.lab.demo_results import Check
 from m2m.lab.lab import Lab, open_lab
 from m2m.lab.pace import SLOWNESS
 from m2m.lab.programs import tool
-from m2m.lab.removal_results import Moment, Report, Trial, Way, around, checks
+from m2m.lab.removal_results import Moment, Report, Trial, Way, around, checks, checks_of_whole
 from m2m.lab.topology import Command, Host, Link, PolicyServer, Ready, Role, Topology, checked
-from m2m.lab.traffic.downloads import BIN, Loaded
+from m2m.lab.traffic.downloads import BIN, Loaded, Part
 
 CLIENT, CACHE, SERVER, CORE, CONTROL = "client", "cache", "srv", "core", "control"
 _PORT, _STRAIGHT = 80, 81
 _LISTENS = 3129
 _USER = "proxy"  # Debian's, of Squid
 _BUNDLES = (1, 8)  # downloads at once
-_TURNS = 5
+_TRIALS = 3  # in which Squid leaves
 _SECONDS = 6.0 * SLOWNESS  # of a trial
+_COMPARED = 30.0 * SLOWNESS  # s that two ways are compared
 _BEFORE = 2.0 * SLOWNESS  # s, about, that downloads go through Squid before it leaves
-_SIZE = 1 << 40  # octets: more than any trial loads
+_ENDLESS = 1 << 40  # octets: more than any trial loads
+_WHOLE = int(1e9 / SLOWNESS**2)  # octets of a download that comes to its end,
+_SOON = 1_000_000  # and those after which Squid leaves it
+_IN_TIME = 60.0  # s
 _LOOK = 0.1  # s
 _PATIENCE = 10.0 * SLOWNESS  # s
 _FIGURES = Path("bench-results")
@@ -104,45 +109,64 @@ class _Stage:
         self._report.checks += found
         demo_report.checks(self._console, found)
 
-    async def bundle(self, flows: int, turns: int = _TURNS) -> None:
-        """So many downloads, in each of the three ways."""
+    async def whole(self, size: int = _WHOLE) -> None:
+        """One download, from the first octet to the last, that Squid leaves soon."""
+        demo_report.heading(self._console, f"{size / 1e9:.3g} GB, left after {_SOON / 1e6:g} MB")
+        (self._report.whole,) = await self._trial(
+            [Way.REMOVED], 0, 1, _IN_TIME, after=_SOON, size=size
+        )
+        self.check(*checks_of_whole(self._report.whole, size))
+
+    async def bundle(self, flows: int, trials: int = _TRIALS, compared: float = _COMPARED) -> None:
+        """So many downloads, in each of the three ways, and for so long by turns."""
         demo_report.heading(self._console, f"{flows} download{'s' * (flows > 1)} at once")
-        through = await self._trial(Way.THROUGH, 0, flows)
-        each = through.throughout() / flows
+        (through,) = await self._trial([Way.THROUGH], 0, flows)
         self._report.trials.append(through)
-        for turn in range(turns):
-            direct = await self._trial(Way.DIRECT, turn, flows)
-            removed = await self._trial(Way.REMOVED, turn, flows, after=int(each * _BEFORE))
-            self._report.trials += [removed, direct]
+        self._report.trials += await self._trial([Way.DIRECT], 0, flows)
+        after = int(through.throughout() / flows * _BEFORE)
+        for number in range(trials):
+            self._report.trials += await self._trial([Way.REMOVED], number, flows, after=after)
+        self._report.compared += await self._trial(
+            [Way.REMOVED, Way.DIRECT], 0, flows, compared, after=after
+        )
         self._table(flows)
         self.check(*checks(self._report, flows))
 
-    async def _trial(self, way: Way, turn: int, flows: int, after: int = 0) -> Trial:
+    async def _trial(
+        self, ways: list[Way], number: int, flows: int, seconds: float = _SECONDS, *,
+        after: int = 0, size: int = _ENDLESS,
+    ) -> list[Trial]:  # fmt: skip
+        """Of several ways, each has so many downloads, and they take turns."""
         lab = self._lab
         name = f"squid{self._squids}"
-        if way is not Way.DIRECT:
+        proxied = ways != [Way.DIRECT]
+        if proxied:
             await self._start_squid(name, after)
-        with self._console.status(f"{way}, turn {turn + 1} …"):
-            port = _STRAIGHT if way is Way.DIRECT else _PORT
+        with self._console.status(f"{', '.join(ways)}, {number + 1} …"):
+            ports = [f"{_STRAIGHT if way is Way.DIRECT else _PORT}" for way in ways]
             self._moments = []
             skipped = len(_departures(lab))
             async with trio.open_nursery() as nursery:
-                if way is not Way.DIRECT:
+                if proxied:
                     nursery.start_soon(self._look, lab.pid(CACHE, name))
                 done = await lab.run(
                     CLIENT, sys.executable, "-m", "m2m.lab.traffic.downloads", "load",
-                    lab.address(SERVER), f"{port}", f"{flows}", f"{_SIZE}", f"{_SECONDS:g}",
+                    lab.address(SERVER), f"{flows}", f"{size}", f"{seconds:g}", *ports,
                 )  # fmt: skip
                 nursery.cancel_scope.cancel()
         loaded = msgspec.json.decode(done.out, type=Loaded)
-        left = [when - loaded.began for when in _departures(lab)[skipped:]]
-        found = Trial(
-            way, turn, flows, BIN, loaded.bins,
-            [msgspec.structs.replace(one, at=one.at - loaded.began) for one in self._moments],
-            sum(one.right for one in loaded.flows), sum(one.whole for one in loaded.flows),
-            left, _longest(loaded, left), await self._rest(),
-        )  # fmt: skip
-        if way is not Way.DIRECT:
+        departures = [when - loaded.began for when in _departures(lab)[skipped:]]
+        rest = await self._rest()
+        found = []
+        for place, (way, part) in enumerate(zip(ways, loaded.parts, strict=True)):
+            left = departures if way is Way.REMOVED else []
+            moments = [] if way is Way.DIRECT else self._moments
+            found.append(Trial(
+                way, number, flows, BIN, part.bins,
+                [msgspec.structs.replace(one, at=one.at - loaded.began) for one in moments],
+                sum(one.right for one in part.flows), left, _longest(part, left), rest, place,
+            ))  # fmt: skip
+        if proxied:
             await lab.stop(CACHE, name)
         return found
 
@@ -175,7 +199,7 @@ class _Stage:
         return left
 
     def _table(self, flows: int) -> None:
-        """Medians of all turns."""
+        """Medians of all trials."""
         rows = demo_report.plain_table("", ">goodput", ">Squid's processor", ">packets at its host")
         begin = 0.1
         for name, way, span in (
@@ -216,10 +240,10 @@ def _departures(lab: Lab) -> list[float]:
     return [datetime.fromisoformat(when).timestamp() for when in _LEFT.findall(log)]
 
 
-def _longest(loaded: Loaded, left: list[float]) -> float:
+def _longest(part: Part, left: list[float]) -> float:
     if not left:
-        return max((one.gap for one in loaded.flows), default=0.0)
-    return max(around(one.gaps, when, BIN) for one in loaded.flows for when in left)
+        return max((one.gap for one in part.flows), default=0.0)
+    return max(around(one.gaps, when, BIN) for one in part.flows for when in left)
 
 
 async def run(
@@ -227,8 +251,10 @@ async def run(
     keep: bool,
     as_json: bool,
     figures: Path = _FIGURES,
+    whole: int = _WHOLE,
     bundles: tuple[int, ...] = _BUNDLES,
-    turns: int = _TURNS,
+    trials: int = _TRIALS,
+    compared: float = _COMPARED,
 ) -> int:
     """Play it; 0 when every check held, else 1. Raises :exc:`LabError`."""
     console = Console(stderr=as_json, highlight=False)
@@ -242,8 +268,9 @@ async def run(
         return 1
     async with open_lab(topology) as lab:
         stage = _Stage(lab, console, report)
+        await stage.whole(whole)
         for flows in bundles:
-            await stage.bundle(flows, turns)
+            await stage.bundle(flows, trials, compared)
         if keep:
             lab.detach()
     removal_figure.write(figures, report)

@@ -1,6 +1,6 @@
 """Goodput and the proxy's processor over time, from what the scenario of removal has measured.
 
-The picture shows the first turn.
+The picture shows the first trial of each way.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ def _write_bins(path: Path, report: Report) -> None:
     """Every bin of every trial, one a line."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(("way", "turn", "flows", "s", "gbit_s", "cpu", "proxy_packets_s", "left"))
-        for trial in report.trials:
+        writer.writerow((
+            "way", "by_turns", "trial", "flows", "s", "gbit_s", "cpu", "proxy_packets_s", "left"
+        ))  # fmt: skip
+        for trial in [*report.trials, *report.compared]:
             for number, size in enumerate(trial.bytes):
                 begin = number * trial.bin
                 # Squid's work is looked at less often than bytes come.
                 near = begin - 2 * trial.bin, begin + 3 * trial.bin
                 writer.writerow((
-                    trial.way, trial.turn, trial.flows,
+                    trial.way, int(trial in report.compared), trial.number, trial.flows,
                     f"{begin:.2f}", f"{size * 8e-9 / trial.bin:.4f}",
                     f"{trial.cpu(*near):.3f}", f"{trial.packets(*near):.0f}",
                     sum(one <= begin for one in trial.left),
@@ -52,7 +54,7 @@ def _draw(path: Path, report: Report) -> None:
     for column, flows in enumerate(bundles):
         goodput, work = panels[0][column], panels[1][column]
         for trial in report.trials:
-            if trial.flows != flows or trial.turn:
+            if trial.flows != flows or trial.number:
                 continue
             colour = _COLOURS[trial.way]
             goodput.plot(*_rates(trial), color=colour, label=trial.way)

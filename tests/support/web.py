@@ -85,7 +85,8 @@ class Browser:
         name = "{}:{}".format(*sock.getsockname())
         plain = trio.SocketStream(sock)
         stream = plain if tls is None else trio.SSLStream(plain, tls, https_compatible=True)
-        return cls(stream, name, address[0])
+        host, port = address
+        return cls(stream, name, host if port == 80 else f"{host}:{port}")
 
     async def ask(self, *paths: str) -> None:
         """Send requests, all at once."""

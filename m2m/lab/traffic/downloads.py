@@ -1,14 +1,17 @@
 """Long downloads by HTTP that no cache may keep, byte by byte the right ones, and when they came.
 
 ``python -m m2m.lab.traffic.downloads serve PORT`` answers ``GET /SIZE`` until it is killed.
-``... load ADDRESS PORT COUNT SIZE SECONDS`` has so many connections load so much each, all at once,
-gives up those that have not all of it after some seconds, and prints a :class:`Loaded` as JSON.
+``... load ADDRESS COUNT SIZE SECONDS PORT ...`` has so many connections load so much each, all at
+once, gives up those that have not all of it after some seconds, and prints a :class:`Loaded` as
+JSON. Of several ports, each has so many connections; they are read by turns, those of one port at a
+time, so that what the machine does beside it hits them all alike.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import selectors
 import socket
@@ -19,9 +22,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-__all__ = ["BIN", "Flow", "Loaded"]
+__all__ = ["BIN", "TURN", "Flow", "Loaded", "Part"]
 
 BIN = 0.05  # s
+TURN = 0.5  # s that one port's connections are read before those of the next
 _PERIOD = (1 << 20) + 7  # octets after which the content begins anew: no power of two
 _PERIODS = 32  # that the server keeps
 _PIECE = 1 << 18  # octets read at once
@@ -43,12 +47,18 @@ class Flow(msgspec.Struct):
     gaps: dict[int, float] = {}  # by number of the bin in which it ended, its longest, above 10 ms
 
 
+class Part(msgspec.Struct):
+    """All those from one port."""
+
+    bins: list[int]  # bytes of all flows, in pieces of BIN
+    flows: list[Flow]
+
+
 class Loaded(msgspec.Struct):
     """All of them."""
 
     began: float  # s since 1970
-    bins: list[int]  # bytes of all flows, in pieces of BIN
-    flows: list[Flow]
+    parts: list[Part]  # by port
 
 
 def _period() -> bytes:
@@ -132,31 +142,47 @@ class _Loading:
             flow.gaps[number] = max(gap, flow.gaps.get(number, 0.0))
 
 
-def load(address: str, port: int, count: int, size: int, seconds: float) -> Loaded:
-    """Have *count* connections load *size* bytes each, for so long at most."""
+class _Group:
+    """The connections to one port."""
+
+    def __init__(self, address: str, port: int, count: int, size: int) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.bins: list[int] = []
+        self.loadings: list[_Loading] = []
+        for _ in range(count):
+            sock = socket.create_connection((address, port))
+            sock.sendall(_ASK.format(size, address).encode())
+            self.loadings.append(_Loading(sock, size))
+            self.selector.register(sock, selectors.EVENT_READ, self.loadings[-1])
+
+    def read(self, began: float, until: float, buffer: memoryview, right: memoryview) -> None:
+        """Take what comes until then, s since the beginning."""
+        while self.selector.get_map() and (now := time.monotonic() - began) < until:
+            for key, _ in self.selector.select(until - now):
+                loading: _Loading = key.data
+                got = loading.sock.recv_into(buffer)
+                now = time.monotonic() - began
+                number = int(now / BIN)
+                self.bins += [0] * (number + 1 - len(self.bins))
+                self.bins[number] += loading.take(buffer[:got], now, right)
+                if not got or loading.flow.whole:
+                    self.selector.unregister(loading.sock)
+                    loading.sock.close()
+
+
+def load(address: str, ports: Sequence[int], count: int, size: int, seconds: float) -> Loaded:
+    """Have *count* connections to each port load *size* bytes each, for so long at most."""
     right = memoryview(_period())
     buffer = memoryview(bytearray(_PIECE))
-    selector = selectors.DefaultSelector()
     began, wall = time.monotonic(), time.time()
-    loadings = []
-    for _ in range(count):
-        sock = socket.create_connection((address, port))
-        sock.sendall(_ASK.format(size, address).encode())
-        loadings.append(_Loading(sock, size))
-        selector.register(sock, selectors.EVENT_READ, loadings[-1])
-    bins: list[int] = []
-    while selector.get_map() and (now := time.monotonic() - began) < seconds:
-        for key, _ in selector.select(seconds - now):
-            loading: _Loading = key.data
-            got = loading.sock.recv_into(buffer)
-            now = time.monotonic() - began
-            number = int(now / BIN)
-            bins += [0] * (number + 1 - len(bins))
-            bins[number] += loading.take(buffer[:got], now, right)
-            if not got or loading.flow.whole:
-                selector.unregister(loading.sock)
-                loading.sock.close()
-    return Loaded(wall, bins, [one.flow for one in loadings])
+    groups = [_Group(address, port, count, size) for port in ports]
+    until = 0.0
+    for group in itertools.cycle(groups):
+        if until >= seconds or not any(one.selector.get_map() for one in groups):
+            break
+        until = min(until + TURN, seconds) if len(groups) > 1 else seconds
+        group.read(began, until, buffer, right)
+    return Loaded(wall, [Part(one.bins, [each.flow for each in one.loadings]) for one in groups])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -166,13 +192,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parts.add_parser("serve").add_argument("port", type=int)
     client = parts.add_parser("load")
     client.add_argument("address")
-    for name, kind in (("port", int), ("count", int), ("size", int), ("seconds", float)):
+    for name, kind in (("count", int), ("size", int), ("seconds", float)):
         client.add_argument(name, type=kind)
+    client.add_argument("ports", type=int, nargs="+")
     options = parser.parse_args(argv)
     if options.part == "serve":
         serve(options.port)
         return
-    found = load(options.address, options.port, options.count, options.size, options.seconds)
+    found = load(options.address, options.ports, options.count, options.size, options.seconds)
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
 
 
