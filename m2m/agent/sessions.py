@@ -69,7 +69,7 @@ from m2m.protocol.commands import (
     Steer,
     Taken,
 )
-from m2m.protocol.devices import is_open, name_in
+from m2m.protocol.devices import is_open, names_in
 from m2m.protocol.events import (
     Acked,
     Adopted,
@@ -80,6 +80,7 @@ from m2m.protocol.events import (
     InstallFailed,
     Reached,
     Received,
+    RenamedBefore,
     Route,
     Spliced,
     SplicedBefore,
@@ -279,10 +280,12 @@ class Sessions:
                 self.journal.counts["adopted"] += 1
         handed = {one: note for one, note in notes.items() if is_open(note, *End)}
         await self.feed(HandedBefore(tuple(handed.items())))
-        halves = {one: name for one, note in notes.items() if (name := name_in(note)) is not None}
+        halves, former = names_in(notes)
         await self.feed(SplicedBefore(tuple(halves.items())))
+        await self.feed(RenamedBefore(tuple(former.items())))
         async with self.turn:  # of sessions that are no more
-            await self.datapath.forget(notes.keys() - handed.keys() - halves.keys())
+            rest = notes.keys() - handed.keys() - halves.keys() - former.keys()
+            await self.datapath.forget(rest)
         if found:
             _log.info("sessions taken over", sessions=len(self))
 

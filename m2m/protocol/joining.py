@@ -25,13 +25,14 @@ from m2m.protocol.commands import (
     Send,
     SetTimer,
 )
-from m2m.protocol.devices import former_note, note_of
-from m2m.protocol.events import Received, Spliced, SplicedBefore, Timer
+from m2m.protocol.devices import former_note, half_note, note_of
+from m2m.protocol.events import Received, RenamedBefore, Spliced, SplicedBefore, Timer
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.register import Register
 from m2m.protocol.session import Role, Session, State
 from m2m.protocol.translation import Position
-from m2m.protocol.update import Join, Joined
+from m2m.protocol.update import Join, Joined, UpdateAck
+from m2m.protocol.wire import Ack
 
 if TYPE_CHECKING:
     from m2m.protocol.change import Commands
@@ -60,6 +61,7 @@ class Joining:
         self._renames = renames
         self._rng = rng
         self._names: dict[int, int] = {}  # a former name, and the present one
+        self._former: dict[int, tuple[int, ...]] = {}  # the same the other way
         self._said: dict[int, tuple[Address, int]] = {}  # of sessions here: who says which name
         self._asking: dict[int, _Asking] = {}
         self._halves: dict[int, int] = {}  # of sessions that a proxy here has left: the right one
@@ -68,13 +70,28 @@ class Joining:
 
     def heard(self, event: Received) -> Received:
         """The same, about the session's present name."""
-        said = getattr(event.message, "session", 0)
+        message = event.message
+        said = getattr(message, "session", 0)
         name = self._names.get(said)
+        if name is None and isinstance(message, Ack | UpdateAck):
+            name = self._by_leg(event.peer, message)
         if name is None:
             if said in self._said and self._said[said][0] == event.peer:
                 del self._said[said]  # it knows the name; restarted, it knows no other
             return event
-        return event._replace(message=msgspec.structs.replace(event.message, session=name))
+        return event._replace(message=msgspec.structs.replace(message, session=name))
+
+    def _by_leg(self, peer: Address, message: Ack | UpdateAck) -> int | None:
+        """The session that stands here by the leg of a name that is not known: when agents were
+        restarted, the left neighbour may say one that this host has forgotten, or has not been told
+        yet. All other messages can wait until it has been; these would end the session."""
+        said, leg = message.session, message.subsession
+        if self._register.get(said) is not None or self._register.has_ended(said):
+            return None
+        session = self._register.with_left(leg)
+        if session is None or session.state not in _STANDING:
+            return None
+        return session.id if leg == session.left and peer == leg.src else None
 
     def said(self, commands: list[Command]) -> list[Command]:
         """The same, to each neighbour about the name that it knows."""
@@ -95,13 +112,30 @@ class Joining:
         return Send(command.peer, msgspec.structs.replace(command.message, session=name))
 
     def _forget(self, out: Commands, session: int) -> None:
-        half = self._halves.pop(session, None)
-        if half is not None:
-            out.append(Forget((half,)))
+        self._halves.pop(session, None)
         self._said.pop(session, None)
         self._asking.pop(session, None)
-        for former in [former for former, name in self._names.items() if name == session]:
-            del self._names[former]
+        former = self._former.pop(session, ())
+        for name in former:
+            del self._names[name]
+        if former:
+            out.append(Forget(former))
+
+    def _also_called(self, session: Session, former: int) -> None:
+        """Its right neighbour may know it by this name alone."""
+        self._names[former] = session.id
+        self._former[session.id] = (*self._former.get(session.id, ()), former)
+        if session.right is not None:
+            self._said[session.id] = session.right.dst, former
+
+    def renamed_before(self, out: Commands, event: RenamedBefore) -> None:
+        """A restarted agent goes on with what its right neighbours may call sessions."""
+        for former, name in event.names:
+            session = self._register.get(name)
+            if session is None:
+                out.append(Forget((former,)))
+            else:
+                self._also_called(session, former)
 
     # -- at the host of the proxy -------------------------------------------------------
 
@@ -129,7 +163,7 @@ class Joining:
         register.list(session)
         out.append(CancelTimer(half.id))
         out.append(CancelTimer(session.id))
-        kept = (session.id, note_of(session)), (half.id, former_note(session.id))
+        kept = (session.id, note_of(session)), (half.id, half_note(session.id))
         out.append(Keep(kept))
         self._call(out, session, half.id)
 
@@ -144,10 +178,8 @@ class Joining:
 
     def _call(self, out: Commands, session: Session, half: int) -> None:
         """Its right *half* is to be known by its own name."""
-        assert session.right is not None
         self._halves[session.id] = half
-        self._names[half] = session.id
-        self._said[session.id] = session.right.dst, half
+        self._also_called(session, half)
         self._ask(out, session)
 
     def _ask(self, out: Commands, session: Session) -> None:
@@ -218,9 +250,9 @@ class Joining:
         out.append(CancelTimer(former))
         out.append(Rename(session.view, name))
         self._register.rename(session, name)
-        self._names[former] = name
-        if session.right is not None:
-            self._said[name] = session.right.dst, former
+        self._also_called(session, former)
+        if session.right is not None:  # a server's neighbours know the name before it does
+            out.append(Keep(((former, former_note(name)),)))
         if session.delay:
             out.append(SetTimer(name, session.delay))
         return True
@@ -234,7 +266,7 @@ class Joining:
             return
         from_right = leg == session.right
         if from_right:
-            self._said.pop(session.id, None)
+            self._right_knows(out, session)
         asking = self._asking.get(session.id)
         if asking is not None and asking.number == message.change:
             asking.messages.pop("right" if from_right else "left", None)
@@ -247,6 +279,14 @@ class Joining:
         if onward is not None:
             peer = onward.src if from_right else onward.dst
             out.append(Send(peer, Joined(session.id, onward, message.change)))
+
+    def _right_knows(self, out: Commands, session: Session) -> None:
+        """So the next agent here need not know what it had called the session."""
+        self._said.pop(session.id, None)
+        half = self._halves.get(session.id)
+        noted = tuple(name for name in self._former.get(session.id, ()) if name != half)
+        if noted:
+            out.append(Forget(noted))
 
 
 _ANY_MTU: Final = 0xFFFF  # it is not known

@@ -16,13 +16,13 @@ from m2m.datapath import EndReason
 from m2m.datapath.fake_kernel import Fate
 from m2m.policy.rules import Asker, ChangeMode
 from m2m.protocol.events import Counts, Spliced
-from m2m.protocol.flow import Address
+from m2m.protocol.flow import Address, format_address, parse_address
 from m2m.protocol.session import Session, State
 from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Hook, Position, Toward, entries_for, receiver, sender
 from m2m.protocol.update import Join, Joined, Lock, UpdateSynAck
 from m2m.protocol.wire import Message
-from tests.support.agents import IDS, Host, pass_time, policy_set
+from tests.support.agents import CLIENT, FIREWALL, IDS, SERVER, Host, pass_time, policy_set
 from tests.support.proxying import POLICY, PROXY, ProxyChain, proxying
 
 SPLICE = Splice((1000, 2**32 - 50), (7, 8), (1, -1))
@@ -166,7 +166,7 @@ async def test_the_next_agent_there_finds_it(autojump_clock: MockClock) -> None:
 
 async def restart(chain: ProxyChain, host: Host, label: str) -> Host:
     """Another agent there, which takes over what the kernel has."""
-    made = chain.host(label, Role.MIDDLEBOX, chain.kill(host))
+    made = chain.host(label, host.role, chain.kill(host))
     await wait_all_tasks_blocked()
     await made.sessions.load_policy(policy_set(POLICY))
     await made.sessions.adopt()
@@ -238,3 +238,37 @@ async def test_a_neighbour_that_is_restarted_knows_one_name(
         assert names(chain) == {came.id}
         assert alive(chain, came)
         assert await remove(chain, came.id) is None
+
+
+@pytest.mark.parametrize("last", ["proxy", "ids", "server"])  # that JOIN has come to
+@pytest.mark.parametrize("order", ["ids server", "server ids", "ids", "server", "proxy ids"])
+@pytest.mark.parametrize("apart", [0, 2])  # s
+async def test_agents_are_restarted_before_all_know(
+    autojump_clock: MockClock, last: str, order: str, apart: float
+) -> None:
+    """Whatever names they have forgotten, none of them ends the session."""
+    async with proxying() as chain:
+        reached = {"proxy": (), "ids": (IDS,), "server": (IDS, SERVER)}[last]
+        addresses = {parse_address(one) for one in (*reached, FIREWALL, CLIENT)}
+        chain.lose = lambda _s, receiver, message: (
+            isinstance(message, Joined) or (isinstance(message, Join) and receiver not in addresses)
+        )
+        came, _ = await leave(chain)
+        await pass_time(1)
+        for name in order.split():
+            host = getattr(chain, name)
+            setattr(chain, name, await restart(chain, host, format_address(host.address)))
+            await pass_time(apart)
+        # Its first question is whether the path is still there.
+        chain.client = await restart(chain, chain.client, CLIENT)
+        await pass_time(20)
+        assert [len(host.sessions.node.sessions) for host in chain.all] == [1] * 5
+        assert alive(chain, came)
+        chain.lose = lambda *_: False
+        await pass_time(10)
+        assert names(chain) == {came.id}
+        assert alive(chain, came)
+        assert len(chain.ids.kernel.notes) == 1
+        assert await remove(chain, came.id) is None
+        await pass_time(10)
+        assert alive(chain, came)
