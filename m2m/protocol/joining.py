@@ -46,9 +46,9 @@ _STANDING = (State.ESTABLISHED, State.ADOPTED)
 class _Asking:
     """What this host, where a proxy has left, wants the others to know."""
 
-    def __init__(self, number: int, to_right: Join, to_left: Join) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.messages: dict[str, Join] = {"right": to_right, "left": to_left}
+        self.sides = ["right", "left"]  # that have not answered
         self.delay = _RETRY
 
 
@@ -183,14 +183,7 @@ class Joining:
         self._ask(out, session)
 
     def _ask(self, out: Commands, session: Session) -> None:
-        number = self._rng.getrandbits(64) or 1
-        left, right = session.left, session.right
-        assert left is not None and right is not None
-        to_right, to_left = (
-            Join(session.id, leg, number, session.id, device, session.mtu or _ANY_MTU)
-            for leg, device in ((right, session.client), (left, session.server))
-        )
-        self._asking[session.id] = _Asking(number, to_right, to_left)
+        self._asking[session.id] = _Asking(self._rng.getrandbits(64) or 1)
         self.tick(out, session.id, _RETRY)
 
     def tick(self, out: Commands, session: int, delay: float | None = None) -> None:
@@ -200,11 +193,13 @@ class Joining:
             return
         asking.delay = min(2 * asking.delay, _RETRY_MAX) if delay is None else delay
         out.append(SetTimer(session, asking.delay, Timer.JOIN))
-        for side, message in asking.messages.items():
-            leg = found.right if side == "right" else found.left
+        for side in asking.sides:
+            right = side == "right"
+            leg, device = (found.right, found.client) if right else (found.left, found.server)
             assert leg is not None
-            peer = leg.dst if side == "right" else leg.src
-            out.append(Send(peer, msgspec.structs.replace(message, subsession=leg)))
+            mtu = found.mtu or _ANY_MTU
+            message = Join(session, leg, asking.number, session, device, mtu)
+            out.append(Send(leg.dst if right else leg.src, message))
 
     # -- at the others ------------------------------------------------------------------
 
@@ -250,12 +245,30 @@ class Joining:
         out.append(CancelTimer(former))
         out.append(Rename(session.view, name))
         self._register.rename(session, name)
-        self._also_called(session, former)
-        if session.right is not None:  # a server's neighbours know the name before it does
-            out.append(Keep(((former, former_note(name)),)))
         if session.delay:
             out.append(SetTimer(name, session.delay))
+        self._carry_over(out, session, former)
         return True
+
+    def _carry_over(self, out: Commands, session: Session, former: int) -> None:
+        """What was known of a session by its *former* name."""
+        name = session.id
+        said, before = self._said.pop(former, None), self._former.pop(former, ())
+        self._names.update(dict.fromkeys(before, name))
+        self._former[name] = before
+        self._also_called(session, former)
+        if said is not None:  # the right neighbour has yet to hear of the former one
+            self._said[name] = said
+        if session.right is not None:  # a server's neighbours know the name before it does
+            _, known = self._said[name]
+            out.append(Keep(((known, former_note(name)),)))
+        half = self._halves.pop(former, None)
+        if half is not None:  # a proxy here has left, too: what is asked is another question now
+            if self._asking.pop(former, None) is not None:
+                out.append(CancelTimer(former, Timer.JOIN))
+            self._halves[name] = half
+            out.append(Keep(((half, half_note(name)),)))
+            self._ask(out, session)
 
     def joined(self, out: Commands, event: Received) -> None:
         """All from the neighbour to the end know."""
@@ -269,8 +282,9 @@ class Joining:
             self._right_knows(out, session)
         asking = self._asking.get(session.id)
         if asking is not None and asking.number == message.change:
-            asking.messages.pop("right" if from_right else "left", None)
-            if not asking.messages:
+            side = "right" if from_right else "left"
+            asking.sides = [one for one in asking.sides if one != side]
+            if not asking.sides:
                 del self._asking[session.id]
                 out.append(CancelTimer(session.id, Timer.JOIN))
                 out.append(HalvesJoined(session.id))

@@ -272,3 +272,46 @@ async def test_agents_are_restarted_before_all_know(
         assert await remove(chain, came.id) is None
         await pass_time(10)
         assert alive(chain, came)
+
+
+@pytest.mark.parametrize("when", ["meanwhile", "later"])
+async def test_another_proxy_left_of_it_leaves(autojump_clock: MockClock, when: str) -> None:
+    """JOIN comes to the host of a proxy that has left itself, from the client's side: it asks for
+    the name that it has got."""
+    async with proxying() as chain:
+        told: list[int] = []
+        chain.proxy.sessions.left = told.append
+        to_ids = parse_address(IDS)
+        if when == "meanwhile":
+            chain.lose = lambda _s, receiver, message: (
+                isinstance(message, Join) and receiver == to_ids
+            )
+        came, _ = await leave(chain)
+        await pass_time(2)
+        first, second = came.id, came.id ^ 1
+        at_firewall = chain.firewall.sessions.node.sessions[first]
+        client, leg = chain.client.address, at_firewall.left
+        assert leg is not None
+
+        async def answer_in_place_of_the_other() -> None:
+            await pass_time(1)
+            asked = [message for _, receiver, message in chain.seen
+                     if isinstance(message, Join) and receiver == client]  # fmt: skip
+            assert asked[-1].name == second
+            await chain.firewall.sessions.received(client, Joined(second, leg, asked[-1].change))
+            await pass_time(6)
+
+        join = Join(first, leg, 1, second, chain.client.device, 1500)
+        await chain.firewall.sessions.received(client, join)
+        await pass_time(2)
+        chain.lose = lambda *_: False
+        await answer_in_place_of_the_other()
+        behind = (chain.firewall, chain.proxy, chain.ids, chain.server)
+        assert {one for host in behind for one in host.sessions.node.sessions} == {second}
+        assert told == ([second] if when == "meanwhile" else [first, second])
+        assert len(chain.proxy.kernel.notes) == 2
+        chain.proxy = await restart(chain, chain.proxy, PROXY)
+        chain.proxy.sessions.left = told.append
+        await answer_in_place_of_the_other()
+        assert told.count(second) == 2
+        assert alive(chain, came)
