@@ -60,8 +60,7 @@ class Joining:
         self._register = register
         self._renames = renames
         self._rng = rng
-        self._names: dict[int, int] = {}  # a former name, and the present one
-        self._former: dict[int, tuple[int, ...]] = {}  # the same the other way
+        self._former: dict[int, tuple[int, ...]] = {}  # of sessions here: other names they had
         self._said: dict[int, tuple[Address, int]] = {}  # of sessions here: who says which name
         self._asking: dict[int, _Asking] = {}
         self._halves: dict[int, int] = {}  # of sessions that a proxy here has left: the right one
@@ -72,30 +71,31 @@ class Joining:
         """The same, about the session's present name."""
         message = event.message
         said = getattr(message, "session", 0)
-        name = self._names.get(said)
-        if name is None and isinstance(message, Ack | UpdateAck):
-            name = self._by_leg(event.peer, message)
-        if name is None:
-            if said in self._said and self._said[said][0] == event.peer:
-                del self._said[said]  # it knows the name; restarted, it knows no other
+        session = self._register.called(said)
+        if session is None and isinstance(message, Ack | UpdateAck):
+            session = self._by_leg(event.peer, message)
+        if session is None:
             return event
-        return event._replace(message=msgspec.structs.replace(message, session=name))
+        if session.id != said:
+            return event._replace(message=msgspec.structs.replace(message, session=session.id))
+        if said in self._said and self._said[said][0] == event.peer:
+            del self._said[said]  # it knows the name; restarted, it knows no other
+        return event
 
-    def _by_leg(self, peer: Address, message: Ack | UpdateAck) -> int | None:
+    def _by_leg(self, peer: Address, message: Ack | UpdateAck) -> Session | None:
         """The session that stands here by the leg of a name that is not known: when agents were
         restarted, the left neighbour may say one that this host has forgotten, or has not been told
         yet. All other messages can wait until it has been; these would end the session."""
-        said, leg = message.session, message.subsession
-        if self._register.get(said) is not None or self._register.has_ended(said):
-            return None
-        session = self._register.with_left(leg)
+        leg, session = message.subsession, self._register.with_left(message.subsession)
         if session is None or session.state not in _STANDING:
             return None
-        return session.id if leg == session.left and peer == leg.src else None
+        if self._register.has_ended(message.session) or peer != leg.src:
+            return None
+        return session if leg == session.left else None
 
     def said(self, commands: list[Command]) -> list[Command]:
         """The same, to each neighbour about the name that it knows."""
-        if not self._names:
+        if not self._former:
             return commands
         told = [self._for_neighbour(command) for command in commands]
         for command in commands:
@@ -117,13 +117,13 @@ class Joining:
         self._asking.pop(session, None)
         former = self._former.pop(session, ())
         for name in former:
-            del self._names[name]
+            self._register.unlist_name(name)
         if former:
             out.append(Forget(former))
 
     def _also_called(self, session: Session, former: int) -> None:
         """Its right neighbour may know it by this name alone."""
-        self._names[former] = session.id
+        self._register.list_name(former, session)
         self._former[session.id] = (*self._former.get(session.id, ()), former)
         if session.right is not None:
             self._said[session.id] = session.right.dst, former
@@ -253,9 +253,8 @@ class Joining:
     def _carry_over(self, out: Commands, session: Session, former: int) -> None:
         """What was known of a session by its *former* name."""
         name = session.id
-        said, before = self._said.pop(former, None), self._former.pop(former, ())
-        self._names.update(dict.fromkeys(before, name))
-        self._former[name] = before
+        said = self._said.pop(former, None)
+        self._former[name] = self._former.pop(former, ())
         self._also_called(session, former)
         if said is not None:  # the right neighbour has yet to hear of the former one
             self._said[name] = said

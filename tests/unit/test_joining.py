@@ -164,6 +164,29 @@ async def test_the_next_agent_there_finds_it(autojump_clock: MockClock) -> None:
         assert chain.walk(outcome)[0] is chain.server
 
 
+async def test_an_end_that_moves_before_it_knows(autojump_clock: MockClock) -> None:
+    """Its neighbour knows the session by the name that it proves."""
+    async with proxying() as chain:
+        to_server, elsewhere = chain.server.address, parse_address("10.0.5.1")
+        chain.lose = lambda _s, receiver, message: (
+            isinstance(message, Join) and receiver in (to_server, elsewhere)
+        )
+        came, former = await leave(chain)
+        await pass_time(1)
+        chain.server.routes.own = elsewhere
+        chain.hosts[elsewhere] = chain.server
+        await chain.server.sessions.follow_network()
+        await pass_time(5)
+        (session,) = chain.server.sessions.node.sessions.values()
+        assert session.id == former
+        assert session.left is not None and session.left.dst == elsewhere
+        assert not chain.server.sessions.node.mobility.is_moving
+        assert alive(chain, came)
+        chain.lose = lambda *_: False
+        await pass_time(6)
+        assert names(chain) == {came.id}
+
+
 async def restart(chain: ProxyChain, host: Host, label: str) -> Host:
     """Another agent there, which takes over what the kernel has."""
     made = chain.host(label, host.role, chain.kill(host))
