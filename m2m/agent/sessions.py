@@ -262,6 +262,12 @@ class Sessions:
         async for row in self.datapath.dump():
             found.setdefault(row.entry.session, []).append(row.entry)
         notes = await self.datapath.kept()
+        halves, former = names_in(notes)
+        for old in found.keys() & former.keys():  # killed while it renamed them
+            rows, name = found.pop(old), former[old]
+            async with self.turn:
+                await self.datapath.rename([row.key for row in rows], old, name)
+            found.setdefault(name, []).extend(row._replace(session=name) for row in rows)
         for number, entries in found.items():
             try:
                 kept, moved = without_moved(entries)
@@ -280,9 +286,8 @@ class Sessions:
                 self.journal.counts["adopted"] += 1
         handed = {one: note for one, note in notes.items() if is_open(note, *End)}
         await self.feed(HandedBefore(tuple(handed.items())))
-        halves, former = names_in(notes)
-        await self.feed(SplicedBefore(tuple(halves.items())))
         await self.feed(RenamedBefore(tuple(former.items())))
+        await self.feed(SplicedBefore(tuple(halves.items())))
         async with self.turn:  # of sessions that are no more
             rest = notes.keys() - handed.keys() - halves.keys() - former.keys()
             await self.datapath.forget(rest)

@@ -122,11 +122,11 @@ class Joining:
             out.append(Forget(former))
 
     def _also_called(self, session: Session, former: int) -> None:
-        """Its right neighbour may know it by this name alone."""
+        """Its right neighbour knows it by this name, unless by an earlier one."""
         self._register.list_name(former, session)
         self._former[session.id] = (*self._former.get(session.id, ()), former)
         if session.right is not None:
-            self._said[session.id] = session.right.dst, former
+            self._said.setdefault(session.id, (session.right.dst, former))
 
     def renamed_before(self, out: Commands, event: RenamedBefore) -> None:
         """A restarted agent goes on with what its right neighbours may call sessions."""
@@ -170,10 +170,11 @@ class Joining:
     def spliced_before(self, out: Commands, event: SplicedBefore) -> None:
         """A restarted agent does not know who knows: all are told (again)."""
         for half, name in event.names:
-            session = self._register.get(name)
+            session = self._register.called(name)
             if session is None or session.splice is None or session.position is not Position.TAP:
                 out.append(Forget((half,)))
             else:
+                out.append(Keep(((half, half_note(session.id)),)))
                 self._call(out, session, half)
 
     def _call(self, out: Commands, session: Session, half: int) -> None:
@@ -243,6 +244,8 @@ class Joining:
         if not self._renames or taken or session.change is not None:
             return False
         out.append(CancelTimer(former))
+        # In this order: when this agent is killed, the next one goes on with it.
+        out.append(Keep(((name, note_of(session)), (former, former_note(name)))))
         out.append(Rename(session.view, name))
         self._register.rename(session, name)
         if session.delay:
@@ -252,16 +255,17 @@ class Joining:
 
     def _carry_over(self, out: Commands, session: Session, former: int) -> None:
         """What was known of a session by its *former* name."""
-        name = session.id
+        name, half = session.id, self._halves.pop(former, None)
         said = self._said.pop(former, None)
+        if said is not None:
+            self._said[name] = said
         self._former[name] = self._former.pop(former, ())
         self._also_called(session, former)
-        if said is not None:  # the right neighbour has yet to hear of the former one
-            self._said[name] = said
-        if session.right is not None:  # a server's neighbours know the name before it does
-            _, known = self._said[name]
-            out.append(Keep(((known, former_note(name)),)))
-        half = self._halves.pop(former, None)
+        _, known = self._said.get(name, (b"", 0))
+        if known != former:  # here is the server; or the right neighbour has not heard of it yet
+            out.append(Forget((former,)))
+            if known not in (0, half):
+                out.append(Keep(((known, former_note(name)),)))
         if half is not None:  # a proxy here has left, too: what is asked is another question now
             if self._asking.pop(former, None) is not None:
                 out.append(CancelTimer(former, Timer.JOIN))

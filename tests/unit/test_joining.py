@@ -15,6 +15,7 @@ from m2m.agent.plan import plan
 from m2m.datapath import EndReason
 from m2m.datapath.fake_kernel import Fate
 from m2m.policy.rules import Asker, ChangeMode
+from m2m.protocol.devices import former_note
 from m2m.protocol.events import Counts, Spliced
 from m2m.protocol.flow import Address, format_address, parse_address
 from m2m.protocol.session import Session, State
@@ -338,3 +339,25 @@ async def test_another_proxy_left_of_it_leaves(autojump_clock: MockClock, when: 
         await answer_in_place_of_the_other()
         assert told.count(second) == 2
         assert alive(chain, came)
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])  # rows
+async def test_an_agent_is_killed_while_it_renames(autojump_clock: MockClock, renamed: int) -> None:
+    async with proxying() as chain:
+        chain.lose = lambda _s, _r, message: isinstance(message, Join)
+        came, former = await leave(chain)
+        await pass_time(1)
+        kernel = chain.ids.kernel
+        keys = [row.entry.key for row in kernel.rows()]
+        assert len(keys) == 2
+        kernel.keep({came.id: kernel.notes[former], former: former_note(came.id)})
+        kernel.rename(keys[:renamed], former, came.id)
+        chain.ids = await restart(chain, chain.ids, IDS)
+        assert chain.ids.sessions.node.sessions.keys() == rows_of(chain.ids) == {came.id}
+        await pass_time(20)
+        assert chain.server.sessions.node.sessions.keys() == {former}
+        assert alive(chain, came)
+        chain.lose = lambda *_: False
+        await pass_time(6)
+        assert names(chain) == {came.id}
+        assert kernel.notes.keys() == {came.id}
