@@ -176,30 +176,34 @@ async def test_many_at_once(proxied: Proxied) -> None:
     )
 
 
-async def test_the_agent_or_the_proxy_dies_afterwards(
-    netns: NamespaceFactory, tmp_path: Path
-) -> None:
-    """I6: from then on the kernel alone carries the session. The next agent has the others know
-    what the killed one could not tell them, and its host goes."""
+async def test_the_proxy_and_agents_die_afterwards(netns: NamespaceFactory, tmp_path: Path) -> None:
+    """I6: from then on the kernel alone carries the session. The next agents know what the killed
+    ones had not told the others yet, and the proxy's host goes."""
     async with live_chain(
         netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=POLICY
     ) as chain:
+        cache, behind, ids = (chain.hosts[label] for label in ("cache", "filter", "ids"))
         async with leaving_proxy(chain) as proxy:
-            proxied = Proxied(chain, proxy)
-            client, server = await proxied.connect()
-            silence = ("FORWARD", "-p", "udp", "-s", "10.9.5.2", "-d", "10.9.6.2", "-j", "DROP")
+            client, server = await Proxied(chain, proxy).connect()
+            silence = ("FORWARD", "-p", "udp", "-s", "10.9.6.2", "-d", "10.9.3.2", "-j", "DROP")
             chain.router.run("iptables", "-A", *silence)
             await send(server, AFTER)
             await receive(client, AFTER)
-            await proxied.proxy.until_told("left")
-            cache = proxied.cache
-            assert cache.agent is not None
-            await cache.agent.stop(signal.SIGKILL)
+            await proxy.until_told("left")
+            (session,) = chain.client.sessions()
+            await behind.until(lambda now: [one.id for one in now.sessions] == [session.id])
+            for host in (cache, behind, ids):
+                assert host.agent is not None
+                await host.agent.stop(signal.SIGKILL)
         await both_ways(client, server, 1_000_000)
         chain.router.run("iptables", "-D", *silence)
+        async with trio.open_nursery() as nursery:
+            for host in (ids, behind):
+                nursery.start_soon(host.start)
         await cache.start()
         await cache.until_empty()
         assert not cache.rows("notes")
+        assert len(behind.rows("notes")) == 1
         await both_ways(client, server, 1_000_000)
         await client.aclose()
         assert await server.receive_some() == b""
