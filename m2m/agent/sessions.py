@@ -69,7 +69,7 @@ from m2m.protocol.commands import (
     Steer,
     Taken,
 )
-from m2m.protocol.devices import is_open, name_in
+from m2m.protocol.devices import is_open, names_in
 from m2m.protocol.events import (
     Acked,
     Adopted,
@@ -80,6 +80,7 @@ from m2m.protocol.events import (
     InstallFailed,
     Reached,
     Received,
+    RenamedBefore,
     Route,
     Spliced,
     SplicedBefore,
@@ -261,6 +262,12 @@ class Sessions:
         async for row in self.datapath.dump():
             found.setdefault(row.entry.session, []).append(row.entry)
         notes = await self.datapath.kept()
+        halves, former = names_in(notes)
+        for old in found.keys() & former.keys():  # killed while it renamed them
+            rows, name = found.pop(old), former[old]
+            async with self.turn:
+                await self.datapath.rename([row.key for row in rows], old, name)
+            found.setdefault(name, []).extend(row._replace(session=name) for row in rows)
         for number, entries in found.items():
             try:
                 kept, moved = without_moved(entries)
@@ -279,10 +286,11 @@ class Sessions:
                 self.journal.counts["adopted"] += 1
         handed = {one: note for one, note in notes.items() if is_open(note, *End)}
         await self.feed(HandedBefore(tuple(handed.items())))
-        halves = {one: name for one, note in notes.items() if (name := name_in(note)) is not None}
+        await self.feed(RenamedBefore(tuple(former.items())))
         await self.feed(SplicedBefore(tuple(halves.items())))
         async with self.turn:  # of sessions that are no more
-            await self.datapath.forget(notes.keys() - handed.keys() - halves.keys())
+            rest = notes.keys() - handed.keys() - halves.keys() - former.keys()
+            await self.datapath.forget(rest)
         if found:
             _log.info("sessions taken over", sessions=len(self))
 

@@ -302,8 +302,7 @@ class Datapath(ABC):
 
     @abstractmethod
     async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
-        """The rows with these keys that are of *session* are of the session *name* from now on, and
-        so is its note."""
+        """The rows with these keys that are of *session* are of the session *name* from now on."""
 
     @abstractmethod
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:

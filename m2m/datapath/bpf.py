@@ -207,7 +207,6 @@ class EbpfDatapath(Datapath):
     async def rename(self, keys: Iterable[tuple[Hook, Flow]], session: int, name: int) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._changes.rename(keys, session, name)
-        self._notes.rename(session, name)
 
     async def rows(self, keys: Iterable[tuple[Hook, Flow]]) -> list[Row]:
         await trio.lowlevel.checkpoint_if_cancelled()

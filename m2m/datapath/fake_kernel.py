@@ -426,8 +426,6 @@ class FakeKernel:
                 slot.entry = slot.entry._replace(session=name)
                 self._sessions.setdefault(name, set()).add(key)
                 self._watch(name)
-        if session in self.notes:
-            self.notes[name] = self.notes.pop(session)
 
     def _leave(self, entry: Entry) -> None:
         """It is of that session no more."""

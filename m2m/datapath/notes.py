@@ -41,12 +41,6 @@ class Notes:
         for session in sessions:
             self._table.delete(_SESSION.pack(session))
 
-    def rename(self, session: int, name: int) -> None:
-        note = self._table.lookup(_SESSION.pack(session))
-        if note is not None:
-            self.keep({name: note})
-            self.forget((session,))
-
     def kept(self) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
         cursor, more = None, True

@@ -45,11 +45,9 @@ def _write_rounds(path: Path, report: Report) -> None:
 
 def _draw(path: Path, report: Report) -> None:
     # Only here: nobody else needs it, and it is slow to load.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(Weights), sharey=True)
     for axes, weights in zip(panels, Weights, strict=True):
         for place, way in enumerate(Way):

@@ -44,12 +44,10 @@ def _write_bins(path: Path, report: Report) -> None:
 
 def _draw(path: Path, report: Report) -> None:
     # Only here: nobody else needs it, and it is slow to load.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     bundles = sorted({trial.flows for trial in report.trials})
     figure = Figure(figsize=(4.5 * len(bundles), 6), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(2, len(bundles), sharex="col", squeeze=False)
     for column, flows in enumerate(bundles):
         goodput, work = panels[0][column], panels[1][column]

@@ -297,13 +297,7 @@ class _Reader:
                     "write port=NUMBER behind the kind",
                 )
             return 0
-        if kind is not Kind.PROXY:
-            raise self._error(
-                _place(token),
-                "a port of proxies alone",
-                f"that of one that is {kind}",
-                "packets pass it: leave port= out",
-            )
+        self._proxies_alone(kind, token, "a port", "packets pass it: leave port= out")
         try:
             ((low, high),) = spans_of(Field.DSTPORT, str(token))
         except Wrong as wrong:
@@ -316,14 +310,15 @@ class _Reader:
         """What is seen behind a proxy; behind others it is the session itself."""
         if token is None:
             return Shows.CLIENT
-        if kind is not Kind.PROXY:
-            raise self._error(
-                _place(token),
-                "shows= of proxies alone",
-                f"that of one that is {kind}",
-                "behind it sessions are what they were: leave shows= out",
-            )
+        advice = "behind it sessions are what they were: leave shows= out"
+        self._proxies_alone(kind, token, "shows=", advice)
         return self._word(Shows, token, "whose connections are seen behind a proxy")
+
+    def _proxies_alone(self, kind: Kind, token: Token, what: str, advice: str) -> None:
+        """Only those have *what*."""
+        if kind is not Kind.PROXY:
+            found = f"that of one that is {kind}"
+            raise self._error(_place(token), f"{what} of proxies alone", found, advice)
 
     def _instance(self, tree: _Node) -> InstanceDecl:
         name, address = tree.children

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 from m2m.identity import ANONYMOUS, DEVICE_SIZE
@@ -12,14 +13,17 @@ from m2m.protocol.session import Session
 from m2m.protocol.translation import Position
 
 __all__ = [
-    "MAX_NUMBER", "NOTE_SIZE", "device_of", "former_note", "has_moved", "is_open", "name_in",
-    "note_of", "number_of", "open_note_of", "read_note", "set_device", "set_number", "set_rebound",
+    "MAX_NUMBER", "NOTE_SIZE", "device_of", "former_note", "half_note", "has_moved", "is_open",
+    "names_in", "note_of", "number_of", "open_note_of", "read_note", "set_device", "set_number",
+    "set_rebound",
 ]  # fmt: skip
 
 _NOTE = struct.Struct(f"!{DEVICE_SIZE}s{DEVICE_SIZE}sII")
 NOTE_SIZE: Final = _NOTE.size
 MAX_NUMBER: Final = 0xFFFFFFFF
-_FORMER: Final = b"\xff" * 2 * DEVICE_SIZE  # two devices that nobody has
+# Each of two devices that nobody has.
+_HALF: Final = b"\xff" * 2 * DEVICE_SIZE
+_FORMER: Final = b"\xfe" * 2 * DEVICE_SIZE
 
 
 def device_of(session: Session, end: End) -> bytes:
@@ -81,14 +85,27 @@ def open_number(note: bytes) -> int:
     return number
 
 
+def half_note(name: int) -> bytes:
+    """What is kept under the name of a right half where a proxy has left: the session is called
+    *name* now."""
+    return _HALF + name.to_bytes(NOTE_SIZE - len(_HALF))
+
+
 def former_note(name: int) -> bytes:
-    """What is kept under the former name of a session that is called *name* now."""
+    """What is kept under the former name of a session that is called *name* now, while the right
+    neighbour may know no other one."""
     return _FORMER + name.to_bytes(NOTE_SIZE - len(_FORMER))
 
 
-def name_in(note: bytes) -> int | None:
-    """The inverse of :func:`former_note`; None for any other note."""
-    return int.from_bytes(note[len(_FORMER) :]) if note.startswith(_FORMER) else None
+def names_in(notes: Mapping[int, bytes]) -> tuple[dict[int, int], dict[int, int]]:
+    """The inverses of :func:`half_note` and of :func:`former_note`: under which names such notes
+    are kept, and what is in them."""
+    found: dict[bytes, dict[int, int]] = {_HALF: {}, _FORMER: {}}
+    for kept, note in notes.items():
+        names = found.get(note[: len(_HALF)])
+        if names is not None:
+            names[kept] = int.from_bytes(note[len(_HALF) :])
+    return found[_HALF], found[_FORMER]
 
 
 def read_note(session: Session, note: bytes) -> None:

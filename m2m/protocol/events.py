@@ -130,6 +130,13 @@ class SplicedBefore(NamedTuple):
     names: tuple[tuple[int, int], ...]
 
 
+class RenamedBefore(NamedTuple):
+    """An earlier agent of this host had not heard that right neighbours know their sessions by new
+    names: the former names, and the new ones."""
+
+    names: tuple[tuple[int, int], ...]
+
+
 class Moved(NamedTuple):
     """The legs of these sessions between an own address and a neighbour have to go by another
     route from now on."""
@@ -303,5 +310,6 @@ Event: TypeAlias = (
     Opened | Received | TimerFired | InstallFailed | Ended | Adopted
     | ChangeWanted | RequestWanted | Redirected | Counted | Holding | Resumed | HoldOverflow
     | Acked | Reached | StateExported | StateImported | Moved | Rehomed
-    | HandOver | DeedsGiven | TakeOver | LeadHere | HandedBefore | Spliced | SplicedBefore
+    | HandOver | DeedsGiven | TakeOver | LeadHere | HandedBefore
+    | Spliced | SplicedBefore | RenamedBefore
 )  # fmt: skip

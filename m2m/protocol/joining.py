@@ -25,13 +25,14 @@ from m2m.protocol.commands import (
     Send,
     SetTimer,
 )
-from m2m.protocol.devices import former_note, note_of
-from m2m.protocol.events import Received, Spliced, SplicedBefore, Timer
+from m2m.protocol.devices import former_note, half_note, note_of
+from m2m.protocol.events import Received, RenamedBefore, Spliced, SplicedBefore, Timer
 from m2m.protocol.flow import Address, Flow
 from m2m.protocol.register import Register
 from m2m.protocol.session import Role, Session, State
 from m2m.protocol.translation import Position
-from m2m.protocol.update import Join, Joined
+from m2m.protocol.update import Join, Joined, UpdateAck
+from m2m.protocol.wire import Ack
 
 if TYPE_CHECKING:
     from m2m.protocol.change import Commands
@@ -45,9 +46,9 @@ _STANDING = (State.ESTABLISHED, State.ADOPTED)
 class _Asking:
     """What this host, where a proxy has left, wants the others to know."""
 
-    def __init__(self, number: int, to_right: Join, to_left: Join) -> None:
+    def __init__(self, number: int) -> None:
         self.number = number
-        self.messages: dict[str, Join] = {"right": to_right, "left": to_left}
+        self.sides = ["right", "left"]  # that have not answered
         self.delay = _RETRY
 
 
@@ -59,7 +60,7 @@ class Joining:
         self._register = register
         self._renames = renames
         self._rng = rng
-        self._names: dict[int, int] = {}  # a former name, and the present one
+        self._former: dict[int, tuple[int, ...]] = {}  # of sessions here: other names they had
         self._said: dict[int, tuple[Address, int]] = {}  # of sessions here: who says which name
         self._asking: dict[int, _Asking] = {}
         self._halves: dict[int, int] = {}  # of sessions that a proxy here has left: the right one
@@ -68,17 +69,33 @@ class Joining:
 
     def heard(self, event: Received) -> Received:
         """The same, about the session's present name."""
-        said = getattr(event.message, "session", 0)
-        name = self._names.get(said)
-        if name is None:
-            if said in self._said and self._said[said][0] == event.peer:
-                del self._said[said]  # it knows the name; restarted, it knows no other
+        message = event.message
+        said = getattr(message, "session", 0)
+        session = self._register.called(said)
+        if session is None and isinstance(message, Ack | UpdateAck):
+            session = self._by_leg(event.peer, message)
+        if session is None:
             return event
-        return event._replace(message=msgspec.structs.replace(event.message, session=name))
+        if session.id != said:
+            return event._replace(message=msgspec.structs.replace(message, session=session.id))
+        if said in self._said and self._said[said][0] == event.peer:
+            del self._said[said]  # it knows the name; restarted, it knows no other
+        return event
+
+    def _by_leg(self, peer: Address, message: Ack | UpdateAck) -> Session | None:
+        """The session that stands here by the leg of a name that is not known: when agents were
+        restarted, the left neighbour may say one that this host has forgotten, or has not been told
+        yet. All other messages can wait until it has been; these would end the session."""
+        leg, session = message.subsession, self._register.with_left(message.subsession)
+        if session is None or session.state not in _STANDING:
+            return None
+        if self._register.has_ended(message.session) or peer != leg.src:
+            return None
+        return session if leg == session.left else None
 
     def said(self, commands: list[Command]) -> list[Command]:
         """The same, to each neighbour about the name that it knows."""
-        if not self._names:
+        if not self._former:
             return commands
         told = [self._for_neighbour(command) for command in commands]
         for command in commands:
@@ -95,13 +112,30 @@ class Joining:
         return Send(command.peer, msgspec.structs.replace(command.message, session=name))
 
     def _forget(self, out: Commands, session: int) -> None:
-        half = self._halves.pop(session, None)
-        if half is not None:
-            out.append(Forget((half,)))
+        self._halves.pop(session, None)
         self._said.pop(session, None)
         self._asking.pop(session, None)
-        for former in [former for former, name in self._names.items() if name == session]:
-            del self._names[former]
+        former = self._former.pop(session, ())
+        for name in former:
+            self._register.unlist_name(name)
+        if former:
+            out.append(Forget(former))
+
+    def _also_called(self, session: Session, former: int) -> None:
+        """Its right neighbour knows it by this name, unless by an earlier one."""
+        self._register.list_name(former, session)
+        self._former[session.id] = (*self._former.get(session.id, ()), former)
+        if session.right is not None:
+            self._said.setdefault(session.id, (session.right.dst, former))
+
+    def renamed_before(self, out: Commands, event: RenamedBefore) -> None:
+        """A restarted agent goes on with what its right neighbours may call sessions."""
+        for former, name in event.names:
+            session = self._register.get(name)
+            if session is None:
+                out.append(Forget((former,)))
+            else:
+                self._also_called(session, former)
 
     # -- at the host of the proxy -------------------------------------------------------
 
@@ -129,36 +163,28 @@ class Joining:
         register.list(session)
         out.append(CancelTimer(half.id))
         out.append(CancelTimer(session.id))
-        kept = (session.id, note_of(session)), (half.id, former_note(session.id))
+        kept = (session.id, note_of(session)), (half.id, half_note(session.id))
         out.append(Keep(kept))
         self._call(out, session, half.id)
 
     def spliced_before(self, out: Commands, event: SplicedBefore) -> None:
         """A restarted agent does not know who knows: all are told (again)."""
         for half, name in event.names:
-            session = self._register.get(name)
+            session = self._register.called(name)
             if session is None or session.splice is None or session.position is not Position.TAP:
                 out.append(Forget((half,)))
             else:
+                out.append(Keep(((half, half_note(session.id)),)))
                 self._call(out, session, half)
 
     def _call(self, out: Commands, session: Session, half: int) -> None:
         """Its right *half* is to be known by its own name."""
-        assert session.right is not None
         self._halves[session.id] = half
-        self._names[half] = session.id
-        self._said[session.id] = session.right.dst, half
+        self._also_called(session, half)
         self._ask(out, session)
 
     def _ask(self, out: Commands, session: Session) -> None:
-        number = self._rng.getrandbits(64) or 1
-        left, right = session.left, session.right
-        assert left is not None and right is not None
-        to_right, to_left = (
-            Join(session.id, leg, number, session.id, device, session.mtu or _ANY_MTU)
-            for leg, device in ((right, session.client), (left, session.server))
-        )
-        self._asking[session.id] = _Asking(number, to_right, to_left)
+        self._asking[session.id] = _Asking(self._rng.getrandbits(64) or 1)
         self.tick(out, session.id, _RETRY)
 
     def tick(self, out: Commands, session: int, delay: float | None = None) -> None:
@@ -168,11 +194,13 @@ class Joining:
             return
         asking.delay = min(2 * asking.delay, _RETRY_MAX) if delay is None else delay
         out.append(SetTimer(session, asking.delay, Timer.JOIN))
-        for side, message in asking.messages.items():
-            leg = found.right if side == "right" else found.left
+        for side in asking.sides:
+            right = side == "right"
+            leg, device = (found.right, found.client) if right else (found.left, found.server)
             assert leg is not None
-            peer = leg.dst if side == "right" else leg.src
-            out.append(Send(peer, msgspec.structs.replace(message, subsession=leg)))
+            mtu = found.mtu or _ANY_MTU
+            message = Join(session, leg, asking.number, session, device, mtu)
+            out.append(Send(leg.dst if right else leg.src, message))
 
     # -- at the others ------------------------------------------------------------------
 
@@ -216,14 +244,34 @@ class Joining:
         if not self._renames or taken or session.change is not None:
             return False
         out.append(CancelTimer(former))
+        # In this order: when this agent is killed, the next one goes on with it.
+        out.append(Keep(((name, note_of(session)), (former, former_note(name)))))
         out.append(Rename(session.view, name))
         self._register.rename(session, name)
-        self._names[former] = name
-        if session.right is not None:
-            self._said[name] = session.right.dst, former
         if session.delay:
             out.append(SetTimer(name, session.delay))
+        self._carry_over(out, session, former)
         return True
+
+    def _carry_over(self, out: Commands, session: Session, former: int) -> None:
+        """What was known of a session by its *former* name."""
+        name, half = session.id, self._halves.pop(former, None)
+        said = self._said.pop(former, None)
+        if said is not None:
+            self._said[name] = said
+        self._former[name] = self._former.pop(former, ())
+        self._also_called(session, former)
+        _, known = self._said.get(name, (b"", 0))
+        if known != former:  # here is the server; or the right neighbour has not heard of it yet
+            out.append(Forget((former,)))
+            if known not in (0, half):
+                out.append(Keep(((known, former_note(name)),)))
+        if half is not None:  # a proxy here has left, too: what is asked is another question now
+            if self._asking.pop(former, None) is not None:
+                out.append(CancelTimer(former, Timer.JOIN))
+            self._halves[name] = half
+            out.append(Keep(((half, half_note(name)),)))
+            self._ask(out, session)
 
     def joined(self, out: Commands, event: Received) -> None:
         """All from the neighbour to the end know."""
@@ -234,11 +282,12 @@ class Joining:
             return
         from_right = leg == session.right
         if from_right:
-            self._said.pop(session.id, None)
+            self._right_knows(out, session)
         asking = self._asking.get(session.id)
         if asking is not None and asking.number == message.change:
-            asking.messages.pop("right" if from_right else "left", None)
-            if not asking.messages:
+            side = "right" if from_right else "left"
+            asking.sides = [one for one in asking.sides if one != side]
+            if not asking.sides:
                 del self._asking[session.id]
                 out.append(CancelTimer(session.id, Timer.JOIN))
                 out.append(HalvesJoined(session.id))
@@ -247,6 +296,14 @@ class Joining:
         if onward is not None:
             peer = onward.src if from_right else onward.dst
             out.append(Send(peer, Joined(session.id, onward, message.change)))
+
+    def _right_knows(self, out: Commands, session: Session) -> None:
+        """So the next agent here need not know what it had called the session."""
+        self._said.pop(session.id, None)
+        half = self._halves.get(session.id)
+        noted = tuple(name for name in self._former.get(session.id, ()) if name != half)
+        if noted:
+            out.append(Forget(noted))
 
 
 _ANY_MTU: Final = 0xFFFF  # it is not known

@@ -42,6 +42,7 @@ from m2m.protocol.events import (
     Received,
     Redirected,
     Rehomed,
+    RenamedBefore,
     RequestWanted,
     Resumed,
     Route,
@@ -465,6 +466,11 @@ class Node:
         self.joining.spliced_before(out, event)
         return out
 
+    def _renamed_before(self, event: RenamedBefore) -> Commands:
+        out: Commands = []
+        self.joining.renamed_before(out, event)
+        return out
+
     def _join_halves(self, event: Received) -> Commands:
         out: Commands = []
         self.joining.join(out, event)
@@ -521,6 +527,7 @@ _HANDLERS: Final[dict[type, Callable[..., Commands]]] = {
     StateImported: lambda node, event: node._migration.imported(event),
     Spliced: Node._spliced,
     SplicedBefore: Node._spliced_before,
+    RenamedBefore: Node._renamed_before,
     **dict.fromkeys(
         (HandOver, DeedsGiven, TakeOver, LeadHere, HandedBefore),
         lambda node, event: node.mobility.handed(event),

@@ -101,7 +101,7 @@ class Rebinding:
     ) -> tuple[Session, Flow] | Bound:
         """The session that is to follow and its leg, or the answer if there is nothing to be
         done."""
-        session = self._register.get(leg.session)
+        session = self._register.called(leg.session)
         if session is None and self._handed(leg.session):
             return _answer(leg, Result.FAILED)  # whoever has it now will hear of it there
         if session is None or session.state is State.CLOSING:
@@ -114,7 +114,7 @@ class Rebinding:
             done = self._done(session, message, leg, present)
             if done is not None:
                 return done
-        if not self._identity.proves(device, session.id, message.content(leg), leg.proof):
+        if not self._identity.proves(device, leg.session, message.content(leg), leg.proof):
             self._counts["rebind unproven"] += 1
             return _answer(leg, Result.UNPROVEN)
         last = number_of(session, leg.end)
@@ -221,7 +221,7 @@ class Rebinding:
         proved = []
         for answer in answers:
             if answer.result not in (Result.UNKNOWN, Result.UNPROVEN):
-                session = self._register.get(answer.session)
+                session = self._register.called(answer.session)
                 device = ANONYMOUS if session is None else device_of(session, answer.end)
                 proof = self._identity.prove(device, answer.session, bare.content(answer))
                 answer = Bound(*answer[:-1], proof)

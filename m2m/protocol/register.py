@@ -25,6 +25,7 @@ class Register:
 
     def __init__(self) -> None:
         self._by_id: dict[int, Session] = {}
+        self._by_former: dict[int, Session] = {}
         self._by_left: dict[Flow, Session] = {}
         self._by_flow: dict[Flow, Session] = {}
         self._at_proxy: dict[tuple[Address, int], list[Session]] = {}  # by the client's end
@@ -35,6 +36,10 @@ class Register:
     def get(self, session: int) -> Session | None:
         """The session with this id, closing or not."""
         return self._by_id.get(session)
+
+    def called(self, name: int) -> Session | None:
+        """The session that has this id, or has had it and may be called by it still."""
+        return self._by_id.get(name) or self._by_former.get(name)
 
     def with_flow(self, flow: Flow) -> Session | None:
         """The listed session that this host's own stack sees as *flow*."""
@@ -101,6 +106,14 @@ class Register:
         self.remember_ended(session.id)
         session.id = name
         self._by_id[name] = session
+
+    def list_name(self, former: int, session: Session) -> None:
+        """Others may call it so still."""
+        self._by_former[former] = session
+
+    def unlist_name(self, former: int) -> None:
+        """Nobody does any more."""
+        self._by_former.pop(former, None)
 
     def forget(self, session: Session) -> None:
         """An unlisted session is gone. Its id is remembered for a while."""

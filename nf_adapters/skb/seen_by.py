@@ -38,6 +38,7 @@ LINE: Final = b"X-Seen-By: m2m\r\n"
 
 _REQUEST = re.compile(rb"[A-Z]+ \S+ HTTP/1\.[01]\r\n")
 _LARGEST = 1280  # octets of a packet that a line is put into: no link needs them to be fewer
+_MOST = 10_000  # connections that have asked nothing yet; the oldest of more gets no line
 
 
 class SeenBy:
@@ -57,6 +58,9 @@ class SeenBy:
         flow, flags = _flow_of(packet, at), packet[at.transport + 13]
         if flags & (SYN | ACK) == SYN:
             (number,) = struct.unpack_from("!I", packet, at.transport + 4)
+            self._begun.pop(flow, None)  # it is the youngest now
+            if len(self._begun) == _MOST:
+                del self._begun[next(iter(self._begun))]
             self._begun[flow] = (number + 1) % (1 << 32)
             self._changed.pop(flow, None)
             return packet

@@ -6,15 +6,12 @@ The chain of :mod:`tests.support.chain` with two middleboxes more: ``cache`` run
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -25,6 +22,7 @@ from tests.support.chain import LiveChain, LiveHost, live_chain
 from tests.support.leaving_program import TO_CLIENT, TO_SERVER
 from tests.support.live import PATIENCE
 from tests.support.namespaces import NamespaceFactory
+from tests.support.own_proxies import OwnProxy, own_proxy
 from tests.support.streams import both_ways, exactly, receive, send
 
 pytestmark = [
@@ -47,22 +45,12 @@ match(dstport={PORT} & proto=tcp) >> {{firewall -> cache -> filter -> ids}} \
 
 
 class Proxied:
-    """The chain, and what the proxy in it has told."""
+    """The chain, and the proxy in it."""
 
-    def __init__(self, chain: LiveChain, log: Path) -> None:
+    def __init__(self, chain: LiveChain, proxy: OwnProxy) -> None:
         self.chain = chain
         self.cache: LiveHost = chain.hosts["cache"]
-        self._log = log
-
-    def told(self, what: str) -> list[dict[str, Any]]:
-        lines = map(json.loads, self._log.read_text().splitlines())
-        return [line for line in lines if what in line]
-
-    async def until_told(self, what: str, count: int = 1) -> list[dict[str, Any]]:
-        with trio.fail_after(PATIENCE):
-            while len(self.told(what)) < count:  # noqa: ASYNC110  (another process)
-                await trio.sleep(0.02)
-        return self.told(what)
+        self.proxy = proxy
 
     async def connect(self) -> tuple[trio.SocketStream, trio.SocketStream]:
         """A session: both its ends, past what the proxy says first."""
@@ -77,42 +65,19 @@ class Proxied:
         return client, server
 
 
-@asynccontextmanager
-async def proxy(host: LiveHost, log: Path, after: int) -> AsyncIterator[None]:
-    """The program on *host*, while the block runs."""
-    with log.open("wb") as output:
-        process = await trio.lowlevel.open_process(
-            host.namespace.command(
-                sys.executable, "-m", "tests.support.leaving_program", str(LISTENS),
-                str(host.run_dir / f"{host.name}.proxy"), str(after),
-            ),
-            stdout=output, stderr=output, cwd=Path(__file__).parents[2], env=dict(os.environ),
-        )  # fmt: skip
-    try:
-        with trio.fail_after(PATIENCE):
-            while "listening" not in log.read_text():  # noqa: ASYNC240 - a line or two
-                assert process.returncode is None
-                await trio.sleep(0.02)
-        yield
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+def leaving_proxy(chain: LiveChain) -> AbstractAsyncContextManager[OwnProxy]:
+    return own_proxy(chain.hosts["cache"], "leaving_program", LISTENS, str(AFTER))
 
 
 @pytest.fixture
 async def proxied(netns: NamespaceFactory, tmp_path: Path) -> AsyncIterator[Proxied]:
-    async with live_chain(
-        netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=POLICY
-    ) as chain:
-        log = tmp_path / "proxy.log"
-        async with proxy(chain.hosts["cache"], log, AFTER):
-            yield Proxied(chain, log)
-
-
-def sockets(host: LiveHost) -> int:
-    """The TCP connections that a host's own stack has."""
-    return len(host.namespace.run("ss", "-Htn", "state", "connected").stdout.splitlines())
+    async with (
+        live_chain(
+            netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=POLICY
+        ) as chain,
+        leaving_proxy(chain) as proxy,
+    ):
+        yield Proxied(chain, proxy)
 
 
 async def test_in_the_middle_of_a_download(proxied: Proxied) -> None:
@@ -120,7 +85,7 @@ async def test_in_the_middle_of_a_download(proxied: Proxied) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send, server, SIZE)
         nursery.start_soon(receive, client, SIZE)
-    (left,) = await proxied.until_told("left")
+    (left,) = await proxied.proxy.until_told("left")
     assert left["copied"] < SIZE
     await both_ways(client, server, 1_000_000)
     await client.aclose()
@@ -133,7 +98,7 @@ async def test_all_know_one_session_and_the_host_goes(proxied: Proxied) -> None:
     client, server = await proxied.connect()
     await send(server, AFTER)
     await receive(client, AFTER)
-    await proxied.until_told("left")
+    await proxied.proxy.until_told("left")
     (session,) = chain.client.sessions()
     with trio.fail_after(PATIENCE):
         for host in chain.hosts.values():
@@ -175,7 +140,7 @@ async def test_one_end_is_over_before(proxied: Proxied, first: str) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send, goes_on, SIZE)
         nursery.start_soon(receive, ends, SIZE)
-    await proxied.until_told("left")
+    await proxied.proxy.until_told("left")
     await goes_on.send_eof()
     with trio.fail_after(PATIENCE):
         assert await ends.receive_some() == b""
@@ -192,7 +157,7 @@ async def test_many_at_once(proxied: Proxied) -> None:
     async with trio.open_nursery() as nursery:
         for client, server in pairs:
             nursery.start_soon(both_ways, client, server, AFTER)
-    told = await proxied.until_told("left", count)
+    told = await proxied.proxy.until_told("left", count)
     assert len({one["left"] for one in told}) == count
     async with trio.open_nursery() as nursery:
         for client, server in pairs:
@@ -211,31 +176,34 @@ async def test_many_at_once(proxied: Proxied) -> None:
     )
 
 
-async def test_the_agent_or_the_proxy_dies_afterwards(
-    netns: NamespaceFactory, tmp_path: Path
-) -> None:
-    """I6: from then on the kernel alone carries the session. The next agent has the others know
-    what the killed one could not tell them, and its host goes."""
+async def test_the_proxy_and_agents_die_afterwards(netns: NamespaceFactory, tmp_path: Path) -> None:
+    """I6: from then on the kernel alone carries the session. The next agents know what the killed
+    ones had not told the others yet, and the proxy's host goes."""
     async with live_chain(
         netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=POLICY
     ) as chain:
-        log = tmp_path / "proxy.log"
-        async with proxy(chain.hosts["cache"], log, AFTER):
-            proxied = Proxied(chain, log)
-            client, server = await proxied.connect()
-            silence = ("FORWARD", "-p", "udp", "-s", "10.9.5.2", "-d", "10.9.6.2", "-j", "DROP")
+        cache, behind, ids = (chain.hosts[label] for label in ("cache", "filter", "ids"))
+        async with leaving_proxy(chain) as proxy:
+            client, server = await Proxied(chain, proxy).connect()
+            silence = ("FORWARD", "-p", "udp", "-s", "10.9.6.2", "-d", "10.9.3.2", "-j", "DROP")
             chain.router.run("iptables", "-A", *silence)
             await send(server, AFTER)
             await receive(client, AFTER)
-            await proxied.until_told("left")
-            cache = proxied.cache
-            assert cache.agent is not None
-            await cache.agent.stop(signal.SIGKILL)
+            await proxy.until_told("left")
+            (session,) = chain.client.sessions()
+            await behind.until(lambda now: [one.id for one in now.sessions] == [session.id])
+            for host in (cache, behind, ids):
+                assert host.agent is not None
+                await host.agent.stop(signal.SIGKILL)
         await both_ways(client, server, 1_000_000)
         chain.router.run("iptables", "-D", *silence)
+        async with trio.open_nursery() as nursery:
+            for host in (ids, behind):
+                nursery.start_soon(host.start)
         await cache.start()
         await cache.until_empty()
         assert not cache.rows("notes")
+        assert len(behind.rows("notes")) == 1
         await both_ways(client, server, 1_000_000)
         await client.aclose()
         assert await server.receive_some() == b""

@@ -6,15 +6,11 @@ The chain of :mod:`tests.support.chain` with two middleboxes more: ``cache`` run
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -23,6 +19,7 @@ from m2m.lab.pace import SLOWNESS
 from tests.support.chain import LiveChain, LiveHost, live_chain
 from tests.support.live import PATIENCE
 from tests.support.namespaces import NamespaceFactory
+from tests.support.own_proxies import OwnProxy, own_proxy
 
 pytestmark = [
     pytest.mark.needs("netns", "bpffs", "nfqueue", "nft", "iptables"),
@@ -57,15 +54,10 @@ table ip seen {
 class Proxied:
     """The chain, the proxy in it, and a server that says who it thinks has asked."""
 
-    def __init__(self, chain: LiveChain, log: Path) -> None:
+    def __init__(self, chain: LiveChain, proxy: OwnProxy) -> None:
         self.chain = chain
         self.cache: LiveHost = chain.hosts["cache"]
-        self._log = log
-
-    def told(self, what: str) -> list[dict[str, Any]]:
-        """What the proxy has told of that."""
-        lines = map(json.loads, self._log.read_text().splitlines())
-        return [line for line in lines if what in line]
+        self.proxy = proxy
 
     async def connect(self, port: int, server: str = "10.9.4.2", sport: int = 0) -> Client:
         here = self.chain.client.socket(socket.SOCK_STREAM)
@@ -125,42 +117,21 @@ class Client:
 
 
 @asynccontextmanager
-async def proxy(host: LiveHost, log: Path) -> AsyncIterator[None]:
-    """The program on *host*, while the block runs."""
-    with log.open("wb") as output:
-        process = await trio.lowlevel.open_process(
-            host.namespace.command(
-                sys.executable, "-m", "tests.support.proxy_program", str(LISTENS),
-                str(host.run_dir / f"{host.name}.proxy"),
-            ),
-            stdout=output, stderr=output, cwd=Path(__file__).parents[2], env=dict(os.environ),
-        )  # fmt: skip
-    try:
-        with trio.fail_after(PATIENCE):
-            while "listening" not in log.read_text():  # noqa: ASYNC240 - a line or two
-                assert process.returncode is None
-                await trio.sleep(0.02)
-        yield
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-
-
-@asynccontextmanager
 async def chain_with_proxy(
     netns: NamespaceFactory, tmp_path: Path, policy: str = POLICY
 ) -> AsyncIterator[Proxied]:
-    async with live_chain(
-        netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=policy
-    ) as chain:
-        log = tmp_path / "proxy.log"
-        async with proxy(chain.hosts["cache"], log), trio.open_nursery() as nursery:
-            made = Proxied(chain, log)
-            for port in (CLOSED, OPEN):
-                await made.serve(port, nursery)
-            yield made
-            nursery.cancel_scope.cancel()
+    async with (
+        live_chain(
+            netns, tmp_path, "--linger", "0.5", more=("cache", "filter"), text=policy
+        ) as chain,
+        own_proxy(chain.hosts["cache"], "proxy_program", LISTENS) as proxy,
+        trio.open_nursery() as nursery,
+    ):
+        made = Proxied(chain, proxy)
+        for port in (CLOSED, OPEN):
+            await made.serve(port, nursery)
+        yield made
+        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
@@ -202,8 +173,9 @@ async def test_many_at_once_are_all_told_apart(proxied: Proxied) -> None:
             nursery.start_soon(one, number)
     assert len(seen) == count * 9 // 10
     assert {mine for mine, its in seen.items() if its != mine} == set()
-    assert [line["answer"] for line in proxied.told("connecting")] == [["READY", ""]] * len(seen)
-    assert {line["found"][0] for line in proxied.told("accepted")} == {"FOUND"}
+    answers = [line["answer"] for line in proxied.proxy.told("connecting")]
+    assert answers == [["READY", ""]] * len(seen)
+    assert {line["found"][0] for line in proxied.proxy.told("accepted")} == {"FOUND"}
     packets = counted_behind(proxied)
     assert packets["named"] >= 6 * len(seen)
     assert packets["other"] == 0
@@ -233,7 +205,7 @@ async def test_a_connection_after_the_other_and_one_that_fails(proxied: Proxied)
 
     client = await proxied.connect(SHUT)  # the proxy accepts, and the server does not
     assert await client.ask("GET two") == "failed ConnectionRefusedError"
-    assert proxied.told("connecting")[-1]["answer"] == ["READY", ""]
+    assert proxied.proxy.told("connecting")[-1]["answer"] == ["READY", ""]
     await proxied.until_empty("filter", "ids", "server")
     assert len(proxied.cache.sessions()) == 1
     await client.close()
@@ -246,9 +218,9 @@ async def test_a_connection_after_the_other_and_one_that_fails(proxied: Proxied)
     second = await proxied.connect(CLOSED, "10.9.4.3", sport=45000)
     for client in (first, second):
         assert await client.ask("GET it") == "it 10.9.1.2:45000"
-    peers = [tuple(line["accepted"]) for line in proxied.told("accepted")[-2:]]
+    peers = [tuple(line["accepted"]) for line in proxied.proxy.told("accepted")[-2:]]
     assert len(set(peers)) == 2, "they were no trouble"
-    assert [line["found"][0] for line in proxied.told("accepted")[-2:]] == ["FOUND"] * 2
+    assert [line["found"][0] for line in proxied.proxy.told("accepted")[-2:]] == ["FOUND"] * 2
     assert len(proxied.cache.sessions()) == 4
     for one in proxied.cache.sessions():
         (other,) = one.halves
@@ -282,7 +254,7 @@ async def test_agents_that_are_away(proxied: Proxied) -> None:
         told = await client.ask("GET it")
         assert told == answer or (answer is None and told.startswith("it 10.9.5.2:"))
         await client.close()
-    answers = [line["answer"][0] for line in proxied.told("connecting")]
+    answers = [line["answer"][0] for line in proxied.proxy.told("connecting")]
     assert answers == ["REFUSED", "UNKNOWN"]
     await ids.start()
     await proxied.until_empty()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import trio
 
-from m2m.lab.process import listens, tail
+from m2m.lab.process import listens, wait_ready
 from m2m.lab.programs import tool
+from m2m.lab.topology import Ready
 from nf_adapters.sockets.library import installed
 from tests.support.live import PATIENCE
 from tests.support.namespaces import Namespace
@@ -104,10 +105,8 @@ class Proxy:
                 self.command(*command), stdout=output, stderr=output, env=self.environment
             )
         try:
-            with trio.fail_after(PATIENCE):
-                while not listens(process.pid, self.port, self.place.path):
-                    assert process.poll() is None, tail(log)
-                    await trio.sleep(0.02)
+            ready = Ready(port=self.port)  # few of them have a word for it, and none the same
+            await wait_ready(process, command[0], ready, namespace=self.place.path, log=log)
             yield
         finally:
             process.terminate()
@@ -131,14 +130,18 @@ class Proxy:
         try:
             await trio.run_process(self.command(*command), env=self.environment)
             with trio.fail_after(PATIENCE):
+                # What was started has ended, and what goes on is no child of this process.
                 while not self._is_ready():  # noqa: ASYNC110  (no event)
                     await trio.sleep(0.02)
             yield
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(PATIENCE):
+                running = [pid for pid in self.place.pids() if "squid" in _command_of(pid)]
+                handles = [os.pidfd_open(pid) for pid in running]
                 await trio.run_process(self.place.command(*command, "-k", "shutdown"), check=False)
-                while any("squid" in _command_of(pid) for pid in self.place.pids()):  # noqa: ASYNC110
-                    await trio.sleep(0.02)
+                for handle in handles:
+                    await trio.lowlevel.wait_readable(handle)
+                    os.close(handle)
 
     def _is_ready(self) -> bool:
         pid = self.home / "squid.pid"

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from m2m.protocol.flow import Flow
+from nf_adapters.skb import seen_by
 from nf_adapters.skb.insertion import Insertion
 from nf_adapters.skb.packet import layout
 from nf_adapters.skb.seen_by import LINE, SeenBy
@@ -124,12 +126,16 @@ def test_options_that_cannot_be_read_stay() -> None:
 REQUEST = b"GET / HTTP/1.1\r\nHost: m2m\r\n\r\n"
 
 
+def begin(function: SeenBy, flow: Flow = FLOW) -> None:
+    syn = Segment(WRAP - 1, 0, 500, SYN).wire(flow)
+    assert function.carry(syn) is syn
+
+
 def conversation(first: bytes) -> tuple[SeenBy, list[Flow], bytes]:
     """What becomes of a connection's first segment."""
     asked: list[Flow] = []
     function = SeenBy(asked.append)
-    syn = Segment(WRAP - 1, 0, 500, SYN).wire(FLOW)
-    assert function.carry(syn) is syn
+    begin(function)
     return function, asked, function.carry(Segment(0, 1, 500, payload=first).wire(FLOW))
 
 
@@ -154,3 +160,16 @@ def test_what_is_no_request_or_is_too_large_goes_as_it_is() -> None:
         again = Segment(0, 1, 500, payload=REQUEST).wire(FLOW)
         assert function.carry(again) is again
     assert function.carry(datagram := packets.udp(FLOW._replace(proto=17))) is datagram
+
+
+def test_of_too_many_that_ask_nothing_the_oldest_gets_no_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(seen_by, "_MOST", 2)
+    function = SeenBy(lambda _flow: None)
+    flows = [FLOW._replace(sport=port) for port in (1, 2, 3)]
+    for flow in (*flows[:2], flows[0], flows[2]):  # the first begins again
+        begin(function, flow)
+    requests = [Segment(0, 1, 500, payload=REQUEST).wire(flow) for flow in flows]
+    changed = [function.carry(request) is not request for request in requests]
+    assert changed == [True, False, True]

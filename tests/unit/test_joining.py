@@ -15,14 +15,15 @@ from m2m.agent.plan import plan
 from m2m.datapath import EndReason
 from m2m.datapath.fake_kernel import Fate
 from m2m.policy.rules import Asker, ChangeMode
+from m2m.protocol.devices import former_note
 from m2m.protocol.events import Counts, Spliced
-from m2m.protocol.flow import Address
+from m2m.protocol.flow import Address, format_address, parse_address
 from m2m.protocol.session import Session, State
 from m2m.protocol.splice import Splice
 from m2m.protocol.translation import Hook, Position, Toward, entries_for, receiver, sender
 from m2m.protocol.update import Join, Joined, Lock, UpdateSynAck
 from m2m.protocol.wire import Message
-from tests.support.agents import IDS, Host, pass_time, policy_set
+from tests.support.agents import CLIENT, FIREWALL, IDS, SERVER, Host, pass_time, policy_set
 from tests.support.proxying import POLICY, PROXY, ProxyChain, proxying
 
 SPLICE = Splice((1000, 2**32 - 50), (7, 8), (1, -1))
@@ -164,9 +165,32 @@ async def test_the_next_agent_there_finds_it(autojump_clock: MockClock) -> None:
         assert chain.walk(outcome)[0] is chain.server
 
 
+async def test_an_end_that_moves_before_it_knows(autojump_clock: MockClock) -> None:
+    """Its neighbour knows the session by the name that it proves."""
+    async with proxying() as chain:
+        to_server, elsewhere = chain.server.address, parse_address("10.0.5.1")
+        chain.lose = lambda _s, receiver, message: (
+            isinstance(message, Join) and receiver in (to_server, elsewhere)
+        )
+        came, former = await leave(chain)
+        await pass_time(1)
+        chain.server.routes.own = elsewhere
+        chain.hosts[elsewhere] = chain.server
+        await chain.server.sessions.follow_network()
+        await pass_time(5)
+        (session,) = chain.server.sessions.node.sessions.values()
+        assert session.id == former
+        assert session.left is not None and session.left.dst == elsewhere
+        assert not chain.server.sessions.node.mobility.is_moving
+        assert alive(chain, came)
+        chain.lose = lambda *_: False
+        await pass_time(6)
+        assert names(chain) == {came.id}
+
+
 async def restart(chain: ProxyChain, host: Host, label: str) -> Host:
     """Another agent there, which takes over what the kernel has."""
-    made = chain.host(label, Role.MIDDLEBOX, chain.kill(host))
+    made = chain.host(label, host.role, chain.kill(host))
     await wait_all_tasks_blocked()
     await made.sessions.load_policy(policy_set(POLICY))
     await made.sessions.adopt()
@@ -238,3 +262,102 @@ async def test_a_neighbour_that_is_restarted_knows_one_name(
         assert names(chain) == {came.id}
         assert alive(chain, came)
         assert await remove(chain, came.id) is None
+
+
+@pytest.mark.parametrize("last", ["proxy", "ids", "server"])  # that JOIN has come to
+@pytest.mark.parametrize("order", ["ids server", "server ids", "ids", "server", "proxy ids"])
+@pytest.mark.parametrize("apart", [0, 2])  # s
+async def test_agents_are_restarted_before_all_know(
+    autojump_clock: MockClock, last: str, order: str, apart: float
+) -> None:
+    """Whatever names they have forgotten, none of them ends the session."""
+    async with proxying() as chain:
+        reached = {"proxy": (), "ids": (IDS,), "server": (IDS, SERVER)}[last]
+        addresses = {parse_address(one) for one in (*reached, FIREWALL, CLIENT)}
+        chain.lose = lambda _s, receiver, message: (
+            isinstance(message, Joined) or (isinstance(message, Join) and receiver not in addresses)
+        )
+        came, _ = await leave(chain)
+        await pass_time(1)
+        for name in order.split():
+            host = getattr(chain, name)
+            setattr(chain, name, await restart(chain, host, format_address(host.address)))
+            await pass_time(apart)
+        # Its first question is whether the path is still there.
+        chain.client = await restart(chain, chain.client, CLIENT)
+        await pass_time(20)
+        assert [len(host.sessions.node.sessions) for host in chain.all] == [1] * 5
+        assert alive(chain, came)
+        chain.lose = lambda *_: False
+        await pass_time(10)
+        assert names(chain) == {came.id}
+        assert alive(chain, came)
+        assert len(chain.ids.kernel.notes) == 1
+        assert await remove(chain, came.id) is None
+        await pass_time(10)
+        assert alive(chain, came)
+
+
+@pytest.mark.parametrize("when", ["meanwhile", "later"])
+async def test_another_proxy_left_of_it_leaves(autojump_clock: MockClock, when: str) -> None:
+    """JOIN comes to the host of a proxy that has left itself, from the client's side: it asks for
+    the name that it has got."""
+    async with proxying() as chain:
+        told: list[int] = []
+        chain.proxy.sessions.left = told.append
+        to_ids = parse_address(IDS)
+        if when == "meanwhile":
+            chain.lose = lambda _s, receiver, message: (
+                isinstance(message, Join) and receiver == to_ids
+            )
+        came, _ = await leave(chain)
+        await pass_time(2)
+        first, second = came.id, came.id ^ 1
+        at_firewall = chain.firewall.sessions.node.sessions[first]
+        client, leg = chain.client.address, at_firewall.left
+        assert leg is not None
+
+        async def answer_in_place_of_the_other() -> None:
+            await pass_time(1)
+            asked = [message for _, receiver, message in chain.seen
+                     if isinstance(message, Join) and receiver == client]  # fmt: skip
+            assert asked[-1].name == second
+            await chain.firewall.sessions.received(client, Joined(second, leg, asked[-1].change))
+            await pass_time(6)
+
+        join = Join(first, leg, 1, second, chain.client.device, 1500)
+        await chain.firewall.sessions.received(client, join)
+        await pass_time(2)
+        chain.lose = lambda *_: False
+        await answer_in_place_of_the_other()
+        behind = (chain.firewall, chain.proxy, chain.ids, chain.server)
+        assert {one for host in behind for one in host.sessions.node.sessions} == {second}
+        assert told == ([second] if when == "meanwhile" else [first, second])
+        assert len(chain.proxy.kernel.notes) == 2
+        chain.proxy = await restart(chain, chain.proxy, PROXY)
+        chain.proxy.sessions.left = told.append
+        await answer_in_place_of_the_other()
+        assert told.count(second) == 2
+        assert alive(chain, came)
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])  # rows
+async def test_an_agent_is_killed_while_it_renames(autojump_clock: MockClock, renamed: int) -> None:
+    async with proxying() as chain:
+        chain.lose = lambda _s, _r, message: isinstance(message, Join)
+        came, former = await leave(chain)
+        await pass_time(1)
+        kernel = chain.ids.kernel
+        keys = [row.entry.key for row in kernel.rows()]
+        assert len(keys) == 2
+        kernel.keep({came.id: kernel.notes[former], former: former_note(came.id)})
+        kernel.rename(keys[:renamed], former, came.id)
+        chain.ids = await restart(chain, chain.ids, IDS)
+        assert chain.ids.sessions.node.sessions.keys() == rows_of(chain.ids) == {came.id}
+        await pass_time(20)
+        assert chain.server.sessions.node.sessions.keys() == {former}
+        assert alive(chain, came)
+        chain.lose = lambda *_: False
+        await pass_time(6)
+        assert names(chain) == {came.id}
+        assert kernel.notes.keys() == {came.id}

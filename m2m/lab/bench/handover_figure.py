@@ -40,11 +40,9 @@ def _write_moves(path: Path, series: Sequence[Series]) -> None:
 
 def _draw(path: Path, series: Sequence[Series]) -> None:
     # Only here: nobody else needs it, and it is slow to load.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for place, one in enumerate(one for one in series if one.every):
         ours = one.name.startswith("M2M")

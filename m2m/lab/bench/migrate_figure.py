@@ -62,11 +62,9 @@ def _write_table(path: Path, timed: Sequence[Timed], paper: Mapping[ChangeMode, 
 
 def _draw(path: Path, timed: Sequence[Timed], paper: Mapping[ChangeMode, float]) -> None:
     # Only here: nobody else needs it, and it is slow to load.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     colours = {mode: f"C{i}" for i, mode in enumerate(ChangeMode)}
     for one in timed:
