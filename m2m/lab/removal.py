@@ -25,7 +25,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -138,16 +138,16 @@ class _Stage:
         after = int(through.throughout() / flows * _BEFORE)
         for number in range(trials):
             self._report.trials += await self._trial([Way.REMOVED], number, flows, after=after)
-        with self._one_processor():
+        with self._one_processor() as on:
             self._report.compared += await self._trial(
-                [Way.REMOVED, Way.DIRECT], 0, flows, compared, after=after
+                [Way.REMOVED, Way.DIRECT], 0, flows, compared, after=after, on=on
             )
         self._table(flows)
         self.check(*checks(self._report, flows))
 
     async def _trial(
         self, ways: list[Way], number: int, flows: int, seconds: float = _SECONDS, *,
-        after: int = 0, size: int = _ENDLESS,
+        after: int = 0, size: int = _ENDLESS, on: Sequence[str] = (),
     ) -> list[Trial]:  # fmt: skip
         """Of several ways, each has so many downloads, and they take turns."""
         lab = self._lab
@@ -163,7 +163,7 @@ class _Stage:
                 if proxied:
                     nursery.start_soon(self._look, lab.pid(CACHE, name))
                 done = await lab.run(
-                    CLIENT, sys.executable, "-m", "m2m.lab.traffic.downloads", "load",
+                    CLIENT, *on, sys.executable, "-m", "m2m.lab.traffic.downloads", "load",
                     lab.address(SERVER), f"{flows}", f"{size}", f"{seconds:g}", *ports,
                     timeout=seconds + _PATIENCE,
                 )  # fmt: skip
@@ -185,19 +185,16 @@ class _Stage:
         return found
 
     @contextmanager
-    def _one_processor(self) -> Iterator[None]:
-        """Server and client of a trial, and what the kernel does in their place, share one."""
-        processes = [
-            0,
-            *(self._lab.pid(SERVER, f"downloads-{port}") for port in (_PORT, _STRAIGHT)),
-        ]
+    def _one_processor(self) -> Iterator[list[str]]:
+        """Have servers keep to one; what a client's command begins with, to keep to it, too."""
+        servers = [self._lab.pid(SERVER, f"downloads-{port}") for port in (_PORT, _STRAIGHT)]
         every = os.sched_getaffinity(0)
-        for pid in processes:
+        for pid in servers:
             os.sched_setaffinity(pid, {max(every)})
         try:
-            yield
+            yield ["taskset", "--cpu-list", f"{max(every)}"]
         finally:
-            for pid in processes:
+            for pid in servers:
                 os.sched_setaffinity(pid, every)
 
     async def _start_squid(self, name: str, after: int) -> None:
