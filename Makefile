@@ -1,7 +1,7 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-VM_PARTS := vm-scenarios vm-traffic vm-ebpf vm-module vm-dkms
-.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-more test-vm-debug model soak faults handovers proxies bench bench-vm \
+VM_PARTS := vm-scenarios vm-module vm-traffic vm-dkms
+.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-more test-vm-ebpf test-vm-debug model soak faults handovers proxies bench bench-vm \
         lint fuzz clean libpcap install-libpcap uninstall-libpcap refresh-libpcap install-sockets uninstall-sockets
 .DELETE_ON_ERROR:
 
@@ -36,8 +36,9 @@ test: setup ## run every test; those that cannot run say why
 kmod: ## build kmod/m2m.ko for Debian's kernels (in ~/.cache/m2m, nothing is installed)
 	@kmod/build
 
-# As many machines as there are processors, each with one part; what it says comes when it is through.
-test-vm: setup ## run tests of the module, and VM_TESTS, on VM_KERNEL, in virtual machines (root)
+# As many machines as there are processors, each with one part, the longest first; what it says comes when it
+# is through.
+test-vm: setup ## run tests of the module on VM_KERNEL, in virtual machines (root)
 	@echo "$(words $(VM_PARTS)) machines, $$(nproc) at once: $(VM_PARTS)"
 	@$(MAKE) --no-print-directory --keep-going --output-sync --jobs $$(nproc) $(VM_PARTS)
 
@@ -57,7 +58,7 @@ vm-traffic vm-module:
 	@$(VM) -- tests/vm/with-module $(VENV)/bin/python -m pytest --timeout 600 $(TESTS) -k kmod
 
 # What runs in no kernel is the same on each.
-vm-ebpf:
+test-vm-ebpf: setup ## run VM_TESTS, of the other datapath, on VM_KERNEL, in a virtual machine (root)
 	@$(VM) -- $(VENV)/bin/python -m pytest --timeout 600 $(VM_TESTS) -k "not fake and not naming"
 
 vm-dkms:
