@@ -58,7 +58,7 @@ def _nothing_leaks() -> Iterator[None]:
     if missing("root") is None:
         namespaces.remove_leftovers()
     yield
-    processes.end_zygote()
+    processes.end_fork_server()
     assert not namespaces.leaks(), "left behind by the tests"
 
 

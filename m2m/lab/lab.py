@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,9 +34,10 @@ from m2m.auth import DomainKey
 from m2m.cli.query import ask, one
 from m2m.errors import M2MError
 from m2m.lab import netns, process, programs, state
+from m2m.lab.forkserver import ForkServer
 from m2m.lab.netns import LabError
 from m2m.lab.pace import SLOWNESS
-from m2m.lab.process import Notifications, Started
+from m2m.lab.process import Notifications, Running, Started
 from m2m.lab.topology import Nft, Ready, Topology
 
 _CLEANUP_LIMIT = 20.0  # s
@@ -65,10 +66,10 @@ async def open_lab(
     """
     lab_name = name or topology.name
     state.check_possible(lab_name)
-    with state.exclusive(lab_name):
+    with state.exclusive(lab_name), _forking() as forks:
         state.check_possible(lab_name)  # again: it may have come up meanwhile
         await state.clean(lab_name)
-        lab = Lab(topology, lab_name)
+        lab = Lab(topology, lab_name, forks)
         try:
             with plain_errors():
                 async with trio.open_nursery() as nursery:
@@ -79,6 +80,16 @@ async def open_lab(
             if not lab.state.up:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT):
                     await state.clean(lab_name)
+
+
+@contextmanager
+def _forking() -> Iterator[ForkServer | None]:
+    """Where importing M2M's programs takes seconds, it would be most of what a lab takes."""
+    if SLOWNESS == 1:
+        yield None
+        return
+    with closing(ForkServer()) as server:
+        yield server
 
 
 @contextmanager
@@ -109,7 +120,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 class Lab:
     """A lab that is up. All paths and names come from it; made by :func:`open_lab`."""
 
-    def __init__(self, topology: Topology, name: str) -> None:
+    def __init__(self, topology: Topology, name: str, forks: ForkServer | None) -> None:
         self.topology = topology
         self.name = name
         self.directory = state.directory(name)
@@ -118,8 +129,9 @@ class Lab:
             roles={h: host.role and str(host.role) for h, host in topology.hosts.items()},
             addresses={host: topology.address(host) for host in topology.hosts},
         )
+        self._forks = forks
         self._nursery: trio.Nursery | None = None
-        self._running: dict[tuple[str, str], trio.Process] = {}
+        self._running: dict[tuple[str, str], Running] = {}
         self._ending: set[int] = set()
 
     def address(self, host: str) -> str:
@@ -259,11 +271,7 @@ class Lab:
         async with Notifications(self.directory / f"{host}-{name}.notify") as notifications:
             if ready.notify:
                 environment["NOTIFY_SOCKET"] = str(notifications.path)
-            home = self.home(host, name)
-            home.mkdir(exist_ok=True)
-            started = await process.spawn(
-                host, name, self.namespace(host), argv, home=home, log=log, env=environment
-            )
+            started = await self._spawn(host, name, argv, environment)
             born = process.birth(started.pid)
             self.state.processes.append(Started(host, name, started.pid, born or 0, str(log)))
             self.state.save()
@@ -278,7 +286,18 @@ class Lab:
         self._running[host, name] = started
         self._nursery.start_soon(self._supervise, host, name, started)
 
-    async def _supervise(self, host: str, name: str, running: trio.Process) -> None:
+    async def _spawn(
+        self, host: str, name: str, argv: list[str], environment: dict[str, str]
+    ) -> Running:
+        namespace, home, log = self.namespace(host), self.home(host, name), self.log(host, name)
+        home.mkdir(exist_ok=True)
+        if self._forks is not None and (module := programs.module(argv)) is not None:
+            return process.fork(
+                self._forks, host, name, namespace, module, home=home, log=log, env=environment
+            )
+        return await process.spawn(host, name, namespace, argv, home=home, log=log, env=environment)
+
+    async def _supervise(self, host: str, name: str, running: Running) -> None:
         status = await running.wait()
         self.state.processes = [p for p in self.state.processes if p.pid != running.pid]
         self.state.save()

@@ -177,14 +177,15 @@ def inside(path: Path, do: Callable[[], _T]) -> _T:
     Only the network namespace changes: bpffs and all other mounts stay visible.
     """
     with open("/proc/thread-self/ns/net") as home, open(path) as there:
-        _setns(there.fileno())
+        join(there.fileno())
         try:
             return do()
         finally:
-            _setns(home.fileno())
+            join(home.fileno())
 
 
-def _setns(fd: int) -> None:
+def join(fd: int) -> None:
+    """Put this thread into the network namespace that the file *fd* stands for."""
     if _LIBC.setns(fd, _CLONE_NEWNET):
         error = ctypes.get_errno()
         raise OSError(error, f"setns: {os.strerror(error)}; entering a namespace needs root")

@@ -17,5 +17,6 @@ def _slowness() -> float:
 SLOWNESS = _slowness()
 """How many times longer everything takes: more than 1 where the processor is emulated.
 
-The lab waits so many times longer for what must happen, and its loads are so many times lighter.
+The lab waits so many times longer for what must happen, and its loads are so many times lighter;
+it forks M2M's programs, so that Python imports them once (:mod:`m2m.lab.forkserver`).
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,9 @@ http {{
 """
 
 
+_MODULES = {"m2m-agent": "m2m.cli.agent", "m2m-policy": "m2m.cli.policy"}
+
+
 class Program(NamedTuple):
     """A process to start: its command and when it counts as started."""
 
@@ -48,6 +52,16 @@ def tool(name: str) -> str:
     if not path.exists():
         raise LabError(f"{path} is missing; install M2M there: make setup")
     return str(path)
+
+
+def module(argv: Sequence[str]) -> list[str] | None:
+    """What ``python -m`` does the same with as this command of M2M's own; None: it is another."""
+    match argv:
+        case [sys.executable, "-m", name, *arguments] if name.startswith("m2m."):
+            return [name, *arguments]
+        case [command, *arguments] if own := _MODULES.get(Path(command).name):
+            return [own, *arguments]
+    return None
 
 
 def agent(host: Host, name: str, *, policy_server: str, key: Path, run_dir: Path) -> Program:

@@ -44,7 +44,7 @@ def test_sysctl_stays_inside(netns: NamespaceFactory) -> None:
 @pytest.mark.needs("netns")
 def test_leaks_are_seen_and_processes_left_running_are_ended() -> None:
     """I9: the leak check would notice."""
-    processes.end_zygote()  # a process of this run as well; whoever needs it next starts it
+    processes.end_fork_server()  # a process of this run as well; whoever needs it next starts it
     factory = NamespaceFactory()
     a = factory("leak")
     process = subprocess.Popen(a.command("sleep", "60"))

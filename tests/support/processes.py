@@ -13,9 +13,10 @@ from pathlib import Path
 
 import trio
 
+from m2m.lab.forkserver import ForkServer
 from m2m.lab.pace import SLOWNESS
+from m2m.lab.process import Running
 from tests.support.namespaces import Namespace
-from tests.support.zygote import Forked, Zygote
 
 _PATIENCE = 30.0 * SLOWNESS  # s for a daemon to be ready, or to end
 
@@ -26,7 +27,7 @@ class Daemon:
     def __init__(
         self,
         namespace: Namespace,
-        process: trio.Process | Forked,
+        process: Running,
         log: Path,
         notifications: trio.socket.SocketType,
     ) -> None:
@@ -105,11 +106,12 @@ async def run_program(namespace: Namespace, log: Path, *command: str) -> None:
 
 async def _open(
     namespace: Namespace, command: tuple[str, ...], output: int, **more: str
-) -> trio.Process | Forked:
+) -> Running:
     environment = {**os.environ, **more}
     if command[0].startswith("m2m."):
-        with namespace.path.open() as inside:
-            return zygote().start(list(command), inside.fileno(), output, environment)
+        return fork_server().start(
+            command, namespace.path, home=Path.cwd(), output=output, environment=environment
+        )
     return await trio.lowlevel.open_process(
         namespace.command(*command), stdin=subprocess.DEVNULL, stdout=output,
         stderr=subprocess.STDOUT, env=environment,
@@ -117,13 +119,13 @@ async def _open(
 
 
 @cache
-def zygote() -> Zygote:
+def fork_server() -> ForkServer:
     """The one for all tests, from the first time that it is wanted."""
-    return Zygote()
+    return ForkServer()
 
 
-def end_zygote() -> None:
+def end_fork_server() -> None:
     """When all tests are done."""
-    if zygote.cache_info().currsize:
-        zygote().close()
-        zygote.cache_clear()
+    if fork_server.cache_info().currsize:
+        fork_server().close()
+        fork_server.cache_clear()
