@@ -16,6 +16,7 @@ VM_KMOD_TESTS := tests/kmod tests/datapath tests/netns/test_kernel_datapath.py \
 VM_SCENARIOS := demo replace insert remove drain contend
 VM_MORE := gateway process-move balance
 VM := tests/vm/boot.py --kernel $(VM_KERNEL)
+SCENARIOS := $(VENV)/bin/python tests/vm/scenarios.py
 STAMP := $(VENV)/.m2m-installed
 COMPILED := $(foreach kind,pyx pxd pxi,$(wildcard m2m/*.$(kind) m2m/*/*.$(kind))) \
     $(wildcard m2m/bpf/*.c m2m/bpf/*.h kmod/core/*.h m2m/datapath/*.h) \
@@ -47,10 +48,10 @@ vm-build: setup
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
 
 vm-scenarios:
-	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_SCENARIOS)
+	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module $(SCENARIOS) $(VM_SCENARIOS)
 
 test-vm-more: setup vm-build ## play more of the lab's scenarios with the module, one after the other (root)
-	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module tests/vm/scenarios $(VM_MORE)
+	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module $(SCENARIOS) $(VM_MORE)
 
 vm-traffic: TESTS = $(filter tests/netns/%,$(VM_KMOD_TESTS))
 vm-module: TESTS = $(filter-out tests/netns/%,$(VM_KMOD_TESTS))

@@ -7,6 +7,7 @@ that of a process that was started by itself.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -104,6 +106,14 @@ class ForkServer:
         """End it; what it has started goes on."""
         self._socket.close()
         self._process.wait()
+
+
+@cache
+def shared() -> ForkServer:
+    """The one for all labs of this process, from the first time that it is wanted."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
 
 
 def _serve(requests: socket.socket) -> _Request | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,8 +33,7 @@ from m2m.agent.dialogue import (
 from m2m.auth import DomainKey
 from m2m.cli.query import ask, one
 from m2m.errors import M2MError
-from m2m.lab import netns, process, programs, state
-from m2m.lab.forkserver import ForkServer
+from m2m.lab import forkserver, netns, process, programs, state
 from m2m.lab.netns import LabError
 from m2m.lab.pace import SLOWNESS
 from m2m.lab.process import Notifications, Running, Started
@@ -66,10 +65,10 @@ async def open_lab(
     """
     lab_name = name or topology.name
     state.check_possible(lab_name)
-    with state.exclusive(lab_name), _forking() as forks:
+    with state.exclusive(lab_name):
         state.check_possible(lab_name)  # again: it may have come up meanwhile
         await state.clean(lab_name)
-        lab = Lab(topology, lab_name, forks)
+        lab = Lab(topology, lab_name)
         try:
             with plain_errors():
                 async with trio.open_nursery() as nursery:
@@ -80,16 +79,6 @@ async def open_lab(
             if not lab.state.up:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_LIMIT):
                     await state.clean(lab_name)
-
-
-@contextmanager
-def _forking() -> Iterator[ForkServer | None]:
-    """Where importing M2M's programs takes seconds, it would be most of what a lab takes."""
-    if SLOWNESS == 1:
-        yield None
-        return
-    with closing(ForkServer()) as server:
-        yield server
 
 
 @contextmanager
@@ -120,7 +109,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 class Lab:
     """A lab that is up. All paths and names come from it; made by :func:`open_lab`."""
 
-    def __init__(self, topology: Topology, name: str, forks: ForkServer | None) -> None:
+    def __init__(self, topology: Topology, name: str) -> None:
         self.topology = topology
         self.name = name
         self.directory = state.directory(name)
@@ -129,7 +118,6 @@ class Lab:
             roles={h: host.role and str(host.role) for h, host in topology.hosts.items()},
             addresses={host: topology.address(host) for host in topology.hosts},
         )
-        self._forks = forks
         self._nursery: trio.Nursery | None = None
         self._running: dict[tuple[str, str], Running] = {}
         self._ending: set[int] = set()
@@ -291,10 +279,12 @@ class Lab:
     ) -> Running:
         namespace, home, log = self.namespace(host), self.home(host, name), self.log(host, name)
         home.mkdir(exist_ok=True)
-        if self._forks is not None and (module := programs.module(argv)) is not None:
+        # Where importing M2M's programs takes seconds, it would be most of what a lab takes.
+        if SLOWNESS > 1 and (module := programs.module(argv)) is not None:
             return process.fork(
-                self._forks, host, name, namespace, module, home=home, log=log, env=environment
-            )
+                forkserver.shared(), host, name, namespace, module,
+                home=home, log=log, env=environment,
+            )  # fmt: skip
         return await process.spawn(host, name, namespace, argv, home=home, log=log, env=environment)
 
     async def _supervise(self, host: str, name: str, running: Running) -> None:

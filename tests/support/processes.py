@@ -8,12 +8,11 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import cache
 from pathlib import Path
 
 import trio
 
-from m2m.lab.forkserver import ForkServer
+from m2m.lab import forkserver
 from m2m.lab.pace import SLOWNESS
 from m2m.lab.process import Running
 from tests.support.namespaces import Namespace
@@ -109,7 +108,7 @@ async def _open(
 ) -> Running:
     environment = {**os.environ, **more}
     if command[0].startswith("m2m."):
-        return fork_server().start(
+        return forkserver.shared().start(
             command, namespace.path, home=Path.cwd(), output=output, environment=environment
         )
     return await trio.lowlevel.open_process(
@@ -118,14 +117,8 @@ async def _open(
     )  # fmt: skip
 
 
-@cache
-def fork_server() -> ForkServer:
-    """The one for all tests, from the first time that it is wanted."""
-    return ForkServer()
-
-
 def end_fork_server() -> None:
     """When all tests are done."""
-    if fork_server.cache_info().currsize:
-        fork_server().close()
-        fork_server.cache_clear()
+    if forkserver.shared.cache_info().currsize:
+        forkserver.shared().close()
+        forkserver.shared.cache_clear()
