@@ -23,6 +23,7 @@ from m2m.lab.demo_evidence import Chain
 from m2m.lab.demo_results import Check, Compared, NfSeen, Report
 from m2m.lab.lab import Lab, open_lab
 from m2m.lab.netns import LabError
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Nginx, load
 from m2m.protocol.flow import Proto
 
@@ -31,8 +32,8 @@ CHAIN = ("client", "firewall", "ids", "server")
 
 _WEB, _STRAIGHT, _DETOURED_WEB, _FORBIDDEN = 80, 8000, 8080, 8081
 _IPERF3, _DETOURED_IPERF3 = 5201, 5202
-_ROUNDS = 5
-_CONNECTS = 100
+_ROUNDS = max(1, round(5 / SLOWNESS))
+_CONNECTS = round(100 / SLOWNESS)
 
 
 async def run(*, keep: bool, as_json: bool) -> int:

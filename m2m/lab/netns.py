@@ -16,6 +16,7 @@ import trio
 
 from m2m.errors import M2MError
 from m2m.lab import routing
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.topology import Topology
 
 _NAMED = Path("/run/netns")
@@ -34,6 +35,9 @@ _SYSCTLS = {
     "net/ipv4/conf/all/accept_redirects": "0",
     "net/ipv4/tcp_no_metrics_save": "1",  # one run teaches the next nothing
 }
+if SLOWNESS > 1:
+    # Packets keep it busy, not their octets: a load that was made lighter stays in bursts.
+    _SYSCTLS["net/ipv4/tcp_min_tso_segs"] = "44"
 
 
 class LabError(M2MError):

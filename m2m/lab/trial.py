@@ -12,6 +12,7 @@ from m2m.agent.api import ChangeReport, SessionInfo
 from m2m.lab import load
 from m2m.lab.demo_results import Check
 from m2m.lab.lab import Lab
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.passage import Crossing, Passage, crossings, total
 from m2m.lab.sightings import watch
 from m2m.lab.tcp_counters import taken_for_lost
@@ -20,7 +21,7 @@ from m2m.lab.two_paths import CLIENT, SERVER
 from m2m.policy.endpoint import POLICY_PORT
 from m2m.policy.rules import ChangeMode
 
-UDP_RATE = 300e6  # bit/s, and as much back
+UDP_RATE = 300e6 / SLOWNESS  # bit/s, and as much back
 _STEADY = 1_000_000  # bytes of a session, after which its TCP knows the path
 
 Changes = Callable[[Sequence[SessionInfo]], Awaitable[list[ChangeReport]]]

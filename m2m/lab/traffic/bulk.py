@@ -1,5 +1,7 @@
 """Bytes over TCP as fast as they go, each of them checked where it arrives.
 
+Where the processor is emulated they go at 100 Mbit/s, all connections together.
+
 ``python -m m2m.lab.traffic.bulk serve PORT`` serves until it is killed.
 ``python -m m2m.lab.traffic.bulk send ADDRESS PORT [--seconds S] [--flows N]
 [--ways up|down|both]`` keeps N connections busy, from the client to the server (up), back (down),
@@ -20,11 +22,14 @@ from contextlib import suppress
 
 import msgspec
 
+from m2m.lab.pace import SLOWNESS
 from m2m.lab.traffic import blocks, tcp_info
 from m2m.lab.traffic.blocks import Kind
 from m2m.lab.traffic.ending import asked_to_end
 
 _LOOK = 0.1  # s between two looks at whether to end
+_PACE = 125e6 / SLOWNESS if SLOWNESS > 1 else 0  # bytes/s of all flows; 0: as fast as they go
+_SO_MAX_PACING_RATE = 47  # asm-generic/socket.h
 _QUIET = 30.0  # s without a byte, after which a transfer has failed
 
 
@@ -58,7 +63,8 @@ class Report(msgspec.Struct, tag="bulk"):
 
 
 class _Hello(msgspec.Struct):
-    down: bool  # the server sends data as well
+    down: bool  # the server sends data as well,
+    pace: int  # and not more than so many bytes/s; 0: as fast as it goes
 
 
 class _Verdict(msgspec.Struct):
@@ -116,6 +122,11 @@ class End:
             self.flow, self.sending, self.received, self.ended, bytes(self._out), self._last,
             (self._numbers_out, self._numbers_in), bytes(self._in[: self._filled]),
         )  # fmt: skip
+
+    def pace(self, rate: int) -> None:
+        """Send no more than *rate* bytes/s; 0: as fast as it goes."""
+        if rate:
+            self.sock.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, rate)
 
     def finish(self, last: bytes) -> None:
         """Send no more data, and *last* after what has begun."""
@@ -229,7 +240,9 @@ def serve_one(ends: Ends, end: End, events: int) -> None:
             return
         match end.read():
             case Kind.HELLO:
-                end.sending = msgspec.msgpack.decode(end.heard, type=_Hello).down
+                hello = msgspec.msgpack.decode(end.heard, type=_Hello)
+                end.pace(hello.pace)
+                end.sending = hello.down
             case Kind.END:
                 info = tcp_info.read(end.sock)
                 end.received.out_of_order = info.out_of_order
@@ -259,10 +272,12 @@ def send(
         down=Way() if ways in ("down", "both") else None,
     )
     ends = Ends()
+    pace = round(_PACE / flows)
     start = time.monotonic()
     for flow in range(flows):
-        hello = blocks.said(Kind.HELLO, flow, _Hello(down=report.down is not None))
+        hello = blocks.said(Kind.HELLO, flow, _Hello(report.down is not None, pace))
         end = End(socket.create_connection((address, port), timeout=_QUIET), flow, hello)
+        end.pace(pace)
         end.sending = report.up is not None
         ends.add(end)
     print("sending", file=sys.stderr, flush=True)
