@@ -29,7 +29,7 @@ TCP, UDP = "tcp", "udp"
 _KINDS = [(TCP, mode) for mode in ChangeMode] + [(UDP, ChangeMode.LF), (UDP, ChangeMode.OP)]
 _ROUNDS = 4
 _PAUSE = 0.2  # s between two changes: the load goes on as if nothing had been
-_FLOWS = 20
+_FLOWS = 20 if SLOWNESS == 1 else 8
 _PATIENCE = 10.0 * SLOWNESS  # s until an emptied host has forgotten its sessions
 
 
