@@ -12,9 +12,9 @@ those to another port through the firewall alone. The same downloads are made in
 leaves each after a while, stays, or is not there at all. ``cache`` is beside the way: what it still
 sees of a session, its link tells.
 
-The first and the last are compared by turns of half a second, both being open at once. Whoever
-sends and receives them then shares one processor: with two, it is the scheduler's luck on which of
-them the kernel forwards packets, and that makes a difference of a half, now and then.
+The first and the last are compared by turns of half a second or so, both being open at once.
+Whoever sends and receives them then shares one processor, so that it is the work that is compared,
+and not how it happens to be spread.
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ def a_trial(number: int, after: int, longest: float = 0.01, rest: int = 0) -> Tr
 
 
 def by_turns(rates: list[int], place: int) -> list[int]:
-    """Octets in bins, half of each second its own; what had waited comes first."""
+    """Octets in bins, every other turn its own; what had waited comes first."""
     bins = []
     for rate in rates:
-        own = [5 * rate] + [rate] * 9
-        bins += [0] * 10 + own if place else own + [0] * 10
+        own = [5 * rate] + [rate] * 8
+        bins += [0] * 9 + own if place else own + [0] * 9
     return bins
 
 
@@ -107,7 +107,7 @@ def test_picture_and_table(tmp_path: Path) -> None:
     removal_figure.write(tmp_path / "new", a_report())
     with (tmp_path / "new/proxy-removal.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 5 * 120 + 2 * 140
+    assert len(rows) == 5 * 120 + 2 * 126
     last = [row for row in rows if (row["way"], row["by_turns"]) == (Way.REMOVED, "0")][-1]
     assert (last["left"], last["gbit_s"]) == ("2", "1.6000")
     assert (tmp_path / "new/proxy-removal.png").read_bytes().startswith(b"\x89PNG")

@@ -25,7 +25,9 @@ import msgspec
 __all__ = ["BIN", "TURN", "Flow", "Loaded", "Part"]
 
 BIN = 0.05  # s
-TURN = 0.5  # s that one port's connections are read before those of the next
+# s that one port's connections are read before those of the next: what agents do once a second
+# must not always come in the turn of the same.
+TURN = 0.45
 _PERIOD = (1 << 20) + 7  # octets after which the content begins anew: no power of two
 _PERIODS = 32  # that the server keeps
 _PIECE = 1 << 18  # octets read at once
