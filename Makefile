@@ -1,7 +1,7 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
 VM_PARTS := vm-scenarios vm-module vm-traffic vm-dkms
-.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-more test-vm-ebpf test-vm-debug model soak faults handovers proxies bench bench-vm \
+.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-more test-vm-ebpf test-vm-debug model soak faults handovers proxies bench bench-vm bench-splice \
         lint fuzz clean libpcap install-libpcap uninstall-libpcap refresh-libpcap install-sockets uninstall-sockets
 .DELETE_ON_ERROR:
 
@@ -126,6 +126,9 @@ bench-vm: setup ## what the module costs, in a virtual machine: Figure 10, and f
 	@$(VENV)/bin/python tests/vm/costs.py --accel counted --kernel $(VM_KERNEL)
 	@tests/vm/boot.py --accel counted --kernel $(VM_KERNEL) -- tests/vm/with-module \
 	    $(VENV)/bin/m2m-lab bench --quick throughput
+
+bench-splice: setup ## goodput after a proxy has left beside a path without one, in a virtual machine (root)
+	@$(VM) --accel counted -- $(VENV)/bin/m2m-lab run proxy-removal
 
 lint: setup ## check style, types and C headers
 	@$(VENV)/bin/ruff check .
