@@ -1,7 +1,8 @@
 # Everything a person runs from a fresh checkout. `make help` lists it.
 .DEFAULT_GOAL := help
-VM_PARTS := vm-scenarios vm-module vm-traffic vm-dkms
-.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-more test-vm-ebpf test-vm-debug model soak faults handovers proxies bench bench-vm bench-splice \
+VM_PARTS := vm-module vm-scenarios
+VM_MORE_PARTS := vm-more-scenarios vm-traffic vm-dkms
+.PHONY: help setup demo test kmod test-vm vm-build $(VM_PARTS) test-vm-more $(VM_MORE_PARTS) test-vm-ebpf test-vm-debug model soak faults handovers proxies bench bench-vm bench-splice \
         lint fuzz clean libpcap install-libpcap uninstall-libpcap refresh-libpcap install-sockets uninstall-sockets
 .DELETE_ON_ERROR:
 
@@ -13,8 +14,8 @@ VM_KERNEL := linux-image-amd64
 VM_TESTS := tests/datapath tests/netns/test_hold.py tests/netns/test_agent_chain.py
 VM_KMOD_TESTS := tests/kmod tests/datapath tests/netns/test_kernel_datapath.py \
                  tests/netns/test_kernel_lan.py tests/netns/test_kernel_hold.py
-VM_SCENARIOS := demo replace insert remove drain contend
-VM_MORE := gateway process-move balance
+VM_SCENARIOS := demo replace insert remove
+VM_MORE := drain contend gateway process-move balance
 VM := tests/vm/boot.py --kernel $(VM_KERNEL)
 SCENARIOS := $(VENV)/bin/python tests/vm/scenarios.py
 STAMP := $(VENV)/.m2m-installed
@@ -39,19 +40,23 @@ kmod: ## build kmod/m2m.ko for Debian's kernels (in ~/.cache/m2m, nothing is ins
 
 # As many machines as there are processors, each with one part, the longest first; what it says comes when it
 # is through.
-test-vm: setup ## run tests of the module on VM_KERNEL, in virtual machines (root)
+SIDE_BY_SIDE = $(MAKE) --no-print-directory --keep-going --output-sync --jobs $$(nproc)
+test-vm: setup ## run tests of the module, and the lab's scenarios with it, on VM_KERNEL, in virtual machines (root)
 	@echo "$(words $(VM_PARTS)) machines, $$(nproc) at once: $(VM_PARTS)"
-	@$(MAKE) --no-print-directory --keep-going --output-sync --jobs $$(nproc) $(VM_PARTS)
+	@$(SIDE_BY_SIDE) $(VM_PARTS)
 
-$(VM_PARTS): vm-build
+test-vm-more: setup ## more of both, and DKMS, which takes longer (root)
+	@echo "$(words $(VM_MORE_PARTS)) machines, $$(nproc) at once: $(VM_MORE_PARTS)"
+	@$(SIDE_BY_SIDE) $(VM_MORE_PARTS)
+
+$(VM_PARTS) $(VM_MORE_PARTS): vm-build
 vm-build: setup
 	@kmod/build --headers $(VM_KERNEL:linux-image-%=linux-headers-%)
 
-vm-scenarios:
-	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module $(SCENARIOS) $(VM_SCENARIOS)
-
-test-vm-more: setup vm-build ## play more of the lab's scenarios with the module, one after the other (root)
-	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module $(SCENARIOS) $(VM_MORE)
+vm-scenarios: PLAYED = $(VM_SCENARIOS)
+vm-more-scenarios: PLAYED = $(VM_MORE)
+vm-scenarios vm-more-scenarios:
+	@$(VM) --accel kvm:counted --time-limit 3600 -- tests/vm/with-module $(SCENARIOS) $(PLAYED)
 
 vm-traffic: TESTS = $(filter tests/netns/%,$(VM_KMOD_TESTS))
 vm-module: TESTS = $(filter-out tests/netns/%,$(VM_KMOD_TESTS))
