@@ -418,11 +418,13 @@ async def test_a_program_that_copies_leaves_when_it_has_passed_all_on(
         said._replace(kind=next(answers)) if said.kind is Kind.PASSED else peer.usual(said)
     )
     text = """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     copy(sock, out, 9)
     tell("nine")
     first = out.recv(3)
     sock.sendall(first[:1])
     tell("ten")
+    signal.sigwait({signal.SIGUSR1})
     sock.sendall(first[1:])
     tell("twelve")
     copy(out, sock, 2)
@@ -441,6 +443,7 @@ async def test_a_program_that_copies_leaves_when_it_has_passed_all_on(
         there.sendall(b"yyy")
         assert await program.told() == ["ten"]
         assert kinds(peer) == [Kind.LEAVE]
+        program.process.send_signal(signal.SIGUSR1)
         assert await program.told() == ["twelve"]
         await peer.until(Kind.PASSED)
         there.sendall(b"zz")
