@@ -32,7 +32,7 @@ pytestmark = [
 
 PORT, LISTENS = 80, 3129
 AFTER = 200_000  # bytes of a session, after which the proxy leaves it
-SIZE = 20_000_000
+SIZE = 60_000_000  # long enough that a busy agent comes to leave in the middle of it
 
 POLICY = f"""
 nf firewall inline {{ fw1 = 10.9.2.2 }}
