@@ -65,9 +65,6 @@ def test_what_must_hold() -> None:
     (slow,) = failed(a_report(after=[FAST * 9 // 10] * 5))
     assert "goodput" in slow
     assert failed(a_report(after=[FAST * 98 // 100] * 5)) == []
-    # Where the machine's speed changes all the time, little can be told; a half can.
-    assert failed(a_report(after=[FAST, FAST * 2 // 3, FAST, FAST * 11 // 10, FAST])) == []
-    assert len(failed(a_report(after=[FAST // 2, SLOW, FAST // 2, FAST * 2 // 3, SLOW]))) == 1
     (stalls,) = failed(a_report(longest=0.06))
     assert "stalls" in stalls
     (stays,) = failed(a_report(rest=1))
