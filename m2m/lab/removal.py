@@ -12,9 +12,9 @@ those to another port through the firewall alone. The same downloads are made in
 leaves each after a while, stays, or is not there at all. ``cache`` is beside the way: what it still
 sees of a session, its link tells.
 
-The first and the last are compared by turns of half a second or so, both being open at once.
-Whoever sends and receives them then shares one processor, so that it is the work that is compared,
-and not how it happens to be spread.
+The first and the last are compared by turns of some milliseconds, both being open at once: from
+one server, to one client, both on one processor, so that it is the work that is compared, and not
+how it happens to be spread, or where either's memory lies.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def lab_of_removal(name: str = "removal") -> Topology:
         CLIENT: Host(role=Role.CLIENT),
         FIREWALL: Host(role=Role.MIDDLEBOX),
         CACHE: Host(role=Role.MIDDLEBOX, agent=["--proxy-group", _USER]),
-        SERVER: Host(role=Role.SERVER, run=[_downloads(_PORT), _downloads(_STRAIGHT)]),
+        SERVER: Host(role=Role.SERVER, run=[_downloads()]),
         CORE: Host(),
         CONTROL: Host(),
     }
@@ -105,9 +105,10 @@ match(srcip=10.0.1.0/24 & dstport={_STRAIGHT} & proto=tcp) >> {{firewall}}
     return checked(topology, "m2m.lab.removal")
 
 
-def _downloads(port: int) -> Command:
-    serve = [sys.executable, "-m", "m2m.lab.traffic.downloads", "serve", str(port)]
-    return Command(f"downloads-{port}", serve, Ready(port=port))
+def _downloads() -> Command:
+    ports = [f"{port}" for port in (_PORT, _STRAIGHT)]
+    serve = [sys.executable, "-m", "m2m.lab.traffic.downloads", "serve", *ports]
+    return Command("downloads", serve, Ready(port=_STRAIGHT))
 
 
 class _Stage:
@@ -173,13 +174,13 @@ class _Stage:
         departures = [when - loaded.began for when in _departures(lab)[skipped:]]
         rest = await self._rest()
         found = []
-        for place, (way, part) in enumerate(zip(ways, loaded.parts, strict=True)):
+        for way, part in zip(ways, loaded.parts, strict=True):
             left = departures if way is Way.REMOVED else []
             moments = [] if way is Way.DIRECT else self._moments
             found.append(Trial(
                 way, number, flows, BIN, part.bins,
                 [msgspec.structs.replace(one, at=one.at - loaded.began) for one in moments],
-                sum(one.right for one in part.flows), left, _longest(part, left), rest, place,
+                sum(one.right for one in part.flows), left, _longest(part, left), rest, part.turns,
             ))  # fmt: skip
         if proxied:
             await lab.stop(CACHE, name)
@@ -187,16 +188,14 @@ class _Stage:
 
     @contextmanager
     def _one_processor(self) -> Iterator[list[str]]:
-        """Have servers keep to one; what a client's command begins with, to keep to it, too."""
-        servers = [self._lab.pid(SERVER, f"downloads-{port}") for port in (_PORT, _STRAIGHT)]
+        """Have the server keep to one; what a client's command begins with, to keep to it, too."""
+        server = self._lab.pid(SERVER, "downloads")
         every = os.sched_getaffinity(0)
-        for pid in servers:
-            os.sched_setaffinity(pid, {max(every)})
+        os.sched_setaffinity(server, {max(every)})
         try:
             yield ["taskset", "--cpu-list", f"{max(every)}"]
         finally:
-            for pid in servers:
-                os.sched_setaffinity(pid, every)
+            os.sched_setaffinity(server, every)
 
     async def _start_squid(self, name: str, after: int) -> None:
         lab = self._lab

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from m2m.lab.removal_results import Report, Trial, Way
+from m2m.lab.traffic.downloads import Turn
 
 _COLOURS = {Way.REMOVED: "C0", Way.THROUGH: "C1", Way.DIRECT: "C2"}
 _SMOOTH = 4  # bins that one point of the picture is the mean of
@@ -23,22 +24,22 @@ def write(directory: Path, report: Report) -> None:
 
 
 def _write_bins(path: Path, report: Report) -> None:
-    """Every bin of every trial, one a line."""
+    """Every bin of every trial, one a line; every turn, of those that took turns."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow((
             "way", "by_turns", "trial", "flows", "s", "gbit_s", "cpu", "proxy_packets_s", "left"
         ))  # fmt: skip
         for trial in [*report.trials, *report.compared]:
-            for number, size in enumerate(trial.bytes):
-                begin = number * trial.bin
+            bins = [Turn(n * trial.bin, size, trial.bin) for n, size in enumerate(trial.bytes)]
+            for one in trial.turns or bins:
                 # Squid's work is looked at less often than bytes come.
-                near = begin - 2 * trial.bin, begin + 3 * trial.bin
+                near = one.at - 2 * trial.bin, one.at + 3 * trial.bin
                 writer.writerow((
-                    trial.way, int(trial in report.compared), trial.number, trial.flows,
-                    f"{begin:.2f}", f"{size * 8e-9 / trial.bin:.4f}",
+                    trial.way, int(bool(trial.turns)), trial.number, trial.flows,
+                    f"{one.at:.3f}", f"{one.octets * 8e-9 / one.seconds:.4f}",
                     f"{trial.cpu(*near):.3f}", f"{trial.packets(*near):.0f}",
-                    sum(one <= begin for one in trial.left),
+                    sum(left <= one.at for left in trial.left),
                 ))  # fmt: skip
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
 
 from m2m.lab.demo_results import Check, Judged
 from m2m.lab.pace import SLOWNESS
-from m2m.lab.traffic.downloads import TURN
+from m2m.lab.traffic.downloads import Turn
 
 __all__ = ["Moment", "Report", "Trial", "Way", "checks", "checks_of_whole"]
 
@@ -48,7 +49,7 @@ class Trial(msgspec.Struct):
     left: list[float]  # when Squid left each, s
     longest: float  # s in which nothing came for one of the flows, around its removal; or at all
     rest: int = 0  # sessions of the proxy's host afterwards
-    place: int = 0  # of two that took turns
+    turns: list[Turn] = []  # if it took turns with another
 
     @property
     def first(self) -> float:
@@ -72,13 +73,9 @@ class Trial(msgspec.Struct):
     def throughout(self) -> float:
         return self.goodput(0.1, self.end - self.bin)
 
-    def turns(self, begin: float) -> list[float]:
-        """Octets a second in each of its turns after *begin*, s, if it took turns with another. Of
-        a turn the second half counts: what had waited to be read is gone by then."""
-        own = range(self.place, int(self.end / TURN), 2)
-        return [
-            self.goodput((one + 0.5) * TURN, (one + 1) * TURN) for one in own if one * TURN > begin
-        ]
+    def rates(self, begin: float) -> list[float]:
+        """Octets a second in each of its turns after *begin*, s, if it took turns with another."""
+        return [one.octets / one.seconds for one in self.turns if one.at > begin]
 
     def cpu(self, begin: float, end: float) -> float:
         """Squid's share of a processor between two times."""
@@ -93,6 +90,30 @@ class Trial(msgspec.Struct):
         if len(inside) < 2:
             return 0.0
         return (inside[-1].packets - inside[0].packets) / (inside[-1].at - inside[0].at)
+
+
+class Share(msgspec.Struct, frozen=True):
+    """One goodput as a share of another, of pairs that were measured one after the other."""
+
+    goodput: float  # octets a second, on average
+    beside: float
+    error: float  # standard, of the share
+    pairs: int
+
+    @property
+    def share(self) -> float:
+        return self.goodput / self.beside
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[float, float]]) -> Share:
+        """A quotient of sums, since one of a pair may be next to nothing; its standard error:
+        Cochran, Sampling Techniques, 3rd edition, 2.11."""
+        if len(pairs) < 2:
+            return cls(0.0, 1.0, 1.0, len(pairs))
+        goodput, beside = (statistics.fmean(found) for found in zip(*pairs, strict=True))
+        many, share = len(pairs), goodput / beside
+        spread = sum((one - share * other) ** 2 for one, other in pairs) / (many - 1)
+        return cls(goodput, beside, (spread / many) ** 0.5 / beside, many)
 
 
 class Report(Judged, msgspec.Struct):
@@ -142,12 +163,8 @@ def checks(report: Report, flows: int) -> list[Check]:
     all_removed = [*removed, compared]
     right = sum(one.right for one in all_removed)
     by_itself = max(one.longest for one in direct)
-    after, without = compared.turns(compared.last + _AROUND), beside.turns(compared.last + _AROUND)
-    pairs = [pair for pair in zip(after, without, strict=False) if all(pair)] or [(0.0, 1.0)]
-    shares = sorted(one / other for one, other in pairs)
-    goodput, beside_it = (statistics.fmean(found) for found in zip(*pairs, strict=True))
-    share, many = goodput / beside_it, len(pairs)
-    error = statistics.stdev(shares) / many**0.5 if many > 1 else 0.0
+    begin = compared.last + _AROUND
+    share = Share.of(list(zip(compared.rates(begin), beside.rates(begin), strict=False)))
     return [
         Check(
             "All bytes are the right ones",
@@ -158,10 +175,9 @@ def checks(report: Report, flows: int) -> list[Check]:
         *_checks_of_leaving(removed, all_removed, max(_STALL, by_itself)),
         Check(
             f"Afterwards goodput is at least {_SHARE:.0%} of that without a proxy",
-            share >= _SHARE,
-            f"{goodput * 8e-9:.3f} Gbit/s, without a proxy {beside_it * 8e-9:.3f}: {share:.1%},"
-            f" standard error {error:.1%} ({many} pairs of turns, half of them"
-            f" {shares[many // 4]:.0%} to {shares[3 * many // 4]:.0%})",
+            share.share >= _SHARE,
+            f"{share.goodput * 8e-9:.3f} Gbit/s beside {share.beside * 8e-9:.3f}:"
+            f" {share.share:.1%}, standard error {share.error:.1%} ({share.pairs:,} turns)",
         ),
     ]
 

@@ -6,7 +6,17 @@ import csv
 from pathlib import Path
 
 from m2m.lab import removal_figure
-from m2m.lab.removal_results import Moment, Report, Trial, Way, around, checks, checks_of_whole
+from m2m.lab.removal_results import (
+    Moment,
+    Report,
+    Share,
+    Trial,
+    Way,
+    around,
+    checks,
+    checks_of_whole,
+)
+from m2m.lab.traffic.downloads import Turn
 
 BIN = 0.05
 FAST, SLOW = 10_000_000, 4_000_000  # octets in a bin
@@ -29,21 +39,33 @@ def a_trial(number: int, after: int, longest: float = 0.01, rest: int = 0) -> Tr
     )  # fmt: skip
 
 
-def by_turns(rates: list[int], place: int) -> list[int]:
-    """Octets in bins, every other turn its own; what had waited comes first."""
-    bins = []
-    for rate in rates:
-        own = [5 * rate] + [rate] * 8
-        bins += [0] * 9 + own if place else own + [0] * 9
-    return bins
+TURN = 0.02  # s
+
+
+def by_turns(rates: list[int], place: int) -> list[Turn]:
+    """So many octets in each turn, every other one its own."""
+    return [Turn((2 * number + place) * TURN, rate, TURN) for number, rate in enumerate(rates)]
 
 
 def a_pair(after: list[int]) -> list[Trial]:
-    """The first removed after two seconds."""
-    removed, direct = by_turns([SLOW, SLOW, *after], 0), by_turns([FAST] * (2 + len(after)), 1)
+    """The first removed after 1.5 seconds."""
+    before = 44  # turns until a quarter of a second later
+    removed = by_turns([SLOW] * before + after, 0)
+    direct = by_turns([FAST] * (before + len(after)), 1)
+    ends = {"right": 2, "longest": 0.5}
     return [
-        Trial(Way.REMOVED, 0, 2, BIN, removed, moments(2.0), 2, [1.4, 1.5], 0.5),
-        Trial(Way.DIRECT, 0, 2, BIN, direct, [], 2, [], 0.5, place=1),
+        Trial(
+            Way.REMOVED,
+            0,
+            2,
+            BIN,
+            [SLOW] * 60,
+            moments(2.0),
+            left=[1.4, 1.5],
+            turns=removed,
+            **ends,
+        ),
+        Trial(Way.DIRECT, 0, 2, BIN, [FAST] * 60, [], left=[], turns=direct, **ends),
     ]
 
 
@@ -90,10 +112,24 @@ def test_what_it_says_of_a_trial() -> None:
     assert removed.packets(3.0, 5.0) == 0
 
 
-def test_the_second_half_of_each_turn_counts() -> None:
+def test_turns_after_the_removal_count() -> None:
     removed, direct = a_report(after=[FAST, SLOW, FAST]).pair(2)
-    assert removed.turns(1.5) == [FAST / BIN, SLOW / BIN, FAST / BIN]
-    assert direct.turns(1.5) == [FAST / BIN] * 3
+    assert removed.rates(1.75) == [FAST / TURN, SLOW / TURN, FAST / TURN]
+    assert direct.rates(1.75) == [FAST / TURN] * 3
+
+
+def test_a_turn_in_which_nothing_came_counts() -> None:
+    (slow,) = failed(a_report(after=[FAST] * 9 + [0]))
+    assert "goodput" in slow
+
+
+def test_a_share_of_pairs() -> None:
+    alike = Share.of([(9.0, 10.0), (18.0, 20.0), (0.9, 1.0)])
+    assert (round(alike.share, 9), round(alike.error, 9), alike.pairs) == (0.9, 0.0, 3)
+    # By hand: the means are 1 and 1; what is left over 1, -1, 0, 0: (2 / 3 / 4) ** 0.5.
+    apart = Share.of([(2.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 1.0)])
+    assert (apart.share, round(apart.error, 6)) == (1.0, 0.408248)
+    assert Share.of([]).share == 0.0
 
 
 def test_gaps_around_a_moment() -> None:
@@ -106,7 +142,7 @@ def test_picture_and_table(tmp_path: Path) -> None:
     removal_figure.write(tmp_path / "new", a_report())
     with (tmp_path / "new/proxy-removal.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 5 * 120 + 2 * 126
+    assert len(rows) == 5 * 120 + 2 * (44 + 5)
     last = [row for row in rows if (row["way"], row["by_turns"]) == (Way.REMOVED, "0")][-1]
     assert (last["left"], last["gbit_s"]) == ("2", "1.6000")
     assert (tmp_path / "new/proxy-removal.png").read_bytes().startswith(b"\x89PNG")

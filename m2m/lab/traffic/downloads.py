@@ -1,6 +1,6 @@
 """Long downloads by HTTP that no cache may keep, byte by byte the right ones, and when they came.
 
-``python -m m2m.lab.traffic.downloads serve PORT`` answers ``GET /SIZE`` until it is killed.
+``python -m m2m.lab.traffic.downloads serve PORT ...`` answers ``GET /SIZE`` until it is killed.
 ``... load ADDRESS COUNT SIZE SECONDS PORT ...`` has so many connections load so much each, all at
 once, gives up those that have not all of it after some seconds, and prints a :class:`Loaded` as
 JSON. Of several ports, each has so many connections; they are read by turns, those of one port at a
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
 import os
 import selectors
 import socket
@@ -22,12 +21,16 @@ from collections.abc import Sequence
 
 import msgspec
 
-__all__ = ["BIN", "TURN", "Flow", "Loaded", "Part"]
+from m2m.lab.pace import SLOWNESS
+
+__all__ = ["BIN", "Flow", "Loaded", "Part", "Turn"]
 
 BIN = 0.05  # s
-# s that one port's connections are read before those of the next: what agents do once a second
-# must not always come in the turn of the same.
-TURN = 0.45
+# s that one port's connections are read before those of the next: short beside the spells in
+# which a shared machine is slower, so that these hit all ports alike.
+_TURN = 0.015 * SLOWNESS
+_LEAD = 1 / 3  # of a turn: what had waited to be read is gone, and what is sent is read at once
+_WAITING = 1 << 18  # octets that may wait on a connection for its turn (SO_RCVBUF)
 _PERIOD = (1 << 20) + 7  # octets after which the content begins anew: no power of two
 _PERIODS = 32  # that the server keeps
 _PIECE = 1 << 18  # octets read at once
@@ -49,11 +52,20 @@ class Flow(msgspec.Struct):
     gaps: dict[int, float] = {}  # by number of the bin in which it ended, its longest, above 10 ms
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """What came to one port's connections while they, and no others, were read, after its lead."""
+
+    at: float  # s since the beginning
+    octets: int
+    seconds: float
+
+
 class Part(msgspec.Struct):
     """All those from one port."""
 
     bins: list[int]  # bytes of all flows, in pieces of BIN
     flows: list[Flow]
+    turns: list[Turn] = []  # if there are several ports
 
 
 class Loaded(msgspec.Struct):
@@ -67,16 +79,20 @@ def _period() -> bytes:
     return hashlib.shake_128(b"m2m").digest(_PERIOD)
 
 
-def serve(port: int) -> None:
-    """Answer, for ever."""
+def serve(ports: Sequence[int]) -> None:
+    """Answer at all *ports*, for ever: one process and one content, so that they are alike."""
     content = os.memfd_create("content")
     for _ in range(_PERIODS):
         os.write(content, _period())
-    listener = socket.create_server(("0.0.0.0", port), backlog=512)
+    selector = selectors.DefaultSelector()
+    for port in ports:
+        listener = socket.create_server(("0.0.0.0", port), backlog=512)
+        selector.register(listener, selectors.EVENT_READ, listener)
     print("listening", flush=True)
     while True:
-        sock, _ = listener.accept()
-        threading.Thread(target=_answer, args=(sock, content), daemon=True).start()
+        for key, _ in selector.select():
+            sock, _ = key.data.accept()
+            threading.Thread(target=_answer, args=(sock, content), daemon=True).start()
 
 
 def _answer(sock: socket.socket, content: int) -> None:
@@ -147,15 +163,30 @@ class _Loading:
 class _Group:
     """The connections to one port."""
 
-    def __init__(self, address: str, port: int, count: int, size: int) -> None:
+    def __init__(self, address: str, port: int, count: int, size: int, waiting: int | None) -> None:
         self.selector = selectors.DefaultSelector()
         self.bins: list[int] = []
+        self.turns: list[Turn] = []
         self.loadings: list[_Loading] = []
         for _ in range(count):
-            sock = socket.create_connection((address, port))
+            sock = socket.socket()
+            if waiting is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, waiting)
+            sock.connect((address, port))
             sock.sendall(_ASK.format(size, address).encode())
             self.loadings.append(_Loading(sock, size))
             self.selector.register(sock, selectors.EVENT_READ, self.loadings[-1])
+
+    def turn(self, began: float, buffer: memoryview, right: memoryview) -> None:
+        """Take what comes for a while that begins now."""
+        now = time.monotonic() - began
+        self.read(began, now + _LEAD * _TURN, buffer, right)
+        at, before = time.monotonic() - began, self._octets()
+        self.read(began, now + _TURN, buffer, right)
+        self.turns.append(Turn(at, self._octets() - before, time.monotonic() - began - at))
+
+    def _octets(self) -> int:
+        return sum(one.flow.bytes for one in self.loadings)
 
     def read(self, began: float, until: float, buffer: memoryview, right: memoryview) -> None:
         """Take what comes until then, s since the beginning."""
@@ -177,21 +208,25 @@ def load(address: str, ports: Sequence[int], count: int, size: int, seconds: flo
     right = memoryview(_period())
     buffer = memoryview(bytearray(_PIECE))
     began, wall = time.monotonic(), time.time()
-    groups = [_Group(address, port, count, size) for port in ports]
-    until = 0.0
-    for group in itertools.cycle(groups):
-        if until >= seconds or not any(one.selector.get_map() for one in groups):
-            break
-        until = min(until + TURN, seconds) if len(groups) > 1 else seconds
-        group.read(began, until, buffer, right)
-    return Loaded(wall, [Part(one.bins, [each.flow for each in one.loadings]) for one in groups])
+    waiting = _WAITING if len(ports) > 1 else None
+    groups = [_Group(address, port, count, size, waiting) for port in ports]
+    if len(groups) == 1:
+        groups[0].read(began, seconds, buffer, right)
+    else:
+        while time.monotonic() - began < seconds and any(one.selector.get_map() for one in groups):
+            for group in groups:
+                group.turn(began, buffer, right)
+    return Loaded(
+        wall,
+        [Part(one.bins, [each.flow for each in one.loadings], one.turns) for one in groups],
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``serve`` or ``load``."""
     parser = argparse.ArgumentParser(prog="m2m.lab.traffic.downloads")
     parts = parser.add_subparsers(dest="part", required=True)
-    parts.add_parser("serve").add_argument("port", type=int)
+    parts.add_parser("serve").add_argument("ports", type=int, nargs="+")
     client = parts.add_parser("load")
     client.add_argument("address")
     for name, kind in (("count", int), ("size", int), ("seconds", float)):
@@ -199,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     client.add_argument("ports", type=int, nargs="+")
     options = parser.parse_args(argv)
     if options.part == "serve":
-        serve(options.port)
+        serve(options.ports)
         return
     found = load(options.address, options.ports, options.count, options.size, options.seconds)
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
