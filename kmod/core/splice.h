@@ -91,6 +91,34 @@ m2m_inline u16 m2m_shift_numbers(const struct m2m_shift *shift, int acks,
 			     m2m_csum_diff16(old.window, numbers->window));
 }
 
+/*
+ * Options as nearly all segments have them: timestamps alone, aligned as RFC 7323, appendix A, has it.
+ * What a walk over them would do, without one.
+ */
+struct m2m_stamps {
+	__be32 head; /* m2m_is_stamps() */
+	__be32 value;
+	__be32 echo;
+};
+
+/* Whether it is that, of options of so many octets: NOP, NOP, kind 8, length 10. */
+m2m_inline int m2m_is_stamps(__be32 head, u32 octets)
+{
+	return octets == sizeof(struct m2m_stamps) && head == m2m_swap32(0x0101080a);
+}
+
+/* Change them; acks: the packet has ACK set. Returns the checksum difference. */
+m2m_inline u16 m2m_shift_stamps(const struct m2m_shift *shift, int acks, struct m2m_stamps *stamps)
+{
+	struct m2m_stamps old = *stamps;
+
+	stamps->value = m2m_swap32(m2m_swap32(old.value) + shift->stamp);
+	if (acks)
+		stamps->echo = m2m_swap32(m2m_swap32(old.echo) + shift->echo);
+	return m2m_csum_fold((u64)m2m_csum_diff32(old.value, stamps->value) +
+			     m2m_csum_diff32(old.echo, stamps->echo));
+}
+
 #define M2M_OPTIONS_MAX 40  /* octets behind the header proper, and steps of a walk at most */
 #define M2M_OPTION_ROOM 68  /* a field at any place of six bits */
 #define M2M_OPTION_EOL 0
@@ -169,16 +197,39 @@ m2m_inline int m2m_option_step(const struct m2m_shift *shift, int acks,
 	return 0;
 }
 
+/* Options of so many octets that lie in memory, changed. Returns the checksum difference. */
+m2m_inline u16 m2m_carry_options(const struct m2m_shift *shift, int acks, u8 *options, u32 octets)
+{
+	struct m2m_option_walk walk = {};
+	struct m2m_stamps stamps;
+	u16 diff;
+	int i;
+
+	if (octets == sizeof(stamps)) {
+		__builtin_memcpy(&stamps, options, sizeof(stamps));
+		if (m2m_is_stamps(stamps.head, octets)) {
+			diff = m2m_shift_stamps(shift, acks, &stamps);
+			__builtin_memcpy(options, &stamps, sizeof(stamps));
+			return diff;
+		}
+	}
+	walk.end = (u8)octets;
+	__builtin_memcpy(walk.octets, options, octets);
+	for (i = 0; i < M2M_OPTIONS_MAX && !m2m_option_step(shift, acks, &walk); i++)
+		;
+	__builtin_memcpy(options, walk.octets, octets);
+	return (u16)walk.diff;
+}
+
 /*
  * All of it for a TCP header of so many octets that lies in memory, options included, but for the
  * checksum, of which this is the difference.
  */
 m2m_inline u16 m2m_carry_header(const struct m2m_splice *splice, u8 toward, u8 *tcp, u32 header)
 {
-	struct m2m_option_walk walk = {};
 	struct m2m_numbers numbers;
 	struct m2m_shift shift;
-	int acks = tcp[13] & 0x10, i;
+	int acks = tcp[13] & 0x10;
 	u16 diff;
 
 	m2m_shift_of(&shift, splice, toward);
@@ -189,12 +240,7 @@ m2m_inline u16 m2m_carry_header(const struct m2m_splice *splice, u8 toward, u8 *
 	__builtin_memcpy(tcp + 4, &numbers.seq, 4);
 	__builtin_memcpy(tcp + 8, &numbers.ack, 4);
 	__builtin_memcpy(tcp + 14, &numbers.window, 2);
-	walk.end = (u8)(header - 20);
-	__builtin_memcpy(walk.octets, tcp + 20, walk.end);
-	for (i = 0; i < M2M_OPTIONS_MAX && !m2m_option_step(&shift, acks, &walk); i++)
-		;
-	__builtin_memcpy(tcp + 20, walk.octets, walk.end);
-	return m2m_csum_fold((u64)diff + walk.diff);
+	return m2m_csum_fold((u64)diff + m2m_carry_options(&shift, acks, tcp + 20, header - 20));
 }
 
 #endif /* M2M_CORE_SPLICE_H */

@@ -179,7 +179,8 @@ static __always_inline int m2m_process(struct __sk_buff *skb, u8 hook)
 		if (edit.mss && m2m_clamp_mss(skb, headers.l4, headers.l4_len, edit.mss))
 			return m2m_drop(M2M_TRUNCATED, 1);
 	}
-	if (edit.spliced && !headers.later_fragment && m2m_carry(skb, &headers, &edit))
+	if (edit.spliced && !headers.later_fragment &&
+	    !m2m_carry_stamped(skb, &headers, &edit) && m2m_carry(skb, &headers, &edit))
 		return m2m_drop(M2M_TRUNCATED, 1);
 	if (m2m_rewrite(skb, key.tuple.proto, &headers, &edit,
 			verdict == M2M_VERDICT_SEND && hook == M2M_HOOK_IN))

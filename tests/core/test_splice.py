@@ -52,9 +52,16 @@ def fitting(options: list[Option], tail: bytes) -> tuple[tuple[Option, ...], byt
     return tuple(kept), tail if len(tail) <= room else b""
 
 
+anything = st.builds(fitting, st.lists(option, max_size=12), tail)
+# As nearly all segments have it (RFC 7323, appendix A).
+aligned = st.tuples(number, number).map(
+    lambda fields: ((Option(1), Option(1), Option(STAMP, fields)), b"")
+)
+
+
 @st.composite
 def segments(draw: st.DrawFn) -> Segment:
-    options, end = fitting(draw(st.lists(option, max_size=12)), draw(tail))
+    options, end = draw(aligned | anything)
     return Segment(
         draw(number), draw(number), draw(st.integers(0, 65535)), draw(flags), options, end,
         draw(st.binary(max_size=9)),

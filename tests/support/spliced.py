@@ -83,6 +83,8 @@ SEGMENTS = (
     Segment(7, 0, 9, 0, payload=b"no ACK"),
     Segment(3, 2**31, 0, packets.ACK | packets.RST),
     Segment(1, 2, 3, options=(Option(1), Option(1), Option(STAMP, (2**32 - 1, 5)))),
+    Segment(7, 9, 9, 0, (Option(1), Option(1), Option(STAMP, (5, 6))), payload=b"no ACK, stamped"),
+    Segment(1, 2, 3, options=(Option(30, rest=b"just as long"[:10]),)),
     Segment(1, 2, 3, options=(Option(1), Option(STAMP, (4, 5)), Option(SACK, (6, 7)))),
     Segment(
         1, 2, 3, options=(Option(STAMP, (4, 5)), Option(1), Option(1), Option(SACK, (6,) * 6)),
