@@ -398,10 +398,11 @@ async def test_a_slow_reader_misses_the_oldest_events(autojump_clock: MockClock)
 
 
 @pytest.mark.timeout(300)
-async def test_a_hundred_thousand_sessions_leave_nothing(
+async def test_many_sessions_leave_nothing(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """I9: at a middlebox, all alive at once: no entry, port, timer, descriptor or memory."""
+    many = 100_000 if os.environ.get("M2M_HEAVY") == "1" else 20_000
     quiet = structlog.make_filtering_bound_logger(logging.INFO)
     monkeypatch.setattr(
         "m2m.agent.sessions._log",
@@ -409,7 +410,7 @@ async def test_a_hundred_thousand_sessions_leave_nothing(
     )
     async with trio.open_nursery() as nursery:
         wire = Wire(nursery)
-        host = wire.host(IDS, Role.MIDDLEBOX, FakeKernel(Limits(sessions=100_000, tcp_idle=30)))
+        host = wire.host(IDS, Role.MIDDLEBOX, FakeKernel(Limits(sessions=many, tcp_idle=30)))
         sessions = host.sessions
         left, right = parse_address(CLIENT), parse_address(SERVER)
         hops = (Hop(host.address, Position.TAP, "ids"), Hop(right, Position.SERVER))
@@ -449,7 +450,7 @@ async def test_a_hundred_thousand_sessions_leave_nothing(
 
         # What is bounded (ids and ports that ended lately) is full after the first ones.
         before = await left_over(0, 10_000)
-        after = await left_over(10_000, 100_000)
+        after = await left_over(10_000, many)
         assert after[0] - before[0] < 5_000
         assert after[1] == before[1]
         nursery.cancel_scope.cancel()

@@ -37,6 +37,21 @@ async def test_what_is_not_authentic_goes_nowhere() -> None:
             assert await second.receive() == b"whole"
 
 
-async def test_a_lost_one_ends_it(autojump_clock: MockClock) -> None:
+async def test_a_lost_one_is_made_again(autojump_clock: MockClock) -> None:
+    async def lose_the_first(second: Exchange) -> None:
+        await second.receive()
+        await relay(second)
+
+    began = trio.current_time()
+    with closing(Exchange(B, A)) as first, closing(Exchange(A, B)) as second:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lose_the_first, second)
+            took = await lead(first, 2, 0.1)
+            nursery.cancel_scope.cancel()
+    assert len(took) == 2
+    assert trio.current_time() - began > exchange._PATIENCE
+
+
+async def test_a_way_that_carries_none_ends_it(autojump_clock: MockClock) -> None:
     with closing(Exchange(B, A)) as first, pytest.raises(trio.TooSlowError):
         await lead(first, 1, 0.1)
