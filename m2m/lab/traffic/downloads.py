@@ -29,7 +29,7 @@ BIN = 0.05  # s
 # s that one port's connections are read before those of the next: short beside the spells in
 # which a shared machine is slower, so that these hit all ports alike.
 _TURN = 0.015 * SLOWNESS
-_LEAD = 1 / 3  # of a turn: what had waited to be read is gone, and what is sent is read at once
+_LEAD = 1 / 3  # of a turn: from then on as much is sent as is read, and no less waits than before
 _WAITING = 1 << 18  # octets that may wait on a connection for its turn (SO_RCVBUF)
 _PERIOD = (1 << 20) + 7  # octets after which the content begins anew: no power of two
 _PERIODS = 32  # that the server keeps
